@@ -1,0 +1,144 @@
+//! Explicit paging: touch, pin, prefetch and advice for address ranges. Cheaper than faults: no signal, and all reads of a range go out together.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork;
+use crate::lwt;
+use crate::notifier::sigbus::die;
+use crate::region::{self, Page, RegionInner};
+use crate::size::pages_in;
+use crate::swap_in::{self, SwapInError};
+use crate::worker;
+use std::ops::Range;
+
+/// Pages of one region.
+#[derive(Clone, Debug)]
+pub(crate) struct PageRange {
+    region: &'static RegionInner,
+    indices: Range<usize>,
+}
+
+impl PageRange {
+    /// The pages that `len` bytes at `address` lie in.
+    pub(crate) fn find(address: usize, len: usize) -> Result<Self> {
+        let outside = || Error::new(ErrorKind::NotInRegion, format!("{len} bytes at {address:#x} are not inside one region"));
+        let region = region::find(address).ok_or_else(outside)?;
+        let first = pages_in(address - region.start());
+        if len == 0 {
+            return Ok(Self { region, indices: first..first });
+        }
+        let last_byte = address.checked_add(len - 1).ok_or_else(outside)?;
+        let last = pages_in(last_byte - region.start());
+        if last >= region.num_pages() { Err(outside()) } else { Ok(Self { region, indices: first..last + 1 }) }
+    }
+
+    fn pages(&self) -> impl Iterator<Item = Page<'static>> + use<> {
+        let region = self.region;
+        self.indices.clone().map(move |index| region.page(index))
+    }
+
+    /// Makes each page resident once and marks it referenced.
+    pub(crate) fn touch(&self) -> Result<()> {
+        if self.indices.len() > 1 {
+            self.read_ahead();
+        }
+        for page in self.pages() {
+            if !page.entry().reference() {
+                make_resident(page)?;
+                swap_in::unpin(page);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts all reads of the range before anybody waits for one.
+    fn read_ahead(&self) {
+        if lwt::on_lwt() {
+            self.pages().filter(|page| !page.entry().load().is_mapped()).for_each(swap_in::prefetch);
+        }
+    }
+
+    /// Makes all pages resident and keeps them so.
+    pub(crate) fn pin(&self) -> Result<()> {
+        let pager = &self.region.pager;
+        let num_pages = self.indices.len();
+        if !pager.take_pins(num_pages) {
+            let (pinned, limit) = (pager.num_pinned(), pager.pin_limit());
+            let message = format!("cannot pin {num_pages} pages: {pinned} are pinned already, and {limit} may be with this local memory");
+            return Err(Error::new(ErrorKind::PinLimit, message));
+        }
+        if num_pages > 1 {
+            self.read_ahead();
+        }
+        for page in self.pages() {
+            if page.entry().pin().is_ok() {
+                continue;
+            }
+            if let Err(error) = make_resident(page) {
+                self.pages().take(page.index - self.indices.start).for_each(swap_in::unpin);
+                pager.give_pins_back(num_pages);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the pins of an earlier [`Self::pin`] of the same range.
+    pub(crate) fn unpin(&self) -> Result<()> {
+        if let Some(page) = self.pages().find(|page| page.entry().load().num_pins() == 0) {
+            return Err(Error::new(ErrorKind::InvalidArgument, format!("unpin: the page at {:#x} is not pinned", page.address())));
+        }
+        self.pages().for_each(swap_in::unpin);
+        self.region.pager.give_pins_back(self.indices.len());
+        Ok(())
+    }
+
+    /// Starts reading the pages that are swapped out, as far as that needs no waiting.
+    pub(crate) fn prefetch(&self) {
+        self.pages().for_each(swap_in::prefetch);
+    }
+
+    /// Makes the pages the first candidates for eviction.
+    pub(crate) fn advise_cold(&self) {
+        self.pages().for_each(|page| page.entry().forget_references());
+        self.region.pager.hand.advise_cold(self.region, self.indices.start, self.indices.end);
+    }
+
+    pub(crate) fn is_resident(&self) -> bool {
+        self.pages().all(|page| page.entry().load().is_mapped())
+    }
+
+    /// Makes sure that the backend has room for the pages.
+    pub(crate) fn reserve(&self) -> Result<()> {
+        let pager = &self.region.pager;
+        if pager.is_failing() {
+            return Err(Error::new(ErrorKind::NoSpace, "writes to the swap backend are failing: no fresh memory until one succeeds"));
+        }
+        let first_slot = self.region.page(self.indices.start).slot();
+        pager.backend.reserve(first_slot, self.indices.len()).map_err(|cause| {
+            let url = &pager.config.backend_url;
+            Error::io(ErrorKind::NoSpace, format!("backend \"{url}\" has no room for more pages"), &cause)
+        })
+    }
+
+    /// Lifts write protection off pinned pages of a transparent region, for accesses of the kernel.
+    pub(crate) fn unprotect(&self) {
+        if self.region.is_transparent() && !self.indices.is_empty() {
+            let _ = self.region.pager.uffd.write_protect(self.region.page(self.indices.start).address(), self.indices.len(), false);
+        }
+    }
+}
+
+fn make_resident(page: Page<'static>) -> Result<()> {
+    if fork::is_child() {
+        die(format_args!("this process is a fork of one with a Lightswap region and asked for a swapped-out page; only the parent can page it in"));
+    }
+    let pager = &page.region.pager;
+    match worker::current_of(pager) {
+        Some(worker) => worker.stats().counters.touch_misses.add(1),
+        None => pager.thread_stats.counters.touch_misses.add_shared(1),
+    }
+    swap_in::make_resident(page).map(drop).map_err(|error: SwapInError| {
+        let (url, address) = (&pager.config.backend_url, page.address());
+        Error::new(ErrorKind::SwapIn, format!("page {address:#x} cannot be swapped in from backend \"{url}\": {error}"))
+    })
+}

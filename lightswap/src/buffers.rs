@@ -1,0 +1,64 @@
+//! A worker's I/O buffers: page-sized, registered with its io_uring, counted against local memory.
+
+use crate::error::Result;
+use crate::region::Page;
+use crate::size::{PAGE_SIZE, bytes_of};
+use crate::sys::mapping::Mapping;
+use std::cell::{Cell, RefCell};
+
+/// The read that a buffer is used for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PendingRead {
+    pub(crate) page: Page<'static>,
+    /// Pins the page gets when it is in.
+    pub(crate) pins: u32,
+    pub(crate) start_ns: u64,
+}
+
+/// Buffers of one worker; for its thread only.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    memory: Mapping,
+    /// Numbers of the free ones; never grows past its capacity.
+    free: RefCell<Vec<usize>>,
+    reads: Box<[Cell<Option<PendingRead>>]>,
+}
+
+impl Buffers {
+    pub(crate) fn new(num_buffers: usize) -> Result<Self> {
+        let memory = Mapping::new(bytes_of(num_buffers), PAGE_SIZE)?;
+        // A child of fork must not see (nor copy) what the kernel is reading into them.
+        memory.advise(libc::MADV_DONTFORK);
+        let reads = (0..num_buffers).map(|_| Cell::new(None)).collect();
+        Ok(Self { memory, free: RefCell::new((0..num_buffers).rev().collect()), reads })
+    }
+
+    /// All buffers as one range for registration.
+    pub(crate) fn as_iovec(&self) -> libc::iovec {
+        libc::iovec { iov_base: self.memory.base().cast(), iov_len: self.memory.len() }
+    }
+
+    pub(crate) fn take(&self, read: PendingRead) -> Option<usize> {
+        let number = self.free.borrow_mut().pop()?;
+        self.reads[number].set(Some(read));
+        Some(number)
+    }
+
+    pub(crate) fn has_free(&self) -> bool {
+        !self.free.borrow().is_empty()
+    }
+
+    pub(crate) fn address(&self, number: usize) -> *mut u8 {
+        assert!(number < self.reads.len());
+        self.memory.base().wrapping_add(bytes_of(number))
+    }
+
+    /// The read that completed in a buffer.
+    pub(crate) fn finish(&self, number: usize) -> PendingRead {
+        self.reads[number].take().expect("a completion for a buffer that is not in use")
+    }
+
+    pub(crate) fn release(&self, number: usize) {
+        self.free.borrow_mut().push(number);
+    }
+}

@@ -1,0 +1,364 @@
+//! Eviction: victims out, in batches, and only when their content is safe.
+//!
+//! A batch goes through: claim spans and select victims (they stay mapped) - write-protect them (transparent regions) - hash - write the dirty ones
+//! from their place - remove all that were not cancelled with one vectored call - give the frames back. With a backend that does I/O the batch
+//! waits for its writes in the middle; the worker goes on meanwhile.
+
+use crate::backend::Write;
+use crate::budget::MAX_BATCH_PAGES;
+use crate::hand::Claim;
+use crate::io_queue::Token;
+use crate::lwt;
+use crate::page_table::PageState;
+use crate::pager::Pager;
+use crate::parking;
+use crate::region::{CHUNK_PAGES, Page};
+use crate::size::{PAGE_SIZE, bytes_of};
+use crate::sys::removal::Run;
+use crate::worker::Worker;
+use std::time::Duration;
+
+/// Spans a batch may gather its victims from.
+const MAX_CLAIMS: usize = 8;
+/// Ranges a batch may write-protect; pinned pages split them.
+const MAX_PROTECTED: usize = 64;
+/// Batches a worker may have in flight, waiting for their writes.
+pub(crate) const MAX_BATCHES: usize = 4;
+/// Pause after a failed write before the next attempt.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// Passes of the hand over everything before a reclaim gives up: as many as a page can have references, and one to take it.
+const MAX_PASSES: usize = 5;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The slot has this content: remove.
+    Stored,
+    /// All zero: remove, no slot needed.
+    Zero,
+    /// To be written, or being written.
+    Dirty,
+    /// Not to be removed: the write failed.
+    Kept,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Victim {
+    page: Page<'static>,
+    hash: u64,
+    fate: Fate,
+    was_dirty: bool,
+}
+
+/// One batch; lives in its worker, so that reclaiming allocates nothing.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    claims: Vec<Claim>,
+    victims: Vec<Victim>,
+    /// Write-protected page ranges, and whether a page in them may stay.
+    protected: Vec<Claim>,
+    must_unprotect: bool,
+    /// Victims `first..first + len` of each write in flight.
+    writes: Vec<(usize, usize)>,
+    num_writes_pending: usize,
+    runs: Vec<Run>,
+}
+
+/// What a reclaim came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Frames were given back.
+    Freed,
+    /// Writes are under way that will give frames back.
+    Pending,
+    /// There is nothing to evict now.
+    Nothing,
+}
+
+impl Batch {
+    pub(crate) fn new() -> Self {
+        Self {
+            claims: Vec::with_capacity(MAX_CLAIMS),
+            victims: Vec::with_capacity(MAX_BATCH_PAGES),
+            protected: Vec::with_capacity(MAX_PROTECTED),
+            must_unprotect: false,
+            writes: Vec::with_capacity(MAX_BATCH_PAGES),
+            num_writes_pending: 0,
+            runs: Vec::with_capacity(MAX_BATCH_PAGES),
+        }
+    }
+
+    pub(crate) fn is_free(&self) -> bool {
+        self.claims.is_empty()
+    }
+}
+
+/// Takes a frame for the calling LWT: at once if one is free, otherwise by reclaiming, otherwise by waiting. Async-signal-safe.
+pub(crate) fn take_frame(worker: &Worker) {
+    let pager = worker.pager();
+    if pager.budget.try_take() {
+        return;
+    }
+    worker.stats().counters.direct_reclaims.add(1);
+    loop {
+        let progress = reclaim(worker);
+        if pager.budget.try_take() {
+            return;
+        }
+        if progress == Progress::Freed {
+            continue;
+        }
+        worker.stats().counters.frame_waits.add(1);
+        if pager.is_failing() {
+            lwt::sleep(RETRY_PAUSE);
+        } else {
+            pager.budget.wait(|| true);
+        }
+    }
+}
+
+/// Starts one batch on this worker. Async-signal-safe: never suspends, allocates nothing.
+pub(crate) fn reclaim(worker: &Worker) -> Progress {
+    let Some((number, batch)) = worker.free_batch() else { return Progress::Pending };
+    let pager = worker.pager();
+    select(pager, batch);
+    if batch.victims.is_empty() {
+        release(pager, batch);
+        return if worker.has_busy_batch() { Progress::Pending } else { Progress::Nothing };
+    }
+    worker.stats().counters.evict_batches.add(1);
+    protect(pager, batch);
+    classify(pager, batch);
+    write_dirty(worker, number, batch);
+    let freed = remove(worker, batch);
+    if batch.num_writes_pending == 0 {
+        release(pager, batch);
+    }
+    if freed > 0 { Progress::Freed } else { Progress::Pending }
+}
+
+/// Claims spans and moves victims to Evicting until the batch is full enough or the hand has been everywhere.
+fn select(pager: &Pager, batch: &mut Batch) {
+    let target = pager.budget.batch_pages();
+    let mut num_scanned = 0;
+    let most_scanned = MAX_PASSES * (pager.budget.num_used() + 1);
+    while batch.victims.len() < target && batch.claims.len() < MAX_CLAIMS && batch.protected.len() < MAX_PROTECTED {
+        let Some(mut claim) = pager.hand.claim(pager) else { return };
+        let num_before = batch.victims.len();
+        let (num_resident, end) = select_in(batch, &claim, target);
+        if end < claim.end {
+            pager.hand.shorten(&mut claim, end);
+        }
+        num_scanned += num_resident.max(1);
+        if batch.victims.len() > num_before {
+            batch.claims.push(claim);
+        } else {
+            pager.hand.release(&claim);
+        }
+        // Enough of a long search is better than all of it: others wait for this worker.
+        if num_scanned > most_scanned || (num_scanned > 16 * target && !batch.victims.is_empty()) {
+            return;
+        }
+    }
+}
+
+/// Selects victims in one claim; the number of resident pages seen, and the page where it stopped.
+fn select_in(batch: &mut Batch, claim: &Claim, target: usize) -> (usize, usize) {
+    let region = claim.region;
+    let mut num_resident = 0;
+    // Of the range to protect that is being built: first and one past the last victim.
+    let mut range: Option<(usize, usize)> = None;
+    let mut index = claim.start;
+    while index < claim.end {
+        if index.is_multiple_of(CHUNK_PAGES) && !region.chunk_has_resident(index) {
+            index += CHUNK_PAGES;
+            continue;
+        }
+        if batch.victims.len() >= target || batch.protected.len() + 1 >= MAX_PROTECTED {
+            break;
+        }
+        let page = region.page(index);
+        let word = page.entry().load();
+        if word.is_mapped() {
+            num_resident += 1;
+            if page.entry().select_victim().is_some() {
+                batch.victims.push(Victim { page, hash: 0, fate: Fate::Dirty, was_dirty: false });
+                range = Some((range.map_or(index, |(first, _)| first), index + 1));
+            } else if word.num_pins() > 0 {
+                batch.close_range(claim, &mut range);
+            } else if range.is_some() {
+                batch.must_unprotect = true;
+            }
+        }
+        index += 1;
+    }
+    batch.close_range(claim, &mut range);
+    (num_resident, index.min(claim.end))
+}
+
+impl Batch {
+    fn close_range(&mut self, claim: &Claim, range: &mut Option<(usize, usize)>) {
+        if let Some((start, end)) = range.take()
+            && claim.region.is_transparent()
+        {
+            self.protected.push(Claim { region: claim.region, start, end });
+        }
+    }
+}
+
+/// From here on a write to a victim faults, and the handler cancels its eviction.
+fn protect(pager: &Pager, batch: &Batch) {
+    for range in &batch.protected {
+        let start = range.region.page(range.start).address();
+        let result = pager.uffd.write_protect(start, range.end - range.start, true);
+        assert!(result.is_ok(), "write-protecting a region failed: was it unmapped?");
+    }
+}
+
+/// Hashes the victims and decides what becomes of each.
+fn classify(pager: &Pager, batch: &mut Batch) {
+    for victim in &mut batch.victims {
+        let address = victim.page.address() as *const u8;
+        // SAFETY: a page in Evicting is mapped and only we can unmap it. In a transparent region it is write-protected; in a cooperative one a
+        // writer has pinned it, so that a hash of changing bytes is thrown away by begin_removal.
+        victim.hash = unsafe { pager.hash_page(address) };
+        let word = victim.page.entry().load();
+        victim.fate = if pager.is_zero_hash(victim.hash) {
+            Fate::Zero
+        } else if word.is_stored() && victim.page.entry().hash() == victim.hash {
+            Fate::Stored
+        } else {
+            Fate::Dirty
+        };
+        victim.was_dirty = victim.fate == Fate::Dirty;
+    }
+}
+
+/// Writes dirty victims from their place, contiguous ones in one request.
+fn write_dirty(worker: &Worker, number: usize, batch: &mut Batch) {
+    let pager = worker.pager();
+    let mut first = 0;
+    while first < batch.victims.len() {
+        let len = dirty_run(&batch.victims[first..]);
+        if len == 0 {
+            batch.must_unprotect |= batch.victims[first].fate == Fate::Dirty;
+            first += 1;
+            continue;
+        }
+        let run = first..first + len;
+        batch.victims[run.clone()].iter().for_each(|victim| victim.page.entry().forget_stored());
+        let page = batch.victims[first].page;
+        let token = Token::write(number, batch.writes.len());
+        match pager.backend.write(worker.queue(), page.slot(), page.address() as *const u8, len, token) {
+            Write::Done => batch.victims[run].iter_mut().for_each(|victim| victim.fate = Fate::Stored),
+            Write::Pending => {
+                batch.writes.push((first, len));
+                batch.num_writes_pending += 1;
+            }
+        }
+        first += len;
+    }
+}
+
+/// Length of the run of adjacent dirty pages at the start of `victims`. Cancelled ones are left out: their content may be changing.
+fn dirty_run(victims: &[Victim]) -> usize {
+    let is_dirty = |victim: &Victim| victim.fate == Fate::Dirty && victim.page.entry().load().state() == PageState::Evicting;
+    let Some(first) = victims.first().filter(|victim| is_dirty(victim)) else { return 0 };
+    let follows = |(offset, victim): &(usize, &Victim)| {
+        std::ptr::eq(victim.page.region, first.page.region) && victim.page.index == first.page.index + offset && is_dirty(victim)
+    };
+    victims.iter().enumerate().take_while(follows).count()
+}
+
+/// A write of a batch completed with `result` (bytes, or a negative errno).
+pub(crate) fn complete_write(worker: &Worker, number: usize, write: usize, result: i32) {
+    let pager = worker.pager();
+    let batch = worker.batch(number);
+    let (first, len) = batch.writes[write];
+    let succeeded = result == bytes_of(len) as i32;
+    for victim in &mut batch.victims[first..first + len] {
+        if succeeded {
+            victim.fate = Fate::Stored;
+        } else {
+            victim.fate = Fate::Kept;
+            victim.page.entry().cancel_eviction();
+            batch.must_unprotect = true;
+        }
+    }
+    if pager.note_swap_out(succeeded) {
+        tracing::warn!(result, "a write to the swap backend failed; its pages stay resident and are tried again");
+    }
+    if !succeeded {
+        worker.stats().counters.swap_out_errors.add(1);
+    }
+    batch.num_writes_pending -= 1;
+    if batch.num_writes_pending == 0 {
+        remove(worker, batch);
+        release(pager, batch);
+    }
+}
+
+/// Unmaps all victims whose content is safe and that nobody took back; returns how many.
+fn remove(worker: &Worker, batch: &mut Batch) -> usize {
+    let pager = worker.pager();
+    let counters = &worker.stats().counters;
+    batch.runs.clear();
+    let mut num_removed = 0;
+    for victim in &mut batch.victims {
+        if !matches!(victim.fate, Fate::Stored | Fate::Zero) {
+            continue;
+        }
+        if !victim.page.entry().begin_removal() {
+            victim.fate = Fate::Kept;
+            batch.must_unprotect = true;
+            counters.cancelled_evictions.add(1);
+            continue;
+        }
+        num_removed += 1;
+        let start = victim.page.address();
+        match batch.runs.last_mut() {
+            Some(run) if run.start + run.num_bytes == start => run.num_bytes += PAGE_SIZE,
+            _ => batch.runs.push(Run { start, num_bytes: PAGE_SIZE }),
+        }
+    }
+    // SAFETY: the runs are the pages that we just moved to Removing.
+    unsafe { pager.remover.remove(&batch.runs) };
+    for victim in &mut batch.victims {
+        let (hash, counter) = match (victim.fate, victim.was_dirty) {
+            (Fate::Zero, _) => (None, &counters.zero_evictions),
+            (Fate::Stored, false) => (Some(victim.hash), &counters.clean_evictions),
+            (Fate::Stored, true) => (Some(victim.hash), &counters.dirty_evictions),
+            _ => continue,
+        };
+        counter.add(1);
+        victim.page.count_resident(false);
+        if victim.page.entry().finish_removal(hash) {
+            parking::unpark_all(victim.page.key());
+        }
+        // Done with: a batch with writes in flight comes here again.
+        victim.fate = Fate::Kept;
+    }
+    if num_removed > 0 {
+        pager.budget.give_back(num_removed);
+    }
+    num_removed
+}
+
+/// The batch is over: nothing of it stays protected or claimed.
+fn release(pager: &Pager, batch: &mut Batch) {
+    if batch.must_unprotect {
+        for range in &batch.protected {
+            let start = range.region.page(range.start).address();
+            let result = pager.uffd.write_protect(start, range.end - range.start, false);
+            assert!(result.is_ok(), "un-protecting a region failed: was it unmapped?");
+        }
+    }
+    let had_victims = !batch.victims.is_empty();
+    batch.claims.drain(..).for_each(|claim| pager.hand.release(&claim));
+    batch.victims.clear();
+    batch.protected.clear();
+    batch.writes.clear();
+    batch.must_unprotect = false;
+    if had_victims {
+        pager.budget.notify();
+    }
+}

@@ -1,0 +1,53 @@
+//! fork(): a child inherits the memory but not the userfaultfd, so a missing page would silently read as zeroes there.
+//!
+//! An atfork hook registers all regions again in the child before anything else runs: pages that were resident at the fork read as they were (the
+//! child has its own copy-on-write view), a missing one stops the child with a message. Serving such faults is for a later version.
+
+use crate::region;
+use crate::sys::uffd::Uffd;
+use std::sync::Once;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+
+static IS_CHILD: AtomicBool = AtomicBool::new(false);
+static INSTALL: Once = Once::new();
+
+/// Whether this process is a fork of the one that made the regions. Async-signal-safe.
+pub(crate) fn is_child() -> bool {
+    IS_CHILD.load(Relaxed)
+}
+
+/// Installs the hook, once per process.
+pub(crate) fn install() {
+    INSTALL.call_once(|| {
+        // SAFETY: the hook is a plain function and does only what is safe between fork and exec.
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
+}
+
+extern "C" fn in_child() {
+    let mut num_regions = 0;
+    region::for_each(|_| num_regions += 1);
+    if num_regions == 0 {
+        return;
+    }
+    IS_CHILD.store(true, Relaxed);
+    match Uffd::open() {
+        Ok(uffd) => {
+            region::for_each(|region| {
+                if uffd.register(region.start(), region.num_bytes(), false).is_err() {
+                    forbid(region);
+                }
+            });
+            // Stays open for the life of the child: closing it would end the registration.
+            std::mem::forget(uffd);
+        }
+        Err(_) => region::for_each(forbid),
+    }
+}
+
+/// Without a registration no access may succeed: the child dies of SIGSEGV instead of reading zeroes.
+fn forbid(region: &region::RegionInner) {
+    // SAFETY: the range is the region's.
+    unsafe { libc::mprotect(region.base().cast(), region.num_bytes(), libc::PROT_NONE) };
+}

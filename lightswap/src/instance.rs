@@ -1,0 +1,368 @@
+//! The public types: an instance (local memory, backend, workers), its regions, and the worker handle.
+
+use crate::access::PageRange;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork;
+use crate::lwt;
+use crate::notifier::sigbus;
+use crate::pager::{Config, Pager};
+use crate::region::{self, Contract, RegionInner};
+use crate::size::{PAGE_SIZE, bytes_of, format_size, round_up};
+use crate::stats::{Counters, Stats, percentile_ns};
+use crate::worker::{self, Worker, WorkerShared};
+use std::marker::PhantomData;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+/// What keeps an instance running: the pager, and the thread that serves ordinary threads.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pager: Arc<Pager>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Instance {
+    pub(crate) fn pager(&self) -> &Arc<Pager> {
+        &self.pager
+    }
+
+    fn open(config: Config) -> Result<Self> {
+        let pager = Arc::new(Pager::open(config)?);
+        sigbus::install()?;
+        fork::install();
+        let (sender, receiver) = mpsc::channel();
+        let of_thread = pager.clone();
+        let thread = std::thread::Builder::new()
+            .name("lsw-pager".into())
+            .spawn(move || serve_threads(&of_thread, &sender))
+            .map_err(|cause| Error::io(ErrorKind::NoMemory, "cannot start the pager thread", &cause))?;
+        receiver.recv().map_err(|_| Error::new(ErrorKind::NoMemory, "the pager thread died at its start"))??;
+        Ok(Self { pager, thread: Some(thread) })
+    }
+}
+
+/// Body of the pager thread.
+fn serve_threads(pager: &Arc<Pager>, ready: &mpsc::Sender<Result<()>>) {
+    let worker = match Worker::enter(pager) {
+        Ok(worker) => worker,
+        Err(error) => return ready.send(Err(error)).unwrap_or_default(),
+    };
+    let own = pager.workers().iter().find(|shared| std::ptr::eq(Arc::as_ptr(shared), worker.shared())).cloned();
+    let _ = pager.pager_thread.set(own.expect("enter has added it"));
+    if ready.send(Ok(())).is_ok() {
+        while !worker.shared().must_stop.load(Acquire) || worker.num_lwts() > 0 {
+            worker.turn(true);
+        }
+    }
+    let _ = Worker::leave();
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let shared = self.pager.pager_thread();
+        shared.must_stop.store(true, Relaxed);
+        shared.nudge();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Sets up an instance.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder(Config);
+
+impl Builder {
+    /// Bytes of DRAM that resident pages and I/O buffers together may take; a multiple of the page size. Required.
+    pub fn local_memory(mut self, num_bytes: u64) -> Self {
+        self.0.local_memory_bytes = num_bytes;
+        self
+    }
+
+    /// Where swapped-out pages live, such as `file:/mnt/ssd/swap?size=8GiB` or `memory:?size=8GiB`. Required. See docs/backends.md.
+    pub fn backend(mut self, url: impl Into<String>) -> Self {
+        self.0.backend_url = url.into();
+        self
+    }
+
+    /// Most threads that will be workers at a time; local memory is divided for so many. Default 1.
+    pub fn max_workers(mut self, num_workers: usize) -> Self {
+        self.0.max_workers = num_workers;
+        self
+    }
+
+    /// Usable bytes of an LWT's stack. Default 64 KiB.
+    pub fn lwt_stack(mut self, num_bytes: usize) -> Self {
+        self.0.lwt_stack_bytes = num_bytes;
+        self
+    }
+
+    /// Whether pages may be removed with one vectored call, where the kernel can (Linux 6.13). Default true; false is for tests of the
+    /// path for older kernels.
+    pub fn vectored_removal(mut self, allowed: bool) -> Self {
+        self.0.vectored_removal = allowed;
+        self
+    }
+
+    /// Opens the backend and starts the pager.
+    ///
+    /// # Errors
+    /// One sentence for each: memory that is 0, not a multiple of the page size or more than the machine's; a URL that does not parse; a backend that
+    /// cannot be opened; a kernel without userfaultfd or io_uring. Nothing is left half started.
+    pub fn open(self) -> Result<Lightswap> {
+        Instance::open(self.0).map(|instance| Lightswap { instance: Arc::new(instance) })
+    }
+}
+
+/// An instance: one budget of local memory, one backend, any number of regions and workers. Clones are handles to the same instance, which ends
+/// with the last handle and region.
+#[derive(Clone, Debug)]
+pub struct Lightswap {
+    instance: Arc<Instance>,
+}
+
+impl Lightswap {
+    /// Starts setting up an instance.
+    pub fn builder() -> Builder {
+        Builder(Config {
+            local_memory_bytes: 0,
+            backend_url: String::new(),
+            max_workers: 1,
+            lwt_stack_bytes: 64 << 10,
+            vectored_removal: true,
+        })
+    }
+
+    fn pager(&self) -> &Arc<Pager> {
+        self.instance.pager()
+    }
+
+    /// Maps a region of at least `num_bytes` (rounded up to pages). Its pages read as zeroes until they are written.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for a size of 0, [`ErrorKind::NoSpace`] if the backend is too small, [`ErrorKind::NoMemory`] for want of
+    /// address space, [`ErrorKind::Busy`] with too many regions.
+    pub fn create_region(&self, num_bytes: usize, contract: Contract) -> Result<Region> {
+        let rounded = round_up(num_bytes, PAGE_SIZE).filter(|bytes| *bytes > 0);
+        let num_bytes = rounded.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, format!("a region cannot have {num_bytes} bytes")))?;
+        let pager = self.pager();
+        let first_slot = pager.take_slots(num_bytes / PAGE_SIZE)?;
+        let inner = RegionInner::new(self.instance.clone(), num_bytes, first_slot, contract).and_then(|inner| {
+            pager.uffd.register(inner.start(), num_bytes, inner.is_transparent())?;
+            let inner = Arc::new(inner);
+            region::register(&inner)?;
+            Ok(inner)
+        });
+        match inner {
+            Ok(inner) => Ok(Region { inner }),
+            Err(error) => {
+                pager.give_slots_back(first_slot);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the calling thread a worker until the handle is dropped.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if it is one already, [`ErrorKind::NoIoUring`], [`ErrorKind::NoMemory`].
+    pub fn enter_worker(&self) -> Result<WorkerHandle> {
+        let num_workers = self.pager().workers().iter().filter(|worker| Arc::strong_count(worker) > 1).count();
+        // One of them is the pager thread.
+        if num_workers > self.pager().config.max_workers {
+            let message = format!("there are {} workers already; set max_workers higher", num_workers - 1);
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        Worker::enter(self.pager()).map(|worker| WorkerHandle { worker, _instance: self.instance.clone(), not_send: PhantomData })
+    }
+
+    /// All counters and gauges by name; units are in the names. Stops nobody, so values may be of slightly different moments.
+    pub fn stats(&self) -> Vec<(&'static str, u64)> {
+        let pager = self.pager();
+        let workers: Vec<Arc<WorkerShared>> = pager.workers().clone();
+        let sets = || workers.iter().map(|worker| &worker.stats).chain(std::iter::once(&pager.thread_stats));
+        let mut stats = vec![
+            ("local_memory_bytes", pager.config.local_memory_bytes),
+            ("resident_bytes", bytes_of(pager.budget.num_used()) as u64),
+            ("resident_limit_bytes", bytes_of(pager.budget.capacity()) as u64),
+            ("pinned_pages", pager.num_pinned() as u64),
+            ("backend_bytes", bytes_of(pager.backend.num_slots()) as u64),
+            ("vectored_removal", u64::from(pager.remover.is_vectored())),
+            ("swap_out_failing", u64::from(pager.is_failing())),
+        ];
+        stats.extend(Counters::sum(sets().map(|set| &set.counters).collect::<Vec<_>>().into_iter()));
+        let latency = |of: fn(&Stats) -> &crate::stats::Histogram, fraction| percentile_ns(sets().map(of), fraction);
+        stats.extend([
+            ("fault_handling_p50_ns", latency(|set| &set.fault_handling, 0.5)),
+            ("fault_handling_p99_ns", latency(|set| &set.fault_handling, 0.99)),
+            ("fault_handling_p999_ns", latency(|set| &set.fault_handling, 0.999)),
+            ("swap_in_p50_ns", latency(|set| &set.swap_in, 0.5)),
+            ("swap_in_p99_ns", latency(|set| &set.swap_in, 0.99)),
+            ("swap_in_p999_ns", latency(|set| &set.swap_in, 0.999)),
+        ]);
+        stats
+    }
+}
+
+/// A range of virtual memory whose pages Lightswap swaps. Unmapped on drop: nobody may access it any more by then.
+#[derive(Debug)]
+pub struct Region {
+    inner: Arc<RegionInner>,
+}
+
+impl Region {
+    /// First byte; aligned to 2 MiB.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.inner.base()
+    }
+
+    /// Length in bytes, a multiple of the page size. Never 0.
+    #[expect(clippy::len_without_is_empty, reason = "a region is never empty")]
+    pub fn len(&self) -> usize {
+        self.inner.num_bytes()
+    }
+
+    /// The contract it was made with.
+    pub fn contract(&self) -> Contract {
+        self.inner.contract
+    }
+
+    /// Bytes of it that are resident now.
+    pub fn resident_bytes(&self) -> usize {
+        bytes_of(self.inner.num_resident())
+    }
+
+    /// Bytes of DRAM that Lightswap keeps for a page of a region, resident or not.
+    pub const METADATA_BYTES_PER_PAGE: usize = size_of::<crate::page_table::PageEntry>();
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let pager = self.inner.pager.clone();
+        region::unregister(&self.inner);
+        // Evictors and prefetches that are at work in it end by themselves; on a worker, this one must help.
+        while !pager.hand.forget(&self.inner) || self.inner.num_swapping_in.load(Acquire) > 0 {
+            if let Some(worker) = worker::current_of(&pager).filter(|_| !lwt::on_lwt()) {
+                worker.turn(false);
+            }
+            lwt::yield_now();
+        }
+        pager.budget.give_back(self.inner.num_resident());
+        pager.uffd.unregister(self.inner.start(), self.inner.num_bytes());
+        pager.backend.discard(self.inner.first_slot, self.inner.num_pages());
+        pager.give_slots_back(self.inner.first_slot);
+        tracing::debug!(size = format_size(self.inner.num_bytes() as u64), "region destroyed");
+    }
+}
+
+/// The calling thread as a worker; the thread stops being one on drop.
+pub struct WorkerHandle {
+    worker: &'static Worker,
+    _instance: Arc<Instance>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl WorkerHandle {
+    /// Starts an LWT: it runs at once, until it ends or is suspended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoMemory`] or [`ErrorKind::Busy`] when there is no stack for it.
+    pub fn start(&self, entry: impl FnOnce() + 'static) -> Result<()> {
+        lwt::start(entry).map(drop)
+    }
+
+    /// Runs the scheduler until every LWT of this worker has ended.
+    pub fn run(&self) {
+        self.worker.run();
+    }
+
+    /// One turn of the scheduler, without blocking: reaps completions and runs every LWT that is ready once. Returns how many are ready again.
+    pub fn poll(&self) -> usize {
+        self.worker.turn(false)
+    }
+
+    /// LWTs of this worker that have not ended.
+    pub fn num_lwts(&self) -> usize {
+        self.worker.num_lwts()
+    }
+
+    /// A descriptor that is readable when [`Self::poll`] has something to do, for event loops.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        let fd: RawFd = self.worker.fd();
+        // SAFETY: the ring's descriptor stays open as long as the worker, which this handle keeps.
+        unsafe { BorrowedFd::borrow_raw(fd) }
+    }
+}
+
+impl std::fmt::Debug for WorkerHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WorkerHandle").field("num_lwts", &self.num_lwts()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        // LWTs that have not ended hold pointers into this thread: they must.
+        self.run();
+        let _ = Worker::leave();
+    }
+}
+
+/// Makes each page of `len` bytes at `address` resident and marks it referenced; all reads go out together. Suspends the LWT or blocks the
+/// thread. The pages may leave again any time after.
+///
+/// # Errors
+/// [`ErrorKind::NotInRegion`], [`ErrorKind::SwapIn`].
+pub fn touch(address: *const u8, len: usize) -> Result<()> {
+    PageRange::find(address as usize, len)?.touch()
+}
+
+/// Touches the pages and keeps them resident until the same range is unpinned. Pins count.
+///
+/// # Errors
+/// As [`touch`]; [`ErrorKind::PinLimit`] if more than half of local memory would be pinned.
+pub fn pin(address: *const u8, len: usize) -> Result<()> {
+    PageRange::find(address as usize, len)?.pin()
+}
+
+/// Undoes one [`pin`] of the same range.
+///
+/// # Errors
+/// [`ErrorKind::NotInRegion`]; [`ErrorKind::InvalidArgument`] if a page of it is not pinned.
+pub fn unpin(address: *const u8, len: usize) -> Result<()> {
+    PageRange::find(address as usize, len)?.unpin()
+}
+
+/// Starts reading the pages that are swapped out, without waiting; a hint.
+///
+/// # Errors
+/// [`ErrorKind::NotInRegion`].
+pub fn prefetch(address: *const u8, len: usize) -> Result<()> {
+    PageRange::find(address as usize, len).map(|range| range.prefetch())
+}
+
+/// Makes the pages the first candidates for eviction; a hint.
+///
+/// # Errors
+/// [`ErrorKind::NotInRegion`].
+pub fn advise_cold(address: *const u8, len: usize) -> Result<()> {
+    PageRange::find(address as usize, len).map(|range| range.advise_cold())
+}
+
+/// Whether all pages of the range are resident (at some moment during the call). `false` outside regions.
+pub fn is_resident(address: *const u8, len: usize) -> bool {
+    PageRange::find(address as usize, len).is_ok_and(|range| range.is_resident())
+}
+
+/// Makes sure that the backend has room for pages that were never touched. Call it before handing fresh memory out: the error is the moment to
+/// report out-of-memory, while a fault could not.
+///
+/// # Errors
+/// [`ErrorKind::NotInRegion`]; [`ErrorKind::NoSpace`] when the disk is full or writes to it fail.
+pub fn reserve(address: *const u8, len: usize) -> Result<()> {
+    PageRange::find(address as usize, len)?.reserve()
+}

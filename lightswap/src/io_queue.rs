@@ -1,0 +1,231 @@
+//! A worker's io_uring: reads into registered buffers, writes from pages, timeouts, and the wake-up from other threads.
+//!
+//! Only the worker's thread uses the ring (SINGLE_ISSUER); completions are processed when it asks for them (DEFER_TASKRUN), never as an
+//! interruption. The ring's descriptor is readable when there is something to reap, so an event loop can wait for it.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::lwt::Lwt;
+use io_uring::types::{Fd, Fixed, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use std::cell::{Cell, UnsafeCell};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+/// What a completion is for; travels through the kernel as user data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token(u64);
+
+/// A [`Token`] taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The LWT slept long enough.
+    Lwt(*mut Lwt),
+    /// The read into this buffer of the worker.
+    Read { buffer: usize },
+    /// Write number `run` of this evict batch of the worker.
+    Write { batch: usize, run: usize },
+    /// Another thread left something in the worker's inbox.
+    Wake,
+}
+
+impl Token {
+    pub(crate) fn lwt(lwt: *mut Lwt) -> Self {
+        debug_assert!((lwt as u64).trailing_zeros() >= 2);
+        Self(lwt as u64)
+    }
+
+    pub(crate) fn read(buffer: usize) -> Self {
+        Self((buffer as u64) << 2 | 1)
+    }
+
+    pub(crate) fn write(batch: usize, run: usize) -> Self {
+        Self((batch as u64) << 32 | (run as u64) << 2 | 2)
+    }
+
+    const WAKE: Self = Self(3);
+
+    fn purpose(self) -> Purpose {
+        match self.0 & 3 {
+            0 => Purpose::Lwt(self.0 as *mut Lwt),
+            1 => Purpose::Read { buffer: (self.0 >> 2) as usize },
+            2 => Purpose::Write { batch: (self.0 >> 32) as usize, run: (self.0 as u32 >> 2) as usize },
+            _ => Purpose::Wake,
+        }
+    }
+}
+
+/// Requests that may wait in the submission queue before a system call pushes them out.
+const SUBMISSION_ENTRIES: u32 = 1024;
+/// Completions the ring holds before the kernel has to buffer them.
+const COMPLETION_ENTRIES: u32 = 4096;
+/// Requests gathered before they are submitted without waiting for the scheduler's next turn.
+const SUBMIT_BATCH: usize = 8;
+
+/// The ring; all methods are for the worker's thread only.
+pub(crate) struct IoQueue {
+    ring: UnsafeCell<IoUring>,
+    /// Buffers are registered (RLIMIT_MEMLOCK may forbid it).
+    has_fixed_buffers: bool,
+    wake_fd: RawFd,
+    wake_count: UnsafeCell<u64>,
+    num_in_flight: Cell<usize>,
+}
+
+impl IoQueue {
+    /// Makes the ring of the calling thread; `wake_fd` is the eventfd other threads write to, `buffers` is registered when the limits allow it.
+    pub(crate) fn new(wake_fd: RawFd, buffers: &[libc::iovec], file: Option<RawFd>) -> Result<Self> {
+        let ring: IoUring = IoUring::builder()
+            .dontfork()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_cqsize(COMPLETION_ENTRIES)
+            .build(SUBMISSION_ENTRIES)
+            .map_err(|cause| Error::io(ErrorKind::NoIoUring, "io_uring is not available (Linux 6.1 or newer with kernel.io_uring_disabled=0 is needed)", &cause))?;
+        // SAFETY: the caller keeps the buffers alive longer than this queue.
+        let registered = unsafe { ring.submitter().register_buffers(buffers) };
+        if let Err(cause) = &registered {
+            tracing::debug!(%cause, "I/O buffers are not registered (RLIMIT_MEMLOCK?): reads pin them one by one");
+        }
+        if let Some(fd) = file {
+            ring.submitter()
+                .register_files(&[fd])
+                .map_err(|cause| Error::io(ErrorKind::NoIoUring, "cannot register the swap file with io_uring", &cause))?;
+        }
+        let queue = Self {
+            ring: UnsafeCell::new(ring),
+            has_fixed_buffers: registered.is_ok(),
+            wake_fd,
+            wake_count: UnsafeCell::new(0),
+            num_in_flight: Cell::new(0),
+        };
+        queue.arm_wake();
+        Ok(queue)
+    }
+
+    /// The descriptor that is readable when [`Self::poll`] has something to do.
+    pub(crate) fn fd(&self) -> RawFd {
+        // SAFETY: only this thread uses the ring, and no other borrow of it is alive outside a method of this type.
+        unsafe { (*self.ring.get()).as_raw_fd() }
+    }
+
+    fn push(&self, entry: &squeue::Entry) {
+        // SAFETY: as in `fd`; what the entry points to lives until its completion (each caller's duty).
+        unsafe {
+            let ring = &mut *self.ring.get();
+            while ring.submission().push(entry).is_err() {
+                self.submit();
+            }
+            self.num_in_flight.set(self.num_in_flight.get() + 1);
+            if ring.submission().len() >= SUBMIT_BATCH {
+                self.submit();
+            }
+        }
+    }
+
+    /// Reads `len` bytes at `offset` of the registered file into buffer number `buffer`, which is at `target`. Async-signal-safe, as all pushes.
+    pub(crate) fn push_read(&self, buffer: usize, target: *mut u8, len: u32, offset: u64) {
+        let entry = if self.has_fixed_buffers {
+            opcode::ReadFixed::new(Fixed(0), target, len, 0).offset(offset).build()
+        } else {
+            opcode::Read::new(Fixed(0), target, len).offset(offset).build()
+        };
+        self.push(&entry.user_data(Token::read(buffer).0));
+    }
+
+    /// Writes `len` bytes at `source` to `offset` of the registered file.
+    pub(crate) fn push_write(&self, token: Token, source: *const u8, len: u32, offset: u64) {
+        self.push(&opcode::Write::new(Fixed(0), source, len).offset(offset).build().user_data(token.0));
+    }
+
+    /// Completes after `duration`.
+    pub(crate) fn push_timeout(&self, duration: Duration, token: Token) {
+        let time = Timespec::new().sec(duration.as_secs()).nsec(duration.subsec_nanos());
+        self.push(&opcode::Timeout::new(&time).build().user_data(token.0));
+        // The kernel reads `time` at submission, so that must happen while it lives.
+        // SAFETY: as in `fd`.
+        while unsafe { !(*self.ring.get()).submission().is_empty() } {
+            self.submit();
+        }
+    }
+
+    fn arm_wake(&self) {
+        let entry = opcode::Read::new(Fd(self.wake_fd), self.wake_count.get().cast(), 8).build();
+        self.push(&entry.user_data(Token::WAKE.0));
+    }
+
+    /// Hands what was pushed to the kernel. Async-signal-safe.
+    pub(crate) fn submit(&self) {
+        // SAFETY: as in `fd`.
+        let ring = unsafe { &mut *self.ring.get() };
+        if ring.submission().is_empty() {
+            return;
+        }
+        if let Err(error) = ring.submit() {
+            expect_transient(&error);
+        }
+    }
+
+    /// Submits, lets the kernel post completions, and hands each to `complete`. Does not block unless `wait` is set: then until there is one.
+    pub(crate) fn poll(&self, wait: bool, mut complete: impl FnMut(Purpose, i32)) {
+        self.enter(wait);
+        loop {
+            // SAFETY: as in `fd`; the borrow ends before `complete`, which may push.
+            let next: Option<cqueue::Entry> = unsafe { (*self.ring.get()).completion().next() };
+            let Some(entry) = next else { return };
+            self.num_in_flight.set(self.num_in_flight.get() - 1);
+            let purpose = Token(entry.user_data()).purpose();
+            if purpose == Purpose::Wake {
+                self.arm_wake();
+            }
+            complete(purpose, entry.result());
+        }
+    }
+
+    fn enter(&self, wait: bool) {
+        const ENTER_GETEVENTS: u32 = 1;
+        // SAFETY: as in `fd`.
+        let ring = unsafe { &mut *self.ring.get() };
+        let (to_submit, has_work) = {
+            let submission = ring.submission();
+            (submission.len(), submission.taskrun() || submission.cq_overflow())
+        };
+        if !ring.completion().is_empty() && to_submit == 0 && !has_work {
+            return;
+        }
+        if to_submit == 0 && !has_work && !wait {
+            return;
+        }
+        // SAFETY: no argument struct is passed.
+        let entered = unsafe { ring.submitter().enter::<libc::sigset_t>(to_submit as u32, u32::from(wait), ENTER_GETEVENTS, None) };
+        if let Err(error) = entered {
+            expect_transient(&error);
+        }
+    }
+
+    /// Requests not completed yet, the armed wake-up not counted.
+    pub(crate) fn num_in_flight(&self) -> usize {
+        self.num_in_flight.get() - 1
+    }
+}
+
+/// Interrupted, or the kernel is short of memory or wants completions reaped first: the requests stay queued and go with the next submit.
+fn expect_transient(error: &io::Error) {
+    let transient = matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME));
+    assert!(transient, "io_uring_enter failed: {error}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_round_trip() {
+        let lwt = 0x7fff_1234_5670 as *mut Lwt;
+        assert_eq!(Token::lwt(lwt).purpose(), Purpose::Lwt(lwt));
+        assert_eq!(Token::read(255).purpose(), Purpose::Read { buffer: 255 });
+        assert_eq!(Token::write(3, 255).purpose(), Purpose::Write { batch: 3, run: 255 });
+        assert_eq!(Token::WAKE.purpose(), Purpose::Wake);
+    }
+}

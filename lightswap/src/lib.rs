@@ -1,0 +1,75 @@
+//! Lightswap: memory bigger than DRAM for in-memory servers, paged in user space.
+//!
+//! A [`Region`] is ordinary memory to the program; at most the instance's *local memory* of it is in DRAM, the rest lives in a *backend* such as a file on
+//! an SSD. An access to a page that is not there raises SIGBUS in the accessing thread; Lightswap's handler reads the page with io_uring and lets the access
+//! go on. On a lightweight thread ([LWT](lwt)) only that LWT waits: its *worker* runs the others meanwhile. A program that knows what it will
+//! use asks first ([`touch`], [`pin`]) and saves the signal.
+//!
+//! ```
+//! # fn main() -> lightswap::Result<()> {
+//! use lightswap::{Contract, Lightswap};
+//! let swap = Lightswap::builder().local_memory(1 << 20).backend("memory:?size=64MiB").open()?;
+//! let region = swap.create_region(16 << 20, Contract::Transparent)?;
+//! let bytes = region.as_ptr();
+//! for offset in (0..region.len()).step_by(4096) {
+//!     // SAFETY: inside the region, and no other thread uses it.
+//!     unsafe { bytes.add(offset).write(7) };
+//! }
+//! assert!(region.resident_bytes() <= 1 << 20);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Rules for programs
+//! * SIGBUS must not be blocked in a thread that touches a region, and its handler must not be replaced after an instance was opened.
+//! * The kernel does not fault pages in for system calls: pass region memory through [`syscalls`] (or pin it).
+//! * LWTs of a worker share its thread: thread-local storage, and locks that the thread holds. Code that touches a region under a lock needs [`sync`].
+//! * Handlers of other signals must not touch region memory.
+//! * A child of fork() may read pages that were resident; a missing one ends the child with a message.
+//!
+//! # Data flow
+//! fault ([`notifier`]) or touch ([`access`]) → pager ([`swap_in`], [`page_table`], [`hand`], [`evict`]) → [`backend`] → completion
+//! ([`io_queue`], [`worker`]) → wake-up ([`parking`], [`lwt`]).
+#![deny(missing_docs)]
+#![allow(rustdoc::private_intra_doc_links, reason = "the map above is for readers of the source, too")]
+#![cfg_attr(loom, allow(dead_code, unused_imports))]
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("Lightswap runs on Linux on x86-64 only");
+
+mod access;
+mod backend;
+mod budget;
+mod buffers;
+#[doc(hidden)]
+pub mod capi;
+mod error;
+mod evict;
+mod fork;
+mod hand;
+mod instance;
+mod io_queue;
+pub mod lwt;
+mod notifier;
+mod page_table;
+mod pager;
+mod parking;
+mod region;
+mod size;
+mod stack;
+mod stats;
+mod swap_in;
+pub mod sync;
+mod sys;
+pub mod syscalls;
+mod worker;
+
+pub use error::{Error, ErrorKind, Result};
+pub use instance::{Builder, Lightswap, Region, WorkerHandle, advise_cold, is_resident, pin, prefetch, reserve, touch, unpin};
+pub use region::Contract;
+pub use size::{PAGE_SIZE, format_size, parse_size};
+
+/// For measurements: the monotonic time (ns) of the fault handler's first instruction at the last fault of the calling thread.
+#[doc(hidden)]
+pub fn last_notification_ns() -> u64 {
+    notifier::sigbus::last_notification_ns()
+}

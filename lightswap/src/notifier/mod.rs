@@ -1,0 +1,3 @@
+//! Notifiers: how a faulting access reaches Lightswap.
+
+pub(crate) mod sigbus;

@@ -1,0 +1,185 @@
+//! The `sigbus` notifier: userfaultfd raises SIGBUS in the faulting thread itself, on its own stack. No monitor thread, no wake-up, no privilege.
+//!
+//! The handler neither allocates nor takes a lock that the interrupted code may hold. It may suspend the LWT it runs on: the signal frame
+//! stays on the LWT's stack until the page is in and the handler returns to retry the access. That is why the signal is not blocked while its
+//! handler runs (SA_NODEFER) and why it runs on the faulting stack (no SA_ONSTACK).
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork;
+use crate::region::{self, RegionInner};
+use crate::swap_in::{self, SwapInError};
+use crate::sys;
+use crate::worker;
+use std::cell::Cell;
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+/// The handler that was there before ours, once ours is installed. Leaked: it may be read at any time.
+static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());
+static INSTALLING: Mutex<()> = Mutex::new(());
+
+thread_local! {
+    /// Address of the last fault, and how often it came in a row.
+    static LAST_FAULT: Cell<(usize, u32)> = const { Cell::new((0, 0)) };
+    static LAST_NOTIFICATION_NS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// So many faults in a row on one address of a thread mean that the page is not in the state Lightswap left it in.
+const MAX_REPEATS: u32 = 1_000_000;
+
+/// Installs the handler, once per process.
+pub(crate) fn install() -> Result<()> {
+    let _guard = INSTALLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !PREVIOUS.load(Acquire).is_null() {
+        return Ok(());
+    }
+    // SAFETY: an all-zero sigaction is valid, and so is ours: handler with SA_SIGINFO, empty mask.
+    unsafe {
+        let previous = Box::into_raw(Box::new(std::mem::zeroed::<libc::sigaction>()));
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER | libc::SA_RESTART;
+        libc::sigaction(libc::SIGBUS, std::ptr::null(), previous);
+        PREVIOUS.store(previous, Release);
+        if libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) != 0 {
+            PREVIOUS.store(std::ptr::null_mut(), Release);
+            return Err(Error::os(ErrorKind::NoUserfaultfd, "cannot install the SIGBUS handler"));
+        }
+    }
+    Ok(())
+}
+
+/// Time of the handler's first instruction at the last fault of this thread, for measurements.
+pub(crate) fn last_notification_ns() -> u64 {
+    LAST_NOTIFICATION_NS.get()
+}
+
+extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let errno = sys::errno();
+    // SAFETY: the kernel passes a valid siginfo and context.
+    let (address, code, fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code, FaultError::of(context)) };
+    match region::find(address) {
+        Some(region) => {
+            LAST_NOTIFICATION_NS.set(sys::now_ns());
+            handle(region, address, code, fault);
+        }
+        None => pass_on(signal, info, context),
+    }
+    sys::set_errno(errno);
+}
+
+/// The processor's page-fault error code.
+#[derive(Clone, Copy)]
+struct FaultError(u64);
+
+impl FaultError {
+    /// # Safety
+    /// `context` is the third argument of a signal handler.
+    unsafe fn of(context: *mut libc::c_void) -> Self {
+        // SAFETY: the caller's promise.
+        let context = unsafe { &*context.cast::<libc::ucontext_t>() };
+        Self(context.uc_mcontext.gregs[libc::REG_ERR as usize] as u64)
+    }
+
+    /// A write to a page that is present: only write protection stops that.
+    fn is_write_to_present(self) -> bool {
+        const PRESENT: u64 = 1;
+        const WRITE: u64 = 2;
+        self.0 & (PRESENT | WRITE) == PRESENT | WRITE
+    }
+}
+
+fn handle(region: &'static RegionInner, address: usize, code: i32, fault: FaultError) {
+    if fork::is_child() {
+        die(format_args!("this process is a fork of one with a Lightswap region and touched a page of it ({address:#x}) that was swapped out; only the parent can page it in"));
+    }
+    if code == libc::BUS_MCEERR_AR || code == libc::BUS_MCEERR_AO {
+        die(format_args!("hardware memory error at {address:#x}, in the region at {:#x}", region.start()));
+    }
+    check_progress(address);
+    let page = region.page_at(address);
+    let is_write_protect = fault.is_write_to_present();
+    match worker::current_of(&region.pager) {
+        Some(worker) if is_write_protect => worker.stats().counters.write_protect_faults.add(1),
+        Some(worker) => worker.stats().counters.faults.add(1),
+        None if is_write_protect => region.pager.thread_stats.counters.write_protect_faults.add_shared(1),
+        None => region.pager.thread_stats.counters.faults.add_shared(1),
+    }
+    if let Err(error) = swap_in::make_resident(page) {
+        die_of(region, address, error);
+    }
+    if is_write_protect {
+        // Under our pin, no evictor relies on the protection of this page; see evict.rs.
+        let _ = region.pager.uffd.write_protect(page.address(), 1, false);
+    }
+    swap_in::unpin(page);
+}
+
+fn check_progress(address: usize) {
+    let (last, count) = LAST_FAULT.get();
+    let count = if last == address { count + 1 } else { 0 };
+    LAST_FAULT.set((address, count));
+    if count > MAX_REPEATS {
+        die(format_args!("the access to {address:#x} faults again and again: was the region remapped, protected or discarded by other code?"));
+    }
+}
+
+fn die_of(region: &RegionInner, address: usize, error: SwapInError) -> ! {
+    let (start, offset) = (region.start(), address - region.start());
+    die(format_args!(
+        "page {address:#x} (offset {offset:#x} of the region at {start:#x}) cannot be swapped in from backend \"{}\": {error}",
+        region.pager.config.backend_url
+    ))
+}
+
+/// Says why on standard error and aborts. Async-signal-safe.
+pub(crate) fn die(message: std::fmt::Arguments<'_>) -> ! {
+    let mut line = Line { bytes: [0; 512], len: 0 };
+    let _ = writeln!(line, "lightswap: fatal: {message}");
+    // SAFETY: writes the initialised part of the buffer; abort is what we want.
+    unsafe {
+        libc::write(2, line.bytes.as_ptr().cast(), line.len);
+        libc::abort()
+    }
+}
+
+/// A line of text without allocation; what does not fit is cut.
+struct Line {
+    bytes: [u8; 512],
+    len: usize,
+}
+
+impl std::fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let free = &mut self.bytes[self.len..];
+        let len = text.len().min(free.len());
+        free[..len].copy_from_slice(&text.as_bytes()[..len]);
+        self.len += len;
+        Ok(())
+    }
+}
+
+/// Not ours: to whom it was before.
+fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: set before our handler was installed, and never freed.
+    let previous = unsafe { &*PREVIOUS.load(Acquire) };
+    match previous.sa_sigaction {
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // A synchronous fault cannot be ignored: the retried access ends the process with the default action.
+            // SAFETY: an all-zero sigaction is SIG_DFL.
+            unsafe { libc::sigaction(signal, &std::mem::zeroed(), std::ptr::null_mut()) };
+        }
+        address if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+            // SAFETY: installed with SA_SIGINFO, so it has this signature.
+            let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = unsafe { std::mem::transmute(address) };
+            handler(signal, info, context);
+        }
+        address => {
+            // SAFETY: installed without SA_SIGINFO, so it has this signature.
+            let handler: extern "C" fn(libc::c_int) = unsafe { std::mem::transmute(address) };
+            handler(signal);
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The state of every page of a region: one atomic word and one content hash a page, 16 bytes.
+//!
+//! ```text
+//!              begin_swap_in            finish_swap_in
+//! Untouched ──────────────► SwappingIn ───────────────► Resident ◄──────────────┐
+//!     ▲                      ▲      │ fail_swap_in        │ select_victim       │ pin, reference,
+//!     │ (all zero)           │      ▼                     ▼                     │ a write fault:
+//!     │        begin_swap_in │    Failed               Evicting ────────────────┘ cancelled
+//!     │                      │                            │ begin_removal
+//!     │                  SwappedOut ◄──────────────── Removing
+//!     └───────────────────────────────────────────────────┘ finish_removal
+//! ```
+//! A page is mapped in Resident and Evicting, and only then may it be read. Whoever moves a page to SwappingIn or Evicting owns it
+//! until it leaves that state (from Evicting anybody may take it back to Resident); everybody else waits for SwappingIn and Removing,
+//! having set the WAITERS bit so that the owner knows to wake them. A page with pins stays Resident.
+//!
+//! The word also says whether the backend holds the page's content as of the recorded hash (STORED): set at a removal, cleared before a write
+//! to the slot starts. An Evicting page that is STORED and still has that hash is clean.
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, AtomicU64};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+/// Where a page is in its life; see the module's diagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum PageState {
+    /// Never had content: reads as zeroes, no slot is used.
+    Untouched = 0,
+    /// Its owner is bringing it in.
+    SwappingIn = 1,
+    /// Mapped.
+    Resident = 2,
+    /// Mapped, chosen as a victim: being hashed or written. Any access takes it back.
+    Evicting = 3,
+    /// Being unmapped: there is no way back.
+    Removing = 4,
+    /// In its slot of the backend.
+    SwappedOut = 5,
+    /// Its content could not be read back.
+    Failed = 6,
+}
+
+const STATE_MASK: u32 = 0b111;
+const REF_ONE: u32 = 1 << 3;
+const REF_MASK: u32 = 0b11 << 3;
+const STORED: u32 = 1 << 5;
+const WAITERS: u32 = 1 << 6;
+const PIN_ONE: u32 = 1 << 8;
+const PIN_MASK: u32 = !0 << 8;
+
+/// A snapshot of a page's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Word(u32);
+
+impl Word {
+    pub(crate) fn state(self) -> PageState {
+        match self.0 & STATE_MASK {
+            0 => PageState::Untouched,
+            1 => PageState::SwappingIn,
+            2 => PageState::Resident,
+            3 => PageState::Evicting,
+            4 => PageState::Removing,
+            5 => PageState::SwappedOut,
+            _ => PageState::Failed,
+        }
+    }
+
+    /// The page can be read without a fault (unless it is evicted meanwhile).
+    pub(crate) fn is_mapped(self) -> bool {
+        matches!(self.state(), PageState::Resident | PageState::Evicting)
+    }
+
+    pub(crate) fn num_pins(self) -> u32 {
+        self.0 >> 8
+    }
+
+    /// The backend holds the content whose hash is recorded.
+    pub(crate) fn is_stored(self) -> bool {
+        self.0 & STORED != 0
+    }
+
+    fn with_state(self, state: PageState) -> Self {
+        Self(self.0 & !STATE_MASK | state as u32)
+    }
+
+    /// One more reference, saturating: a page survives as many passes of the CLOCK hand as it has references.
+    fn referenced(self) -> Self {
+        if self.0 & REF_MASK == REF_MASK { self } else { Self(self.0 + REF_ONE) }
+    }
+
+    fn has_waiters(self) -> bool {
+        self.0 & WAITERS != 0
+    }
+}
+
+/// What became of a pin request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pinned {
+    /// The page was Resident.
+    Resident,
+    /// The page was Evicting; the eviction is cancelled. In a transparent region it may still be write-protected.
+    Cancelled,
+}
+
+/// One page's entry.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct PageEntry {
+    word: AtomicU32,
+    /// The errno-like cause of state Failed.
+    cause: AtomicU32,
+    /// Hash of the content in the slot, valid while STORED. Written only by the page's owner.
+    hash: AtomicU64,
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<PageEntry>() == 16);
+
+impl PageEntry {
+    #[cfg(any(test, loom))]
+    pub(crate) fn new() -> Self {
+        Self { word: AtomicU32::new(0), cause: AtomicU32::new(0), hash: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn load(&self) -> Word {
+        Word(self.word.load(Acquire))
+    }
+
+    /// One step from exactly `from`; fails when anything changed in between.
+    fn step(&self, from: Word, to: Word) -> bool {
+        self.word.compare_exchange(from.0, to.0, AcqRel, Acquire).is_ok()
+    }
+
+    /// Repeats `next` on the current word until its step succeeds; `None` from `next` gives up with the word.
+    fn update(&self, next: impl Fn(Word) -> Option<Word>) -> Result<Word, Word> {
+        let mut word = self.load();
+        loop {
+            let Some(to) = next(word) else { return Err(word) };
+            match self.word.compare_exchange_weak(word.0, to.0, AcqRel, Acquire) {
+                Ok(_) => return Ok(word),
+                Err(now) => word = Word(now),
+            }
+        }
+    }
+
+    /// If the page is mapped: notes the reference, cancelling an eviction, and returns `true`. The fast path of touch.
+    pub(crate) fn reference(&self) -> bool {
+        let word = self.load();
+        if word.state() == PageState::Resident {
+            let to = word.referenced();
+            // A lost race loses a hint, no more.
+            let _ = to == word || self.step(word, to);
+            return true;
+        }
+        word.state() == PageState::Evicting && self.update(|word| word.is_mapped().then(|| word.with_state(PageState::Resident).referenced())).is_ok()
+    }
+
+    /// If the page is mapped: adds a pin and a reference. Otherwise the current word.
+    pub(crate) fn pin(&self) -> Result<Pinned, Word> {
+        let pinned = self.update(|word| word.is_mapped().then(|| Word(word.with_state(PageState::Resident).referenced().0 + PIN_ONE)))?;
+        debug_assert!(pinned.0 & PIN_MASK != PIN_MASK, "pin count overflow");
+        Ok(if pinned.state() == PageState::Evicting { Pinned::Cancelled } else { Pinned::Resident })
+    }
+
+    /// Removes a pin; `true` if it was the last.
+    pub(crate) fn unpin(&self) -> bool {
+        let before = Word(self.word.fetch_sub(PIN_ONE, AcqRel));
+        debug_assert!(before.num_pins() > 0 && before.state() == PageState::Resident, "unpin of a page that is not pinned");
+        before.num_pins() == 1
+    }
+
+    /// Forgets all references: the hand will take the page at its next pass.
+    pub(crate) fn forget_references(&self) {
+        let _ = self.update(|word| (word.state() == PageState::Resident).then_some(Word(word.0 & !REF_MASK)));
+    }
+
+    /// Takes a page that is not resident from exactly `from`; the caller then owns its swap-in.
+    pub(crate) fn begin_swap_in(&self, from: Word) -> bool {
+        debug_assert!(matches!(from.state(), PageState::Untouched | PageState::SwappedOut));
+        self.step(from, from.with_state(PageState::SwappingIn))
+    }
+
+    /// Owner of the swap-in: the page is mapped now. `pins` are given to those it was brought in for. Returns whether to wake waiters.
+    pub(crate) fn finish_swap_in(&self, pins: u32) -> bool {
+        self.leave(PageState::SwappingIn, |word| Word(word.with_state(PageState::Resident).0 + pins * PIN_ONE))
+    }
+
+    /// Owner of the swap-in: the page could not be brought in. Returns whether to wake waiters.
+    pub(crate) fn fail_swap_in(&self, cause: i32) -> bool {
+        self.cause.store(cause as u32, Relaxed);
+        self.leave(PageState::SwappingIn, |word| word.with_state(PageState::Failed))
+    }
+
+    /// Why the page is Failed.
+    pub(crate) fn cause(&self) -> i32 {
+        self.cause.load(Relaxed) as i32
+    }
+
+    /// Owner: leaves `from`, where others can only set WAITERS, and says whether they did.
+    fn leave(&self, from: PageState, next: impl Fn(Word) -> Word) -> bool {
+        let before = self.update(|word| Some(Word(next(word).0 & !WAITERS))).unwrap_or_else(|word| word);
+        debug_assert_eq!(before.state(), from);
+        before.has_waiters()
+    }
+
+    /// Asks to be woken: `true` while there is something to wait for.
+    pub(crate) fn set_waiters(&self) -> bool {
+        self.update(|word| matches!(word.state(), PageState::SwappingIn | PageState::Removing).then_some(Word(word.0 | WAITERS))).is_ok()
+    }
+
+    /// The CLOCK hand passes: a Resident page without pins loses a reference or, if it has none, becomes Evicting. Returns its word if so.
+    pub(crate) fn select_victim(&self) -> Option<Word> {
+        let word = self.load();
+        if word.state() != PageState::Resident || word.num_pins() > 0 {
+            return None;
+        }
+        if word.0 & REF_MASK != 0 {
+            self.step(word, Word(word.0 - REF_ONE));
+            return None;
+        }
+        self.step(word, word.with_state(PageState::Evicting)).then_some(word)
+    }
+
+    /// Evictor, before the slot is overwritten: the backend's copy is no longer good.
+    pub(crate) fn forget_stored(&self) {
+        self.word.fetch_and(!STORED, AcqRel);
+    }
+
+    /// Evictor: the content is safe (in the slot, with this hash) or all zero; from here the page goes. `false` if the eviction was cancelled.
+    pub(crate) fn begin_removal(&self) -> bool {
+        self.update(|word| (word.state() == PageState::Evicting).then(|| word.with_state(PageState::Removing))).is_ok()
+    }
+
+    /// Evictor: gives an unfinished eviction up.
+    pub(crate) fn cancel_eviction(&self) {
+        let _ = self.update(|word| (word.state() == PageState::Evicting).then(|| word.with_state(PageState::Resident)));
+    }
+
+    /// Evictor: the page is unmapped; its content has this hash in the slot, or was all zero (`None`). Returns whether to wake waiters.
+    pub(crate) fn finish_removal(&self, stored_hash: Option<u64>) -> bool {
+        let to = match stored_hash {
+            Some(hash) => {
+                self.hash.store(hash, Release);
+                PageState::SwappedOut as u32 | STORED
+            }
+            None => PageState::Untouched as u32,
+        };
+        self.leave(PageState::Removing, |_| Word(to))
+    }
+
+    /// Hash of the content in the slot; meaningful while STORED.
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash.load(Acquire)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;
+#[cfg(all(test, loom))]
+mod model;

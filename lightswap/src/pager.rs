@@ -1,0 +1,231 @@
+//! The pager of an instance: what all its workers and threads share.
+
+use crate::backend::{self, Backend};
+use crate::budget::Budget;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hand::Hand;
+use crate::size::{PAGE_SIZE, format_size, pages_in};
+use crate::stats::Stats;
+use crate::sys::removal::Remover;
+use crate::sys::uffd::Uffd;
+use crate::worker::WorkerShared;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use twox_hash::XxHash3_64;
+
+/// How an instance is set up; `lightswap::Builder` fills it in.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) local_memory_bytes: u64,
+    pub(crate) backend_url: String,
+    pub(crate) max_workers: usize,
+    pub(crate) lwt_stack_bytes: usize,
+    pub(crate) vectored_removal: bool,
+}
+
+/// Most workers of an instance.
+const MAX_WORKERS: usize = 1024;
+/// Fewest pages of local memory: a single instruction can need several at once.
+const MIN_LOCAL_PAGES: usize = 16;
+/// Buffers of one worker where local memory is plentiful: the reads it can have in flight.
+const MAX_BUFFERS_PER_WORKER: usize = 256;
+/// XXH3 takes a secret of at least 136 bytes.
+const SECRET_BYTES: usize = 192;
+
+/// What all workers and threads of an instance share.
+#[derive(Debug)]
+pub(crate) struct Pager {
+    pub(crate) config: Config,
+    pub(crate) uffd: Uffd,
+    pub(crate) remover: Remover,
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) budget: Budget,
+    pub(crate) hand: Hand,
+    /// Of the threads that are no workers.
+    pub(crate) thread_stats: Stats,
+    pub(crate) buffers_per_worker: usize,
+    /// Keeps hashes unpredictable, so that nobody can make a page whose change goes unnoticed.
+    secret: [u8; SECRET_BYTES],
+    zero_page_hash: u64,
+    num_pinned: AtomicUsize,
+    /// The last swap-out failed: writes pause, and no fresh memory is handed out.
+    is_failing: AtomicBool,
+    /// All workers there ever were; they stay, for their statistics and because others may be about to wake them.
+    workers: Mutex<Vec<Arc<WorkerShared>>>,
+    /// The thread that serves faults of threads which are no workers.
+    pub(crate) pager_thread: OnceLock<Arc<WorkerShared>>,
+    slots: Mutex<Vec<(usize, usize)>>,
+}
+
+/// A page of zeroes, the source of first-touched pages.
+#[repr(align(4096))]
+pub(crate) struct ZeroPage(pub(crate) [u8; PAGE_SIZE]);
+pub(crate) static ZERO_PAGE: ZeroPage = ZeroPage([0; PAGE_SIZE]);
+
+impl Pager {
+    pub(crate) fn open(config: Config) -> Result<Self> {
+        let (capacity, buffers_per_worker) = divide_memory(&config)?;
+        let uffd = Uffd::open()?;
+        let backend = backend::open(&config.backend_url)?;
+        let secret = random_secret()?;
+        Ok(Self {
+            uffd,
+            remover: Remover::new(config.vectored_removal),
+            backend,
+            budget: Budget::new(capacity),
+            hand: Hand::new(),
+            thread_stats: Stats::default(),
+            buffers_per_worker,
+            zero_page_hash: hash_with(&secret, &ZERO_PAGE.0),
+            secret,
+            num_pinned: AtomicUsize::new(0),
+            is_failing: AtomicBool::new(false),
+            workers: Mutex::new(Vec::new()),
+            pager_thread: OnceLock::new(),
+            slots: Mutex::new(Vec::new()),
+            config,
+        })
+    }
+
+    /// Hash of a page's content under this process's secret.
+    ///
+    /// # Safety
+    /// The page at `content` is readable, and nobody writes it meanwhile.
+    pub(crate) unsafe fn hash_page(&self, content: *const u8) -> u64 {
+        // SAFETY: the caller's promise.
+        hash_with(&self.secret, unsafe { std::slice::from_raw_parts(content, PAGE_SIZE) })
+    }
+
+    pub(crate) fn is_zero_hash(&self, hash: u64) -> bool {
+        hash == self.zero_page_hash
+    }
+
+    /// Remembers how the last swap-out went; `true` if it is the first failure after a success.
+    pub(crate) fn note_swap_out(&self, succeeded: bool) -> bool {
+        if self.is_failing() == succeeded { self.is_failing.store(!succeeded, Relaxed) } else { return false }
+        !succeeded
+    }
+
+    /// Whether the last swap-out failed.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.is_failing.load(Relaxed)
+    }
+
+    pub(crate) fn workers(&self) -> MutexGuard<'_, Vec<Arc<WorkerShared>>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pins may take this many pages: half of local memory always stays for those who are on their way.
+    pub(crate) fn pin_limit(&self) -> usize {
+        self.budget.capacity() / 2
+    }
+
+    /// Announces `num_pages` new pins; `false` if that would be too many.
+    pub(crate) fn take_pins(&self, num_pages: usize) -> bool {
+        if self.num_pinned.fetch_add(num_pages, AcqRel) + num_pages <= self.pin_limit() {
+            return true;
+        }
+        self.num_pinned.fetch_sub(num_pages, AcqRel);
+        false
+    }
+
+    pub(crate) fn give_pins_back(&self, num_pages: usize) {
+        self.num_pinned.fetch_sub(num_pages, AcqRel);
+    }
+
+    pub(crate) fn num_pinned(&self) -> usize {
+        self.num_pinned.load(Relaxed)
+    }
+
+    /// A contiguous range of free slots, first fit.
+    pub(crate) fn take_slots(&self, num_slots: usize) -> Result<usize> {
+        let mut taken = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = 0;
+        let mut place = 0;
+        for (index, &(start, len)) in taken.iter().enumerate() {
+            if start - first >= num_slots {
+                break;
+            }
+            first = start + len;
+            place = index + 1;
+        }
+        if self.backend.num_slots() - first < num_slots {
+            let (wanted, size) = (format_size((num_slots * PAGE_SIZE) as u64), format_size((self.backend.num_slots() * PAGE_SIZE) as u64));
+            let message = format!("backend \"{}\" is too small: it holds {size} in all, and a region of {wanted} does not fit beside the others", self.config.backend_url);
+            return Err(Error::new(ErrorKind::NoSpace, message));
+        }
+        taken.insert(place, (first, num_slots));
+        Ok(first)
+    }
+
+    pub(crate) fn give_slots_back(&self, first: usize) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).retain(|&(start, _)| start != first);
+    }
+}
+
+fn hash_with(secret: &[u8; SECRET_BYTES], content: &[u8]) -> u64 {
+    XxHash3_64::oneshot_with_secret(secret, content).expect("the secret is long enough")
+}
+
+fn random_secret() -> Result<[u8; SECRET_BYTES]> {
+    let mut secret = [0; SECRET_BYTES];
+    // SAFETY: the buffer is valid; up to 256 bytes come whole once the pool is ready.
+    let result = unsafe { libc::getrandom(secret.as_mut_ptr().cast(), SECRET_BYTES, 0) };
+    if result == SECRET_BYTES as isize { Ok(secret) } else { Err(Error::os(ErrorKind::NoMemory, "getrandom gave no secret for page hashes")) }
+}
+
+/// Divides local memory into frames for pages and buffers for I/O: `(frames, buffers per worker)`.
+fn divide_memory(config: &Config) -> Result<(usize, usize)> {
+    let bad = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
+    let bytes = config.local_memory_bytes;
+    if bytes == 0 {
+        return bad("local memory is 0: give the bytes of DRAM that resident pages may take, such as 512MiB".into());
+    }
+    if !bytes.is_multiple_of(PAGE_SIZE as u64) {
+        return bad(format!("local memory of {bytes} bytes is not a multiple of the page size, {PAGE_SIZE}"));
+    }
+    let machine = machine_memory_bytes();
+    if bytes > machine {
+        return bad(format!("local memory of {} is larger than this machine's {}", format_size(bytes), format_size(machine)));
+    }
+    if config.max_workers == 0 || config.max_workers > MAX_WORKERS {
+        return bad(format!("{} workers: there can be 1 to {MAX_WORKERS}", config.max_workers));
+    }
+    let num_pages = pages_in(bytes as usize);
+    // The thread that serves ordinary threads is a worker, too.
+    let num_workers = config.max_workers + 1;
+    let buffers_per_worker = (num_pages / (8 * num_workers)).clamp(1, MAX_BUFFERS_PER_WORKER);
+    let num_frames = num_pages.saturating_sub(buffers_per_worker * num_workers);
+    if num_frames < MIN_LOCAL_PAGES {
+        let least = format_size(((MIN_LOCAL_PAGES + num_workers) * PAGE_SIZE) as u64);
+        return bad(format!("local memory of {} is too small for {} workers: at least {least} is needed", format_size(bytes), config.max_workers));
+    }
+    Ok((num_frames, buffers_per_worker))
+}
+
+fn machine_memory_bytes() -> u64 {
+    // SAFETY: sysconf has no preconditions.
+    let num_pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+    u64::try_from(num_pages).map_or(u64::MAX, |num_pages| num_pages * PAGE_SIZE as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(local_memory_bytes: u64, max_workers: usize) -> Config {
+        Config { local_memory_bytes, backend_url: String::new(), max_workers, lwt_stack_bytes: 0, vectored_removal: true }
+    }
+
+    #[test]
+    fn memory_is_divided_without_remainder_or_refused() {
+        for num_pages in [18u64, 19, 64, 100, 10_000, 1 << 18] {
+            let (frames, buffers) = divide_memory(&config(num_pages * 4096, 1)).unwrap();
+            assert_eq!(frames + 2 * buffers, num_pages as usize);
+        }
+        for (bytes, workers) in [(0, 1), (4097, 1), (1 << 60, 1), (17 * 4096, 1), (1 << 20, 0), (1 << 20, 5000)] {
+            assert!(divide_memory(&config(bytes, workers)).is_err(), "{bytes} {workers}");
+        }
+    }
+}

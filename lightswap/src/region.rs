@@ -1,0 +1,219 @@
+//! Regions: ranges of virtual memory that Lightswap manages, and the table through which a faulting address finds its region.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::instance::Instance;
+use crate::page_table::PageEntry;
+use crate::pager::Pager;
+use crate::size::{PAGE_SIZE, bytes_of, pages_in, round_up};
+use crate::sys::mapping::Mapping;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicUsize};
+
+/// Who may write a page of a region, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub enum Contract {
+    /// Any code may write any page at any time. Victims are write-protected while they are hashed and written out.
+    Transparent = 0,
+    /// Code pins pages before it writes them. No write protection; a write to a page that is not pinned may be lost.
+    Cooperative = 1,
+}
+
+/// Pages per chunk: what one page of the kernel's page table maps. The hand skips chunks without resident pages.
+pub(crate) const CHUNK_PAGES: usize = 512;
+const REGION_ALIGN: usize = CHUNK_PAGES * PAGE_SIZE;
+
+/// The inside of a region.
+#[derive(Debug)]
+pub(crate) struct RegionInner {
+    pub(crate) pager: Arc<Pager>,
+    /// Regions keep their instance alive.
+    _instance: Arc<Instance>,
+    memory: Mapping,
+    table: Mapping,
+    num_pages: usize,
+    /// Its pages own the slots from here on.
+    pub(crate) first_slot: usize,
+    pub(crate) contract: Contract,
+    chunk_resident: Box<[AtomicU16]>,
+    /// Swap-ins on their way, which a destruction waits for.
+    pub(crate) num_swapping_in: AtomicUsize,
+}
+
+/// A page of a region: the unit all of the pager works on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Page<'a> {
+    pub(crate) region: &'a RegionInner,
+    pub(crate) index: usize,
+}
+
+impl<'a> Page<'a> {
+    pub(crate) fn entry(self) -> &'a PageEntry {
+        self.region.entry(self.index)
+    }
+
+    /// First address of the page.
+    pub(crate) fn address(self) -> usize {
+        self.region.start() + bytes_of(self.index)
+    }
+
+    /// What those who wait for the page park on.
+    pub(crate) fn key(self) -> usize {
+        self.address()
+    }
+
+    pub(crate) fn slot(self) -> usize {
+        self.region.first_slot + self.index
+    }
+
+    /// Counts the page in or out of the resident ones of its chunk.
+    pub(crate) fn count_resident(self, resident: bool) {
+        let counter = &self.region.chunk_resident[self.index / CHUNK_PAGES];
+        if resident {
+            counter.fetch_add(1, Relaxed);
+        } else {
+            counter.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl RegionInner {
+    /// Maps memory for a region whose slots start at `first_slot`; not registered yet.
+    pub(crate) fn new(instance: Arc<Instance>, num_bytes: usize, first_slot: usize, contract: Contract) -> Result<Self> {
+        let num_pages = pages_in(num_bytes);
+        let memory = Mapping::new(num_bytes, REGION_ALIGN)?;
+        // One page of a huge page cannot leave; and core dumps would trip over missing pages.
+        memory.advise(libc::MADV_NOHUGEPAGE);
+        memory.advise(libc::MADV_DONTDUMP);
+        let table_bytes = round_up(num_pages * size_of::<PageEntry>(), PAGE_SIZE).expect("smaller than the region");
+        let table = Mapping::new(table_bytes, PAGE_SIZE)?;
+        let chunk_resident = (0..num_pages.div_ceil(CHUNK_PAGES)).map(|_| AtomicU16::new(0)).collect();
+        Ok(Self { pager: instance.pager().clone(), _instance: instance, memory, table, num_pages, first_slot, contract, chunk_resident, num_swapping_in: AtomicUsize::new(0) })
+    }
+
+    pub(crate) fn start(&self) -> usize {
+        self.memory.base() as usize
+    }
+
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.memory.base()
+    }
+
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.memory.len()
+    }
+
+    pub(crate) fn num_pages(&self) -> usize {
+        self.num_pages
+    }
+
+    pub(crate) fn is_transparent(&self) -> bool {
+        self.contract == Contract::Transparent
+    }
+
+    pub(crate) fn page(&self, index: usize) -> Page<'_> {
+        Page { region: self, index }
+    }
+
+    /// The page that holds `address`, which must lie inside.
+    pub(crate) fn page_at(&self, address: usize) -> Page<'_> {
+        self.page(pages_in(address - self.start()))
+    }
+
+    /// Whether the chunk of page `index` has resident pages (a hint).
+    pub(crate) fn chunk_has_resident(&self, index: usize) -> bool {
+        self.chunk_resident[index / CHUNK_PAGES].load(Relaxed) > 0
+    }
+
+    pub(crate) fn num_resident(&self) -> usize {
+        self.chunk_resident.iter().map(|count| usize::from(count.load(Relaxed))).sum()
+    }
+
+    fn entry(&self, index: usize) -> &PageEntry {
+        assert!(index < self.num_pages);
+        // SAFETY: the table has an entry for each page; zeroed memory is a valid entry (Untouched) and entries consist of atomics.
+        unsafe { &*self.table.base().cast::<PageEntry>().add(index) }
+    }
+}
+
+/// Most regions of a process: every fault looks through the table of them.
+pub(crate) const MAX_REGIONS: usize = 64;
+
+struct Registered {
+    start: AtomicUsize,
+    end: AtomicUsize,
+    region: AtomicPtr<RegionInner>,
+    /// Address of its pager, so that the hand of one need not look into the regions of another.
+    pager: AtomicUsize,
+}
+
+static REGISTRY: [Registered; MAX_REGIONS] = [const {
+    Registered {
+        start: AtomicUsize::new(0),
+        end: AtomicUsize::new(0),
+        region: AtomicPtr::new(std::ptr::null_mut()),
+        pager: AtomicUsize::new(0),
+    }
+}; MAX_REGIONS];
+/// One more than the highest place ever used.
+static NUM_PLACES: AtomicUsize = AtomicUsize::new(0);
+static REGISTERING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+/// Makes a region findable.
+pub(crate) fn register(region: &Arc<RegionInner>) -> Result<()> {
+    let _guard = REGISTERING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let free = REGISTRY.iter().position(|place| place.region.load(Relaxed).is_null());
+    let place = free.ok_or_else(|| Error::new(ErrorKind::Busy, format!("this process has {MAX_REGIONS} regions already, the most there can be")))?;
+    let entry = &REGISTRY[place];
+    entry.region.store(Arc::as_ptr(region).cast_mut(), Release);
+    entry.pager.store(Arc::as_ptr(&region.pager) as usize, Release);
+    entry.end.store(region.start() + region.num_bytes(), Release);
+    entry.start.store(region.start(), Release);
+    NUM_PLACES.fetch_max(place + 1, Release);
+    Ok(())
+}
+
+/// Undoes [`register`].
+pub(crate) fn unregister(region: &RegionInner) {
+    let _guard = REGISTERING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(entry) = REGISTRY.iter().find(|entry| std::ptr::eq(entry.region.load(Relaxed), region)) {
+        entry.start.store(0, Release);
+        entry.end.store(0, Release);
+        entry.pager.store(0, Release);
+        entry.region.store(std::ptr::null_mut(), Release);
+    }
+}
+
+/// The region that holds `address`. Async-signal-safe.
+///
+/// The reference is good while the region exists; it is the caller's (that is, the user's) duty not to destroy a region that is in use.
+pub(crate) fn find(address: usize) -> Option<&'static RegionInner> {
+    for entry in &REGISTRY[..NUM_PLACES.load(Acquire)] {
+        if address >= entry.start.load(Acquire) && address < entry.end.load(Acquire) {
+            // SAFETY: registered regions are alive; see above for how long.
+            return unsafe { entry.region.load(Acquire).as_ref() };
+        }
+    }
+    None
+}
+
+/// The region registered in `place` if it is paged by `pager`. The caller holds the pager's hand, which a destruction takes first.
+pub(crate) fn in_place(place: usize, pager: &Pager) -> Option<&'static RegionInner> {
+    let entry = &REGISTRY[place];
+    if entry.pager.load(Acquire) != std::ptr::from_ref(pager) as usize {
+        return None;
+    }
+    // SAFETY: as in `find`; the hand's lock keeps the region from being destroyed before the caller has a claim on it.
+    unsafe { entry.region.load(Acquire).as_ref() }
+}
+
+/// Calls `visit` for each region of the process. Async-signal-safe if `visit` is.
+pub(crate) fn for_each(mut visit: impl FnMut(&RegionInner)) {
+    for entry in &REGISTRY[..NUM_PLACES.load(Acquire)] {
+        // SAFETY: as in `find`.
+        if let Some(region) = unsafe { entry.region.load(Acquire).as_ref() } {
+            visit(region);
+        }
+    }
+}

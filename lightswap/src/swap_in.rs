@@ -1,0 +1,290 @@
+//! Bringing pages in: from a fault, a touch, a pin or a prefetch to the mapped page.
+//!
+//! On an LWT the caller submits the read and is suspended until the page is there. An ordinary thread does what needs no waiting itself, and
+//! hands the rest to the instance's pager thread, where an LWT serves it; only that thread blocks.
+//!
+//! Whoever asked gets the page with a pin that it drops when it has been resumed: with a tiny local memory the page would otherwise be
+//! gone again before its LWT ran, forever.
+
+use crate::evict;
+use crate::lwt;
+use crate::page_table::{PageState, Pinned, Word};
+use crate::pager::{Pager, ZERO_PAGE};
+use crate::parking;
+use crate::region::Page;
+use crate::stats::Stats;
+use crate::sys;
+use crate::worker::{self, Worker};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::{AtomicBool, AtomicPtr};
+
+/// Why a page could not be brought in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SwapInError {
+    /// An errno, or [`WRONG_HASH`] or [`SHORT_READ`].
+    pub(crate) cause: i32,
+}
+
+/// Cause: the content read is not what was written.
+pub(crate) const WRONG_HASH: i32 = -1;
+/// Cause: the backend returned less than a page.
+pub(crate) const SHORT_READ: i32 = -2;
+
+impl std::fmt::Display for SwapInError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.cause {
+            WRONG_HASH => f.write_str("the content read back is not what was written (wrong hash)"),
+            SHORT_READ => f.write_str("the backend returned less than a page"),
+            // Not io::Error: this may be formatted in a signal handler, where strerror has no place.
+            errno => write!(f, "I/O error, errno {errno}"),
+        }
+    }
+}
+
+/// Makes a page resident and adds a pin to it, suspending the LWT or blocking the thread as long as it takes. Async-signal-safe.
+pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, SwapInError> {
+    let entry = page.entry();
+    loop {
+        let word = match entry.pin() {
+            Ok(pinned) => return Ok(pinned),
+            Err(word) => word,
+        };
+        match word.state() {
+            PageState::Untouched | PageState::SwappedOut => {
+                if try_bring_in(page, word)? {
+                    return Ok(Pinned::Resident);
+                }
+            }
+            PageState::SwappingIn | PageState::Removing => parking::park(page.key(), || entry.set_waiters()),
+            PageState::Failed => return Err(SwapInError { cause: entry.cause() }),
+            PageState::Resident | PageState::Evicting => {}
+        }
+    }
+}
+
+/// Drops a pin.
+pub(crate) fn unpin(page: Page<'_>) {
+    if page.entry().unpin() {
+        page.region.pager.budget.notify();
+    }
+}
+
+/// Brings in a page whose word was `word` with one pin; `false` if somebody else was faster.
+fn try_bring_in(page: Page<'static>, word: Word) -> Result<bool, SwapInError> {
+    let pager = &*page.region.pager;
+    match worker::current_of(pager) {
+        Some(worker) if lwt::on_lwt() => {
+            if !page.entry().begin_swap_in(word) {
+                return Ok(false);
+            }
+            bring_in(worker, page, word).map(|()| true)
+        }
+        _ => bring_in_on_thread(page, word),
+    }
+}
+
+/// On an LWT: brings in a page that the caller has moved to SwappingIn from `word`, and pins it.
+fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), SwapInError> {
+    let pager = &*page.region.pager;
+    let start_ns = sys::now_ns();
+    evict::take_frame(worker);
+    let stats = worker.stats();
+    if !word.is_stored() {
+        install_zeroes(page, 1)?;
+        stats.counters.zero_fills.add(1);
+    } else if let Some(content) = pager.backend.content(page.slot()) {
+        install(page, content, 1)?;
+        stats.counters.swap_ins.add(1);
+    } else {
+        worker.start_read(page, 1);
+        let entry = page.entry();
+        // With our pin on it, or Failed, the page stays as it is until we look.
+        while entry.load().state() == PageState::SwappingIn {
+            parking::park(page.key(), || entry.set_waiters());
+        }
+        if entry.load().state() == PageState::Failed {
+            return Err(SwapInError { cause: entry.cause() });
+        }
+    }
+    stats.fault_handling.record(sys::now_ns() - start_ns);
+    Ok(())
+}
+
+/// On a thread that is no worker, or on a worker's own stack.
+fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, SwapInError> {
+    let pager = &*page.region.pager;
+    let entry = page.entry();
+    let content = pager.backend.content(page.slot());
+    if (!word.is_stored() || content.is_some()) && pager.budget.try_take() {
+        if !entry.begin_swap_in(word) {
+            pager.budget.give_back(1);
+            return Ok(false);
+        }
+        let counters = &pager.thread_stats.counters;
+        match content.filter(|_| word.is_stored()) {
+            Some(content) => {
+                install(page, content, 1)?;
+                counters.swap_ins.add_shared(1);
+            }
+            None => {
+                install_zeroes(page, 1)?;
+                counters.zero_fills.add_shared(1);
+            }
+        }
+        if pager.budget.is_low() {
+            pager.pager_thread().nudge();
+        }
+        return Ok(true);
+    }
+    let request = Request::new(page, false);
+    pager.pager_thread().push_request(&request);
+    parking::park(request.key(), || !request.done.load(Acquire));
+    // The pin that the server took is ours now; without one there is a failure, which the caller's loop finds.
+    Ok(request.pinned.load(Acquire))
+}
+
+/// Maps a zeroed page; on failure gives the frame back.
+fn install_zeroes(page: Page<'_>, pins: u32) -> Result<(), SwapInError> {
+    let pager = &*page.region.pager;
+    let reserved = pager.backend.reserve(page.slot(), 1);
+    let result = match reserved {
+        // SAFETY: the source is a page of zeroes; the page is ours in SwappingIn, so it is registered and missing.
+        Ok(()) => unsafe { pager.uffd.copy_page(page.address(), ZERO_PAGE.0.as_ptr()) },
+        Err(cause) => Err(cause.raw_os_error().unwrap_or(libc::EIO)),
+    };
+    finish(page, result, pins)
+}
+
+/// Verifies and maps a page whose content is at `content`; on failure gives the frame back.
+pub(crate) fn install(page: Page<'_>, content: *const u8, pins: u32) -> Result<(), SwapInError> {
+    let pager = &*page.region.pager;
+    // SAFETY: the content is in a slot or buffer that nobody else uses now.
+    let result = if unsafe { pager.hash_page(content) } == page.entry().hash() {
+        // SAFETY: as above; the page is ours in SwappingIn, so it is registered and missing.
+        unsafe { pager.uffd.copy_page(page.address(), content) }
+    } else {
+        Err(WRONG_HASH)
+    };
+    finish(page, result, pins)
+}
+
+fn finish(page: Page<'_>, result: Result<(), i32>, pins: u32) -> Result<(), SwapInError> {
+    match result {
+        Ok(()) => {
+            page.count_resident(true);
+            if page.entry().finish_swap_in(pins) {
+                parking::unpark_all(page.key());
+            }
+            if pins == 0 {
+                page.region.pager.budget.notify();
+            }
+            Ok(())
+        }
+        Err(cause) => {
+            fail(page, cause);
+            Err(SwapInError { cause })
+        }
+    }
+}
+
+/// The swap-in failed: the page is Failed, its frame free.
+pub(crate) fn fail(page: Page<'_>, cause: i32) {
+    let pager = &*page.region.pager;
+    let counters: &Stats = worker::current_of(pager).map_or(&pager.thread_stats, Worker::stats);
+    counters.counters.swap_in_errors.add_shared(1);
+    pager.budget.give_back(1);
+    if page.entry().fail_swap_in(cause) {
+        parking::unpark_all(page.key());
+    }
+}
+
+/// Starts reading a page if it is swapped out and that needs no waiting. A hint.
+pub(crate) fn prefetch(page: Page<'static>) {
+    let pager = &*page.region.pager;
+    let word = page.entry().load();
+    if word.state() != PageState::SwappedOut {
+        return;
+    }
+    let Some(worker) = worker::current_of(pager) else {
+        // The request outlives this call: the pager thread frees it.
+        let request = Box::leak(Box::new(Request::new(page, true)));
+        return pager.pager_thread().push_request(request);
+    };
+    let content = pager.backend.content(page.slot());
+    if !(content.is_some() || worker.has_free_buffer()) || pager.budget.is_low() || !pager.budget.try_take() {
+        return;
+    }
+    if !page.entry().begin_swap_in(word) {
+        return pager.budget.give_back(1);
+    }
+    worker.stats().counters.prefetches.add(1);
+    match content {
+        Some(content) => {
+            // A failure marks the page; whoever needs it will see.
+            let _ = install(page, content, 0);
+            worker.stats().counters.swap_ins.add(1);
+        }
+        None => worker.start_read(page, 0),
+    }
+}
+
+/// What an ordinary thread asks the pager thread for. Lives on the waiting thread's stack, or in a box for a prefetch.
+#[derive(Debug)]
+pub(crate) struct Request {
+    page: Page<'static>,
+    is_prefetch: bool,
+    done: AtomicBool,
+    pinned: AtomicBool,
+    pub(crate) next: AtomicPtr<Request>,
+}
+
+impl Request {
+    fn new(page: Page<'static>, is_prefetch: bool) -> Self {
+        let next = AtomicPtr::new(std::ptr::null_mut());
+        Self { page, is_prefetch, done: AtomicBool::new(false), pinned: AtomicBool::new(false), next }
+    }
+
+    fn key(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+}
+
+/// Pager thread: serves one request, on an LWT of its own.
+pub(crate) fn serve(request: *mut Request) {
+    // SAFETY: whoever pushed the request waits for `done`, or leaked its box to us.
+    let (page, is_prefetch) = unsafe { ((*request).page, (*request).is_prefetch) };
+    if is_prefetch {
+        // SAFETY: made by `prefetch` with Box::new, and nobody else knows it.
+        drop(unsafe { Box::from_raw(request) });
+        return prefetch(page);
+    }
+    let pinned = make_resident(page).is_ok();
+    // SAFETY: as above; after `done` is set it may be gone, its address is still good as a key.
+    unsafe {
+        (*request).pinned.store(pinned, Release);
+        (*request).done.store(true, Release);
+    }
+    parking::unpark_all(request as usize);
+}
+
+/// A read of the worker's queue completed: verifies and maps the page.
+pub(crate) fn complete_read(worker: &Worker, buffer: usize, result: i32) {
+    let (page, pins, start_ns, content) = worker.finish_read(buffer);
+    if result == crate::size::PAGE_SIZE as i32 {
+        if install(page, content, pins).is_ok() {
+            worker.stats().counters.swap_ins.add(1);
+            worker.stats().swap_in.record(sys::now_ns() - start_ns);
+        }
+    } else {
+        fail(page, if result < 0 { -result } else { SHORT_READ });
+    }
+    page.region.num_swapping_in.fetch_sub(1, AcqRel);
+    worker.release_buffer(buffer);
+}
+
+impl Pager {
+    /// The worker that serves ordinary threads.
+    pub(crate) fn pager_thread(&self) -> &crate::worker::WorkerShared {
+        self.pager_thread.get().expect("the pager thread starts with the instance")
+    }
+}

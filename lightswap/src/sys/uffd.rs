@@ -1,0 +1,95 @@
+//! userfaultfd in the form Lightswap uses it: SIGBUS in the faulting thread, user-mode faults only, so no privilege.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::size::{PAGE_SIZE, bytes_of};
+use linux_raw_sys::general as raw;
+use linux_raw_sys::ioctl;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// An open userfaultfd whose faults raise SIGBUS.
+#[derive(Debug)]
+pub(crate) struct Uffd(OwnedFd);
+
+impl Uffd {
+    /// Opens and configures one.
+    pub(crate) fn open() -> Result<Self> {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | raw::UFFD_USER_MODE_ONLY as i32;
+        // SAFETY: userfaultfd takes flags only and returns a new descriptor.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+        if fd < 0 {
+            let what = "userfaultfd is not available (Linux 5.11 or newer with CONFIG_USERFAULTFD, and no seccomp filter against it, is needed)";
+            return Err(Error::os(ErrorKind::NoUserfaultfd, what));
+        }
+        // SAFETY: the descriptor is new and ours.
+        let uffd = Self(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+        let features = raw::UFFD_FEATURE_SIGBUS | raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP;
+        let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features: features.into(), ioctls: 0 };
+        uffd.ioctl(ioctl::UFFDIO_API, &mut api).map_err(|errno| {
+            let cause = std::io::Error::from_raw_os_error(errno);
+            Error::io(ErrorKind::NoUserfaultfd, "this kernel's userfaultfd lacks SIGBUS or write-protect mode (Linux 5.11 or newer is needed)", &cause)
+        })?;
+        Ok(uffd)
+    }
+
+    /// One ioctl; on failure its errno. Async-signal-safe.
+    fn ioctl<T>(&self, request: u32, argument: &mut T) -> std::result::Result<(), i32> {
+        // SAFETY: each caller passes the struct that belongs to the request, valid for the call.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), request as libc::c_ulong, argument as *mut T) };
+        if result < 0 { Err(super::errno()) } else { Ok(()) }
+    }
+
+    /// Registers `[start, start + len)` for missing pages and, if asked, write protection.
+    pub(crate) fn register(&self, start: usize, len: usize, write_protect: bool) -> Result<()> {
+        let wp = if write_protect { raw::UFFDIO_REGISTER_MODE_WP } else { 0 };
+        let mode = (raw::UFFDIO_REGISTER_MODE_MISSING | wp).into();
+        let mut register = raw::uffdio_register { range: range(start, len), mode, ioctls: 0 };
+        self.ioctl(ioctl::UFFDIO_REGISTER, &mut register).map_err(|errno| {
+            let cause = std::io::Error::from_raw_os_error(errno);
+            Error::io(ErrorKind::NoUserfaultfd, "cannot register a region with userfaultfd", &cause)
+        })
+    }
+
+    /// Undoes [`Self::register`].
+    pub(crate) fn unregister(&self, start: usize, len: usize) {
+        let _ = self.ioctl(ioctl::UFFDIO_UNREGISTER, &mut range(start, len));
+    }
+
+    /// Maps one page at `page` (missing so far) with the content at `source`. On failure the errno. Async-signal-safe.
+    ///
+    /// # Safety
+    /// `source` is readable for a page and `page` lies in a range registered here.
+    pub(crate) unsafe fn copy_page(&self, page: usize, source: *const u8) -> std::result::Result<(), i32> {
+        loop {
+            let mut copy = raw::uffdio_copy {
+                dst: page as u64,
+                src: source as u64,
+                len: PAGE_SIZE as u64,
+                // Nobody sleeps in the kernel on our faults: SIGBUS mode has no wait queue to wake.
+                mode: raw::UFFDIO_COPY_MODE_DONTWAKE.into(),
+                copy: 0,
+            };
+            match self.ioctl(ioctl::UFFDIO_COPY, &mut copy) {
+                // The address space is changing (a fork or mmap in another thread): try again.
+                Err(libc::EAGAIN) => std::hint::spin_loop(),
+                result => return result,
+            }
+        }
+    }
+
+    /// Write-protects (or un-protects) the present pages of a range. On failure the errno. Async-signal-safe.
+    pub(crate) fn write_protect(&self, start: usize, num_pages: usize, protect: bool) -> std::result::Result<(), i32> {
+        loop {
+            // Mode bit 0 protects, bit 1 (DONTWAKE) is for the other direction.
+            let mode = if protect { 1 } else { 2 };
+            let mut wp = raw::uffdio_writeprotect { range: range(start, bytes_of(num_pages)), mode };
+            match self.ioctl(ioctl::UFFDIO_WRITEPROTECT, &mut wp) {
+                Err(libc::EAGAIN) => std::hint::spin_loop(),
+                result => return result,
+            }
+        }
+    }
+}
+
+fn range(start: usize, len: usize) -> raw::uffdio_range {
+    raw::uffdio_range { start: start as u64, len: len as u64 }
+}

@@ -1,0 +1,321 @@
+//! Workers: OS threads with a scheduler of LWTs, an I/O queue, buffers and evict batches of their own.
+//!
+//! Nothing of a worker is shared but [`WorkerShared`]: the inbox through which other threads wake its LWTs, and its statistics. One turn of the
+//! scheduler: take in remote wake-ups, reap completions (map what was read), run every ready LWT once, reclaim ahead of demand, submit.
+
+use crate::buffers::{Buffers, PendingRead};
+use crate::error::{Error, ErrorKind, Result};
+use crate::evict::{self, Batch, MAX_BATCHES};
+use crate::io_queue::{IoQueue, Purpose};
+use crate::lwt::{self, Lwt, ReadyQueue};
+use crate::pager::Pager;
+use crate::parking;
+use crate::region::Page;
+use crate::stack::StackPool;
+use crate::stats::Stats;
+use crate::swap_in::{self, Request};
+use crate::sys;
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, fence};
+
+thread_local! {
+    /// The worker that this thread is, or null. Const and without destructor: reading it in a signal handler is safe.
+    static CURRENT: Cell<*const Worker> = const { Cell::new(ptr::null()) };
+}
+
+/// The worker that the calling thread is. Async-signal-safe.
+pub(crate) fn current() -> Option<&'static Worker> {
+    // SAFETY: set by `enter`, cleared by `leave` before the worker is freed, and used on this thread only.
+    unsafe { CURRENT.get().as_ref() }
+}
+
+/// The same if it is a worker of `pager`.
+pub(crate) fn current_of(pager: &Pager) -> Option<&'static Worker> {
+    current().filter(|worker| ptr::eq(worker.pager(), pager))
+}
+
+/// The part of a worker that other threads use. Lives as long as the instance.
+#[derive(Debug)]
+pub(crate) struct WorkerShared {
+    inbox: AtomicPtr<Lwt>,
+    requests: AtomicPtr<Request>,
+    /// The worker sleeps, or is about to, and wants a write to `wake_fd` when something comes in.
+    is_sleeping: AtomicBool,
+    pub(crate) must_stop: AtomicBool,
+    wake_fd: OwnedFd,
+    pub(crate) stats: Stats,
+}
+
+impl WorkerShared {
+    fn new() -> Result<Self> {
+        // SAFETY: eventfd takes two integers and returns a new descriptor.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(Error::os(ErrorKind::NoMemory, "cannot make an eventfd for a worker"));
+        }
+        Ok(Self {
+            inbox: AtomicPtr::new(ptr::null_mut()),
+            requests: AtomicPtr::new(ptr::null_mut()),
+            is_sleeping: AtomicBool::new(false),
+            must_stop: AtomicBool::new(false),
+            // SAFETY: the descriptor is new and ours.
+            wake_fd: unsafe { OwnedFd::from_raw_fd(fd) },
+            stats: Stats::default(),
+        })
+    }
+
+    /// Makes a suspended LWT of this worker ready. Async-signal-safe, from any thread.
+    pub(crate) fn push_inbox(&self, lwt: *mut Lwt) {
+        // SAFETY: a suspended LWT is alive, and whoever wakes it owns its link.
+        push(&self.inbox, lwt, unsafe { &(*lwt).next_inbox });
+        self.nudge();
+    }
+
+    /// Hands a request to the pager thread. Async-signal-safe, from any thread.
+    pub(crate) fn push_request(&self, request: &Request) {
+        push(&self.requests, ptr::from_ref(request).cast_mut(), &request.next);
+        self.nudge();
+    }
+
+    /// Makes the worker take a turn if it sleeps.
+    pub(crate) fn nudge(&self) {
+        fence(SeqCst);
+        if self.is_sleeping.load(Relaxed) && self.is_sleeping.swap(false, SeqCst) {
+            // SAFETY: writes 8 bytes of a valid u64 to our eventfd; a full counter means that a wake-up is pending anyway.
+            unsafe { libc::write(self.wake_fd.as_raw_fd(), (&raw const ONE).cast(), 8) };
+        }
+    }
+
+    fn has_incoming(&self) -> bool {
+        !self.inbox.load(Relaxed).is_null() || !self.requests.load(Relaxed).is_null() || self.must_stop.load(Relaxed)
+    }
+}
+
+static ONE: u64 = 1;
+
+/// Pushes onto a lock-free stack that its consumer takes whole.
+fn push<T>(head: &AtomicPtr<T>, node: *mut T, next: &AtomicPtr<T>) {
+    let mut old = head.load(Relaxed);
+    loop {
+        next.store(old, Relaxed);
+        match head.compare_exchange_weak(old, node, Release, Relaxed) {
+            Ok(_) => return,
+            Err(now) => old = now,
+        }
+    }
+}
+
+/// A worker; for its thread only.
+pub(crate) struct Worker {
+    pager: Arc<Pager>,
+    shared: Arc<WorkerShared>,
+    queue: IoQueue,
+    buffers: Buffers,
+    batches: [UnsafeCell<Batch>; MAX_BATCHES],
+    ready: ReadyQueue,
+    current_lwt: Cell<*mut Lwt>,
+    num_lwts: Cell<usize>,
+    stacks: RefCell<StackPool>,
+}
+
+impl Worker {
+    /// Makes the calling thread a worker.
+    pub(crate) fn enter(pager: &Arc<Pager>) -> Result<&'static Self> {
+        if current().is_some() {
+            return Err(Error::new(ErrorKind::Busy, "this thread is a worker already"));
+        }
+        let shared = Arc::new(WorkerShared::new()?);
+        let buffers = Buffers::new(pager.buffers_per_worker)?;
+        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), &[buffers.as_iovec()], pager.backend.file())?;
+        pager.workers().push(shared.clone());
+        let worker = Self {
+            pager: pager.clone(),
+            shared,
+            queue,
+            buffers,
+            batches: std::array::from_fn(|_| UnsafeCell::new(Batch::new())),
+            ready: ReadyQueue::new(),
+            current_lwt: Cell::new(ptr::null_mut()),
+            num_lwts: Cell::new(0),
+            stacks: RefCell::new(StackPool::new(pager.config.lwt_stack_bytes)),
+        };
+        let worker: &'static Self = Box::leak(Box::new(worker));
+        CURRENT.set(worker);
+        Ok(worker)
+    }
+
+    /// Undoes [`Self::enter`] for the calling thread; finishes I/O in flight first.
+    pub(crate) fn leave() -> Result<()> {
+        let worker = current().ok_or_else(|| Error::new(ErrorKind::NotAWorker, "this thread is not a worker"))?;
+        if !worker.current_lwt.get().is_null() || worker.num_lwts.get() > 0 {
+            return Err(Error::new(ErrorKind::Busy, format!("{} LWTs of this worker have not ended", worker.num_lwts.get())));
+        }
+        while worker.queue.num_in_flight() > 0 {
+            worker.queue.poll(true, |purpose, result| worker.complete(purpose, result));
+        }
+        CURRENT.set(ptr::null());
+        // SAFETY: leaked by `enter`; no LWT, completion or thread-local refers to it any more.
+        drop(unsafe { Box::from_raw(ptr::from_ref(worker).cast_mut()) });
+        Ok(())
+    }
+
+    /// One turn of the scheduler; with `wait`, sleeps first while there is nothing to do. Returns the number of LWTs that are ready again.
+    pub(crate) fn turn(&self, wait: bool) -> usize {
+        self.shared.is_sleeping.store(false, SeqCst);
+        self.take_in();
+        let may_sleep = wait && self.ready.len() == 0 && self.prepare_sleep();
+        self.queue.poll(may_sleep, |purpose, result| self.complete(purpose, result));
+        self.shared.is_sleeping.store(false, SeqCst);
+        if may_sleep {
+            self.take_in();
+        }
+        for _ in 0..self.ready.len() {
+            if let Some(lwt) = self.ready.pop() {
+                lwt::resume(self, lwt);
+            }
+        }
+        if self.pager.budget.is_low() && !self.pager.is_failing() {
+            evict::reclaim(self);
+        }
+        self.queue.submit();
+        // The caller may sleep on our descriptor now.
+        if self.ready.len() == 0 && !self.prepare_sleep() { 1 } else { self.ready.len() }
+    }
+
+    /// Asks for a nudge; `false` if there is something already.
+    fn prepare_sleep(&self) -> bool {
+        self.shared.is_sleeping.store(true, SeqCst);
+        fence(SeqCst);
+        !self.shared.has_incoming()
+    }
+
+    fn take_in(&self) {
+        lwt::drain_inbox(&self.shared.inbox, &self.ready);
+        let mut request = self.shared.requests.swap(ptr::null_mut(), Acquire);
+        while !request.is_null() {
+            // SAFETY: a request is alive until it is served.
+            let next = unsafe { (*request).next.load(Relaxed) };
+            if lwt::start(move || swap_in::serve(request)).is_err() {
+                // No stack for it now: again at the next turn, when others have ended.
+                // SAFETY: as above.
+                push(&self.shared.requests, request, unsafe { &(*request).next });
+            }
+            request = next;
+        }
+    }
+
+    fn complete(&self, purpose: Purpose, result: i32) {
+        match purpose {
+            Purpose::Lwt(lwt) => self.push_ready(lwt),
+            Purpose::Read { buffer } => swap_in::complete_read(self, buffer, result),
+            Purpose::Write { batch, run } => evict::complete_write(self, batch, run, result),
+            Purpose::Wake => {}
+        }
+    }
+
+    /// Takes turns until no LWT of this worker is alive, or it is told to stop.
+    pub(crate) fn run(&self) {
+        while self.num_lwts.get() > 0 && !self.shared.must_stop.load(Relaxed) {
+            self.turn(true);
+        }
+    }
+
+    /// On an LWT: waits for a buffer and starts reading `page` into it.
+    pub(crate) fn start_read(&self, page: Page<'static>, pins: u32) {
+        page.region.num_swapping_in.fetch_add(1, Relaxed);
+        let read = PendingRead { page, pins, start_ns: sys::now_ns() };
+        let buffer = loop {
+            if let Some(buffer) = self.buffers.take(read) {
+                break buffer;
+            }
+            parking::park(self.buffers_key(), || !self.buffers.has_free());
+        };
+        self.pager.backend.start_read(&self.queue, page.slot(), buffer, self.buffers.address(buffer));
+    }
+
+    pub(crate) fn has_free_buffer(&self) -> bool {
+        self.buffers.has_free()
+    }
+
+    /// What a completed read was for: page, pins, start, content.
+    pub(crate) fn finish_read(&self, buffer: usize) -> (Page<'static>, u32, u64, *const u8) {
+        let PendingRead { page, pins, start_ns } = self.buffers.finish(buffer);
+        (page, pins, start_ns, self.buffers.address(buffer))
+    }
+
+    pub(crate) fn release_buffer(&self, buffer: usize) {
+        self.buffers.release(buffer);
+        parking::unpark_one(self.buffers_key());
+    }
+
+    fn buffers_key(&self) -> usize {
+        ptr::from_ref(&self.buffers) as usize
+    }
+
+    /// A batch that is not in flight, and its number.
+    #[expect(clippy::mut_from_ref, reason = "each batch is used by one function at a time on this thread; see SAFETY")]
+    pub(crate) fn free_batch(&self) -> Option<(usize, &mut Batch)> {
+        // SAFETY: batches are used by `reclaim` and `complete_write` only, which run on this thread, never suspend and never nest.
+        self.batches.iter().map(|batch| unsafe { &mut *batch.get() }).enumerate().find(|(_, batch)| batch.is_free())
+    }
+
+    pub(crate) fn has_busy_batch(&self) -> bool {
+        // SAFETY: as above.
+        self.batches.iter().any(|batch| unsafe { !(*batch.get()).is_free() })
+    }
+
+    #[expect(clippy::mut_from_ref, reason = "as free_batch")]
+    pub(crate) fn batch(&self, number: usize) -> &mut Batch {
+        // SAFETY: as in `free_batch`.
+        unsafe { &mut *self.batches[number].get() }
+    }
+
+    pub(crate) fn pager(&self) -> &Pager {
+        &self.pager
+    }
+
+    pub(crate) fn shared(&self) -> &WorkerShared {
+        &self.shared
+    }
+
+    pub(crate) fn queue(&self) -> &IoQueue {
+        &self.queue
+    }
+
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.shared.stats
+    }
+
+    pub(crate) fn stacks(&self) -> &RefCell<StackPool> {
+        &self.stacks
+    }
+
+    pub(crate) fn push_ready(&self, lwt: *mut Lwt) {
+        self.ready.push(lwt);
+    }
+
+    pub(crate) fn current_lwt(&self) -> *mut Lwt {
+        self.current_lwt.get()
+    }
+
+    pub(crate) fn set_current_lwt(&self, lwt: *mut Lwt) {
+        self.current_lwt.set(lwt);
+    }
+
+    pub(crate) fn count_lwt(&self, change: isize) {
+        self.num_lwts.set(self.num_lwts.get().wrapping_add_signed(change));
+    }
+
+    pub(crate) fn num_lwts(&self) -> usize {
+        self.num_lwts.get()
+    }
+
+    /// The descriptor an event loop waits for before it calls [`Self::turn`].
+    pub(crate) fn fd(&self) -> RawFd {
+        self.queue.fd()
+    }
+}
