@@ -3,8 +3,8 @@
 //! A frame is taken before a page is mapped and given back after it is unmapped. I/O buffers are taken out of the capacity at the start.
 
 use crate::parking;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicUsize, fence};
 
 /// Frames of one instance.
 #[derive(Debug)]
@@ -16,7 +16,12 @@ pub(crate) struct Budget {
     low_watermark: usize,
     /// Pages an evict batch aims for.
     batch_pages: usize,
+    /// Pages in evict batches that are under way.
+    num_leaving: AtomicUsize,
+    /// LWTs and threads that are short of a frame, reclaiming or parked.
     num_waiting: AtomicUsize,
+    /// Counts what those should look at again; see [`Wait`].
+    epoch: AtomicUsize,
 }
 
 /// Most pages of one evict batch.
@@ -26,7 +31,13 @@ impl Budget {
     pub(crate) fn new(capacity: usize) -> Self {
         // A batch pays one TLB flush for all its pages, so it is large; but it must not take a noticeable part of a small memory.
         let batch_pages = (capacity / 16).clamp(1, MAX_BATCH_PAGES);
-        Self { num_used: AtomicUsize::new(0), capacity, low_watermark: batch_pages / 2, batch_pages, num_waiting: AtomicUsize::new(0) }
+        let [num_used, num_leaving, num_waiting, epoch] = [0; 4].map(AtomicUsize::new);
+        Self { num_used, capacity, low_watermark: batch_pages, batch_pages, num_leaving, num_waiting, epoch }
+    }
+
+    /// Takes a frame if one is free and nobody has been waiting for it.
+    pub(crate) fn try_take_in_turn(&self) -> bool {
+        self.num_waiting.load(Relaxed) == 0 && self.try_take()
     }
 
     /// Takes a frame if one is free.
@@ -38,10 +49,10 @@ impl Budget {
         false
     }
 
-    /// Gives frames back.
+    /// Gives frames back, and lets as many of those who wait for one try again.
     pub(crate) fn give_back(&self, num_frames: usize) {
         self.num_used.fetch_sub(num_frames, AcqRel);
-        self.notify();
+        self.notify(num_frames);
     }
 
     pub(crate) fn num_used(&self) -> usize {
@@ -56,26 +67,61 @@ impl Budget {
         self.batch_pages
     }
 
+    /// Whether reclaim should start another batch ahead of demand.
     pub(crate) fn is_low(&self) -> bool {
-        self.num_used() + self.low_watermark >= self.capacity
+        self.num_used() + self.low_watermark >= self.capacity + self.num_leaving.load(Relaxed)
     }
 
-    /// Something changed that those who wait for a frame should look at: a frame is free, or a page became evictable.
-    pub(crate) fn notify(&self) {
-        if self.num_waiting.load(SeqCst) > 0 {
-            parking::unpark_all(self.key());
+    /// An evict batch has selected so many victims.
+    pub(crate) fn begin_leaving(&self, num_pages: usize) {
+        self.num_leaving.fetch_add(num_pages, Relaxed);
+    }
+
+    /// That batch is over.
+    pub(crate) fn end_leaving(&self, num_pages: usize) {
+        self.num_leaving.fetch_sub(num_pages, Relaxed);
+    }
+
+    /// Frames are free or pages became evictable: `num_waiters` of those who wait should try again. One load when nobody waits.
+    pub(crate) fn notify(&self, num_waiters: usize) {
+        fence(SeqCst);
+        if self.num_waiting.load(Relaxed) > 0 {
+            self.epoch.fetch_add(1, SeqCst);
+            parking::unpark(self.key(), num_waiters);
         }
     }
 
-    /// Waits until [`Self::notify`], unless `still_needed` says otherwise after the wait was announced.
-    pub(crate) fn wait(&self, still_needed: impl FnOnce() -> bool) {
+    /// Announces that the caller is short of a frame.
+    pub(crate) fn begin_wait(&self) -> Wait<'_> {
         self.num_waiting.fetch_add(1, SeqCst);
-        parking::park(self.key(), || self.num_used() >= self.capacity && still_needed());
-        self.num_waiting.fetch_sub(1, SeqCst);
+        Wait { budget: self, epoch: self.epoch.load(SeqCst) }
     }
 
     fn key(&self) -> usize {
         std::ptr::from_ref(self) as usize
+    }
+}
+
+/// The wait for a frame, an event count: what happens after it was announced, or after the last [`Self::park`], ends the next park at once, so
+/// that nothing is missed between a vain reclaim and the park.
+#[derive(Debug)]
+pub(crate) struct Wait<'a> {
+    budget: &'a Budget,
+    epoch: usize,
+}
+
+impl Wait<'_> {
+    /// Waits until there is something new to look at.
+    pub(crate) fn park(&mut self) {
+        let Budget { num_used, capacity, epoch, .. } = self.budget;
+        parking::park(self.budget.key(), || num_used.load(SeqCst) >= *capacity && epoch.load(SeqCst) == self.epoch);
+        self.epoch = epoch.load(SeqCst);
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.budget.num_waiting.fetch_sub(1, SeqCst);
     }
 }
 

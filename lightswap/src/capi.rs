@@ -292,10 +292,10 @@ fn not_a_worker() -> c_int {
     fail(&Error::new(ErrorKind::NotAWorker, "the calling thread is not a worker: call lsw_worker_enter first"))
 }
 
-/// A descriptor that is readable when lsw_worker_poll has something to do, for event loops.
+/// A descriptor that is readable when lsw_worker_poll has something to do, for event loops; lsw_worker_poll clears it. Negative: a status.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_worker_fd() -> c_int {
-    worker::current().map_or_else(not_a_worker, |worker| worker.fd())
+    worker::current().map_or_else(not_a_worker, |worker| worker.fd().unwrap_or_else(|error| fail(&error)))
 }
 
 /// Reaps completions, runs every LWT that is ready once, reclaims ahead of demand; never blocks. Returns how many LWTs are ready again (then do not

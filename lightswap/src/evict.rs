@@ -95,10 +95,12 @@ impl Batch {
 /// Takes a frame for the calling LWT: at once if one is free, otherwise by reclaiming, otherwise by waiting. Async-signal-safe.
 pub(crate) fn take_frame(worker: &Worker) {
     let pager = worker.pager();
-    if pager.budget.try_take() {
+    if pager.budget.try_take_in_turn() {
         return;
     }
-    worker.stats().counters.direct_reclaims.add(1);
+    let counters = &worker.stats().counters;
+    counters.direct_reclaims.add(1);
+    let mut wait = pager.budget.begin_wait();
     loop {
         let progress = reclaim(worker);
         if pager.budget.try_take() {
@@ -107,11 +109,11 @@ pub(crate) fn take_frame(worker: &Worker) {
         if progress == Progress::Freed {
             continue;
         }
-        worker.stats().counters.frame_waits.add(1);
+        counters.frame_waits.add(1);
         if pager.is_failing() {
             lwt::sleep(RETRY_PAUSE);
         } else {
-            pager.budget.wait(|| true);
+            wait.park();
         }
     }
 }
@@ -126,6 +128,7 @@ pub(crate) fn reclaim(worker: &Worker) -> Progress {
         return if worker.has_busy_batch() { Progress::Pending } else { Progress::Nothing };
     }
     worker.stats().counters.evict_batches.add(1);
+    pager.budget.begin_leaving(batch.victims.len());
     protect(pager, batch);
     classify(pager, batch);
     write_dirty(worker, number, batch);
@@ -352,13 +355,14 @@ fn release(pager: &Pager, batch: &mut Batch) {
             assert!(result.is_ok(), "un-protecting a region failed: was it unmapped?");
         }
     }
-    let had_victims = !batch.victims.is_empty();
     batch.claims.drain(..).for_each(|claim| pager.hand.release(&claim));
-    batch.victims.clear();
     batch.protected.clear();
     batch.writes.clear();
     batch.must_unprotect = false;
-    if had_victims {
-        pager.budget.notify();
+    let num_victims = batch.victims.len();
+    batch.victims.clear();
+    if num_victims > 0 {
+        pager.budget.end_leaving(num_victims);
+        pager.budget.notify(1);
     }
 }

@@ -290,11 +290,14 @@ impl WorkerHandle {
         self.worker.num_lwts()
     }
 
-    /// A descriptor that is readable when [`Self::poll`] has something to do, for event loops.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        let fd: RawFd = self.worker.fd();
-        // SAFETY: the ring's descriptor stays open as long as the worker, which this handle keeps.
-        unsafe { BorrowedFd::borrow_raw(fd) }
+    /// A descriptor that is readable when [`Self::poll`] has something to do, for event loops. It is the poll that clears it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoMemory`] when there is no descriptor left.
+    pub fn fd(&self) -> Result<BorrowedFd<'_>> {
+        let fd: RawFd = self.worker.fd()?;
+        // SAFETY: the descriptor stays open as long as the worker, which this handle keeps.
+        Ok(unsafe { BorrowedFd::borrow_raw(fd) })
     }
 }
 

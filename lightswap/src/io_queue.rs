@@ -1,15 +1,15 @@
 //! A worker's io_uring: reads into registered buffers, writes from pages, timeouts, and the wake-up from other threads.
 //!
 //! Only the worker's thread uses the ring (SINGLE_ISSUER); completions are processed when it asks for them (DEFER_TASKRUN), never as an
-//! interruption. The ring's descriptor is readable when there is something to reap, so an event loop can wait for it.
+//! interruption. An event loop waits for the event descriptor: the ring's own is not woken by deferred completions (seen on 6.18).
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lwt::Lwt;
 use io_uring::types::{Fd, Fixed, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use std::cell::{Cell, UnsafeCell};
+use std::cell::{Cell, OnceCell, UnsafeCell};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// What a completion is for; travels through the kernel as user data.
@@ -70,7 +70,14 @@ pub(crate) struct IoQueue {
     wake_fd: RawFd,
     wake_count: UnsafeCell<u64>,
     num_in_flight: Cell<usize>,
+    /// Signalled by the kernel when a completion waits, once an event loop has asked for it.
+    event_fd: OnceCell<OwnedFd>,
+    num_idle_polls: Cell<u32>,
 }
+
+/// An idle poll clears the event descriptor only now and then: a signal can overtake the poll that it is for, which costs some empty turns of the
+/// event loop, while clearing costs a system call.
+const IDLE_POLLS_PER_CLEAR: u32 = 16;
 
 impl IoQueue {
     /// Makes the ring of the calling thread; `wake_fd` is the eventfd other threads write to, `buffers` is registered when the limits allow it.
@@ -99,15 +106,32 @@ impl IoQueue {
             wake_fd,
             wake_count: UnsafeCell::new(0),
             num_in_flight: Cell::new(0),
+            event_fd: OnceCell::new(),
+            num_idle_polls: Cell::new(0),
         };
         queue.arm_wake();
         Ok(queue)
     }
 
     /// The descriptor that is readable when [`Self::poll`] has something to do.
-    pub(crate) fn fd(&self) -> RawFd {
+    pub(crate) fn fd(&self) -> Result<RawFd> {
+        if let Some(fd) = self.event_fd.get() {
+            return Ok(fd.as_raw_fd());
+        }
+        let fd = event_fd(libc::EFD_NONBLOCK)?;
         // SAFETY: only this thread uses the ring, and no other borrow of it is alive outside a method of this type.
-        unsafe { (*self.ring.get()).as_raw_fd() }
+        let registered = unsafe { (*self.ring.get()).submitter().register_eventfd(fd.as_raw_fd()) };
+        registered.map_err(|cause| Error::io(ErrorKind::NoIoUring, "cannot register an eventfd with io_uring", &cause))?;
+        Ok(self.event_fd.get_or_init(|| fd).as_raw_fd())
+    }
+
+    /// Makes the event descriptor unreadable until the next completion.
+    fn clear_event(&self) {
+        let mut count = 0u64;
+        if let Some(fd) = self.event_fd.get() {
+            // SAFETY: `count` takes the 8 bytes an eventfd gives.
+            unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
+        }
     }
 
     fn push(&self, entry: &squeue::Entry) {
@@ -191,10 +215,13 @@ impl IoQueue {
             let submission = ring.submission();
             (submission.len(), submission.taskrun() || submission.cq_overflow())
         };
-        if !ring.completion().is_empty() && to_submit == 0 && !has_work {
-            return;
+        let has_completions = !ring.completion().is_empty();
+        let num_idle = if has_work || has_completions { 0 } else { self.num_idle_polls.get() + 1 };
+        self.num_idle_polls.set(num_idle);
+        if num_idle.is_multiple_of(IDLE_POLLS_PER_CLEAR) {
+            self.clear_event();
         }
-        if to_submit == 0 && !has_work && !wait {
+        if to_submit == 0 && !has_work && (has_completions || !wait) {
             return;
         }
         // SAFETY: no argument struct is passed.
@@ -208,6 +235,17 @@ impl IoQueue {
     pub(crate) fn num_in_flight(&self) -> usize {
         self.num_in_flight.get() - 1
     }
+}
+
+/// A new eventfd.
+pub(crate) fn event_fd(flags: libc::c_int) -> Result<OwnedFd> {
+    // SAFETY: eventfd takes two integers and returns a new descriptor.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | flags) };
+    if fd < 0 {
+        return Err(Error::os(ErrorKind::NoMemory, "cannot make an eventfd for a worker"));
+    }
+    // SAFETY: the descriptor is new and ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Interrupted, or the kernel is short of memory or wants completions reaped first: the requests stay queued and go with the next submit.

@@ -91,7 +91,8 @@ pub(crate) fn unpark_all(key: usize) {
     unpark(key, usize::MAX);
 }
 
-fn unpark(key: usize, limit: usize) {
+/// Wakes the `limit` longest waiters of `key`.
+pub(crate) fn unpark(key: usize, limit: usize) {
     let bucket = bucket(key);
     fence(SeqCst);
     if bucket.num_waiters.load(Relaxed) == 0 {

@@ -65,7 +65,7 @@ pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, SwapInError> 
 /// Drops a pin.
 pub(crate) fn unpin(page: Page<'_>) {
     if page.entry().unpin() {
-        page.region.pager.budget.notify();
+        page.region.pager.budget.notify(1);
     }
 }
 
@@ -115,7 +115,7 @@ fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, SwapInErr
     let pager = &*page.region.pager;
     let entry = page.entry();
     let content = pager.backend.content(page.slot());
-    if (!word.is_stored() || content.is_some()) && pager.budget.try_take() {
+    if (!word.is_stored() || content.is_some()) && pager.budget.try_take_in_turn() {
         if !entry.begin_swap_in(word) {
             pager.budget.give_back(1);
             return Ok(false);
@@ -176,7 +176,7 @@ fn finish(page: Page<'_>, result: Result<(), i32>, pins: u32) -> Result<(), Swap
                 parking::unpark_all(page.key());
             }
             if pins == 0 {
-                page.region.pager.budget.notify();
+                page.region.pager.budget.notify(1);
             }
             Ok(())
         }

@@ -6,7 +6,7 @@
 use crate::buffers::{Buffers, PendingRead};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict::{self, Batch, MAX_BATCHES};
-use crate::io_queue::{IoQueue, Purpose};
+use crate::io_queue::{IoQueue, Purpose, event_fd};
 use crate::lwt::{self, Lwt, ReadyQueue};
 use crate::pager::Pager;
 use crate::parking;
@@ -16,7 +16,7 @@ use crate::stats::Stats;
 use crate::swap_in::{self, Request};
 use crate::sys;
 use std::cell::{Cell, RefCell, UnsafeCell};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -52,18 +52,12 @@ pub(crate) struct WorkerShared {
 
 impl WorkerShared {
     fn new() -> Result<Self> {
-        // SAFETY: eventfd takes two integers and returns a new descriptor.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(Error::os(ErrorKind::NoMemory, "cannot make an eventfd for a worker"));
-        }
         Ok(Self {
             inbox: AtomicPtr::new(ptr::null_mut()),
             requests: AtomicPtr::new(ptr::null_mut()),
             is_sleeping: AtomicBool::new(false),
             must_stop: AtomicBool::new(false),
-            // SAFETY: the descriptor is new and ours.
-            wake_fd: unsafe { OwnedFd::from_raw_fd(fd) },
+            wake_fd: event_fd(0)?,
             stats: Stats::default(),
         })
     }
@@ -315,7 +309,7 @@ impl Worker {
     }
 
     /// The descriptor an event loop waits for before it calls [`Self::turn`].
-    pub(crate) fn fd(&self) -> RawFd {
+    pub(crate) fn fd(&self) -> Result<RawFd> {
         self.queue.fd()
     }
 }

@@ -62,8 +62,10 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     let (address, code, fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code, FaultError::of(context)) };
     match region::find(address) {
         Some(region) => {
-            LAST_NOTIFICATION_NS.set(sys::now_ns());
+            let notified_ns = sys::now_ns();
             handle(region, address, code, fault);
+            // Only now: other LWTs of this thread may have faulted since.
+            LAST_NOTIFICATION_NS.set(notified_ns);
         }
         None => pass_on(signal, info, context),
     }
