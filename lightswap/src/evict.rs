@@ -144,7 +144,7 @@ fn select(pager: &Pager, batch: &mut Batch) {
     let target = pager.budget.batch_pages();
     let mut num_scanned = 0;
     let most_scanned = MAX_PASSES * (pager.budget.num_used() + 1);
-    while batch.victims.len() < target && batch.claims.len() < MAX_CLAIMS && batch.protected.len() < MAX_PROTECTED {
+    while batch.victims.len() < target && batch.claims.len() < MAX_CLAIMS && batch.has_room_to_protect() {
         let Some(mut claim) = pager.hand.claim(pager) else { return };
         let num_before = batch.victims.len();
         let (num_resident, end) = select_in(batch, &claim, target);
@@ -176,7 +176,7 @@ fn select_in(batch: &mut Batch, claim: &Claim, target: usize) -> (usize, usize) 
             index += CHUNK_PAGES;
             continue;
         }
-        if batch.victims.len() >= target || batch.protected.len() + 1 >= MAX_PROTECTED {
+        if batch.victims.len() >= target || !batch.has_room_to_protect() {
             break;
         }
         let page = region.page(index);
@@ -199,6 +199,11 @@ fn select_in(batch: &mut Batch, claim: &Claim, target: usize) -> (usize, usize) 
 }
 
 impl Batch {
+    /// For the range that is being built, and one more: a claim that is shortened to nothing could not be released.
+    fn has_room_to_protect(&self) -> bool {
+        self.protected.len() + 1 < MAX_PROTECTED
+    }
+
     fn close_range(&mut self, claim: &Claim, range: &mut Option<(usize, usize)>) {
         if let Some((start, end)) = range.take()
             && claim.region.is_transparent()

@@ -79,6 +79,7 @@ impl Hand {
 
     /// The evictor used only `claim.start..end`: the rest is the next claim's, if the hand is still where the claim ended.
     pub(crate) fn shorten(&self, claim: &mut Claim, end: usize) {
+        debug_assert!(end > claim.start, "a claim of no pages");
         let old = *claim;
         claim.end = end;
         self.with(|state| {

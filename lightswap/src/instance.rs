@@ -251,6 +251,8 @@ impl Drop for Region {
             }
             lwt::yield_now();
         }
+        // First out of DRAM, then out of the budget: others take the frames at once.
+        self.inner.discard();
         pager.budget.give_back(self.inner.num_resident());
         pager.uffd.unregister(self.inner.start(), self.inner.num_bytes());
         pager.backend.discard(self.inner.first_slot, self.inner.num_pages());

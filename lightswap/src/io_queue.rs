@@ -1,15 +1,19 @@
 //! A worker's io_uring: reads into registered buffers, writes from pages, timeouts, and the wake-up from other threads.
 //!
 //! Only the worker's thread uses the ring (SINGLE_ISSUER); completions are processed when it asks for them (DEFER_TASKRUN), never as an
-//! interruption. An event loop waits for the event descriptor: the ring's own is not woken by deferred completions (seen on 6.18).
+//! interruption.
+//!
+//! The worker sleeps in the ring, which polls the eventfd that other threads write to. If an event loop is to sleep instead, it watches that
+//! eventfd, and the ring signals its completions to it as well: the ring's own descriptor is not woken by deferred completions, and an eventfd
+//! polled by a ring that signals another eventfd is woken only once (both seen on 6.18).
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lwt::Lwt;
 use io_uring::types::{Fd, Fixed, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
-use std::cell::{Cell, OnceCell, UnsafeCell};
+use io_uring::{IoUring, opcode, squeue};
+use std::cell::{Cell, UnsafeCell};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// What a completion is for; travels through the kernel as user data.
@@ -68,15 +72,20 @@ pub(crate) struct IoQueue {
     /// Buffers are registered (RLIMIT_MEMLOCK may forbid it).
     has_fixed_buffers: bool,
     wake_fd: RawFd,
-    wake_count: UnsafeCell<u64>,
+    /// The ring polls `wake_fd`.
+    is_armed: Cell<bool>,
+    /// An event loop watches `wake_fd`.
+    is_watched: Cell<bool>,
+    /// Requests not completed yet, the poll of `wake_fd` not counted.
     num_in_flight: Cell<usize>,
-    /// Signalled by the kernel when a completion waits, once an event loop has asked for it.
-    event_fd: OnceCell<OwnedFd>,
     num_idle_polls: Cell<u32>,
 }
 
-/// An idle poll clears the event descriptor only now and then: a signal can overtake the poll that it is for, which costs some empty turns of the
-/// event loop, while clearing costs a system call.
+/// Fewer than the deferred completions that the kernel handles in one call (20).
+const COMPLETIONS_PER_ENTER: usize = 16;
+
+/// For a watched queue, an idle poll clears the eventfd only now and then: a signal can overtake the poll that it is for, which costs some empty
+/// turns of the event loop, while clearing costs a system call.
 const IDLE_POLLS_PER_CLEAR: u32 = 16;
 
 impl IoQueue {
@@ -100,38 +109,32 @@ impl IoQueue {
                 .register_files(&[fd])
                 .map_err(|cause| Error::io(ErrorKind::NoIoUring, "cannot register the swap file with io_uring", &cause))?;
         }
-        let queue = Self {
+        Ok(Self {
             ring: UnsafeCell::new(ring),
             has_fixed_buffers: registered.is_ok(),
             wake_fd,
-            wake_count: UnsafeCell::new(0),
+            is_armed: Cell::new(false),
+            is_watched: Cell::new(false),
             num_in_flight: Cell::new(0),
-            event_fd: OnceCell::new(),
             num_idle_polls: Cell::new(0),
-        };
-        queue.arm_wake();
-        Ok(queue)
+        })
     }
 
-    /// The descriptor that is readable when [`Self::poll`] has something to do.
+    /// The descriptor that is readable when [`Self::poll`] has something to do, for an event loop to watch.
     pub(crate) fn fd(&self) -> Result<RawFd> {
-        if let Some(fd) = self.event_fd.get() {
-            return Ok(fd.as_raw_fd());
+        if !self.is_watched.replace(true) {
+            // SAFETY: only this thread uses the ring, and no other borrow of it is alive outside a method of this type.
+            let registered = unsafe { (*self.ring.get()).submitter().register_eventfd(self.wake_fd) };
+            registered.map_err(|cause| Error::io(ErrorKind::NoIoUring, "cannot register an eventfd with io_uring", &cause))?;
         }
-        let fd = event_fd(libc::EFD_NONBLOCK)?;
-        // SAFETY: only this thread uses the ring, and no other borrow of it is alive outside a method of this type.
-        let registered = unsafe { (*self.ring.get()).submitter().register_eventfd(fd.as_raw_fd()) };
-        registered.map_err(|cause| Error::io(ErrorKind::NoIoUring, "cannot register an eventfd with io_uring", &cause))?;
-        Ok(self.event_fd.get_or_init(|| fd).as_raw_fd())
+        Ok(self.wake_fd)
     }
 
-    /// Makes the event descriptor unreadable until the next completion.
-    fn clear_event(&self) {
+    /// Makes the eventfd unreadable until it is written again.
+    fn clear_wake(&self) {
         let mut count = 0u64;
-        if let Some(fd) = self.event_fd.get() {
-            // SAFETY: `count` takes the 8 bytes an eventfd gives.
-            unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
-        }
+        // SAFETY: `count` takes the 8 bytes an eventfd gives; it is non-blocking.
+        unsafe { libc::read(self.wake_fd, (&raw mut count).cast(), 8) };
     }
 
     fn push(&self, entry: &squeue::Entry) {
@@ -174,11 +177,6 @@ impl IoQueue {
         }
     }
 
-    fn arm_wake(&self) {
-        let entry = opcode::Read::new(Fd(self.wake_fd), self.wake_count.get().cast(), 8).build();
-        self.push(&entry.user_data(Token::WAKE.0));
-    }
-
     /// Hands what was pushed to the kernel. Async-signal-safe.
     pub(crate) fn submit(&self) {
         // SAFETY: as in `fd`.
@@ -194,53 +192,92 @@ impl IoQueue {
     /// Submits, lets the kernel post completions, and hands each to `complete`. Does not block unless `wait` is set: then until there is one.
     pub(crate) fn poll(&self, wait: bool, mut complete: impl FnMut(Purpose, i32)) {
         self.enter(wait);
-        loop {
-            // SAFETY: as in `fd`; the borrow ends before `complete`, which may push.
-            let next: Option<cqueue::Entry> = unsafe { (*self.ring.get()).completion().next() };
-            let Some(entry) = next else { return };
+        let mut num_completed = 0;
+        // SAFETY: as in `fd`; the borrow ends before `complete`, which may push.
+        while let Some(entry) = unsafe { (*self.ring.get()).completion().next() } {
             self.num_in_flight.set(self.num_in_flight.get() - 1);
-            let purpose = Token(entry.user_data()).purpose();
-            if purpose == Purpose::Wake {
-                self.arm_wake();
+            match Token(entry.user_data()).purpose() {
+                Purpose::Wake => {
+                    self.num_in_flight.set(self.num_in_flight.get() + 1);
+                    self.is_armed.set(false);
+                    self.clear_wake();
+                }
+                purpose => complete(purpose, entry.result()),
             }
-            complete(purpose, entry.result());
+            num_completed += 1;
+            // The kernel handles a limited number of deferred completions per call, and does not say that there are more.
+            if num_completed % COMPLETIONS_PER_ENTER == 0 {
+                self.get_events(0, false);
+            }
         }
     }
 
-    fn enter(&self, wait: bool) {
-        const ENTER_GETEVENTS: u32 = 1;
+    /// Whether [`Self::poll`] has something to do: completions, or work that makes some.
+    pub(crate) fn has_work(&self) -> bool {
         // SAFETY: as in `fd`.
         let ring = unsafe { &mut *self.ring.get() };
-        let (to_submit, has_work) = {
-            let submission = ring.submission();
-            (submission.len(), submission.taskrun() || submission.cq_overflow())
+        let submission = ring.submission();
+        let deferred = submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        deferred || !ring.completion().is_empty()
+    }
+
+    fn enter(&self, wait: bool) {
+        let mut has_work = self.has_work();
+        if self.is_watched.get() {
+            if wait && !has_work {
+                self.submit();
+                self.wait_for_wake();
+            }
+            let num_idle = if has_work || wait { 0 } else { self.num_idle_polls.get() + 1 };
+            self.num_idle_polls.set(num_idle);
+            if num_idle.is_multiple_of(IDLE_POLLS_PER_CLEAR) {
+                self.clear_wake();
+                // What was signalled before the clearing must be seen now: nobody will signal it again.
+                has_work = self.has_work();
+            }
+        } else if wait && !has_work && !self.is_armed.replace(true) {
+            let entry = opcode::PollAdd::new(Fd(self.wake_fd), libc::POLLIN as u32).build();
+            self.push(&entry.user_data(Token::WAKE.0));
+            self.num_in_flight.set(self.num_in_flight.get() - 1);
+        }
+        // SAFETY: as in `fd`.
+        let num_to_submit = unsafe { (*self.ring.get()).submission().len() };
+        let wait = wait && !has_work && !self.is_watched.get();
+        if has_work || wait || num_to_submit > 0 {
+            self.get_events(num_to_submit, wait);
+        }
+    }
+
+    /// Sleeps until the eventfd is written; may return early.
+    fn wait_for_wake(&self) {
+        let mut poll = libc::pollfd { fd: self.wake_fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd.
+        unsafe { libc::poll(&mut poll, 1, -1) };
+    }
+
+    fn get_events(&self, num_to_submit: usize, wait: bool) {
+        const ENTER_GETEVENTS: u32 = 1;
+        // SAFETY: as in `fd`; no argument struct is passed.
+        let entered = unsafe {
+            let submitter = (*self.ring.get()).submitter();
+            submitter.enter::<libc::sigset_t>(num_to_submit as u32, u32::from(wait), ENTER_GETEVENTS, None)
         };
-        let has_completions = !ring.completion().is_empty();
-        let num_idle = if has_work || has_completions { 0 } else { self.num_idle_polls.get() + 1 };
-        self.num_idle_polls.set(num_idle);
-        if num_idle.is_multiple_of(IDLE_POLLS_PER_CLEAR) {
-            self.clear_event();
-        }
-        if to_submit == 0 && !has_work && (has_completions || !wait) {
-            return;
-        }
-        // SAFETY: no argument struct is passed.
-        let entered = unsafe { ring.submitter().enter::<libc::sigset_t>(to_submit as u32, u32::from(wait), ENTER_GETEVENTS, None) };
         if let Err(error) = entered {
             expect_transient(&error);
         }
     }
 
-    /// Requests not completed yet, the armed wake-up not counted.
+    /// Requests not completed yet.
     pub(crate) fn num_in_flight(&self) -> usize {
-        self.num_in_flight.get() - 1
+        self.num_in_flight.get()
     }
 }
 
 /// A new eventfd.
-pub(crate) fn event_fd(flags: libc::c_int) -> Result<OwnedFd> {
+pub(crate) fn event_fd() -> Result<OwnedFd> {
     // SAFETY: eventfd takes two integers and returns a new descriptor.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | flags) };
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     if fd < 0 {
         return Err(Error::os(ErrorKind::NoMemory, "cannot make an eventfd for a worker"));
     }

@@ -68,9 +68,15 @@ pub(crate) fn park(key: usize, still_needed: impl FnOnce() -> bool) {
     }
     bucket.tail.set(&waiter);
     bucket.lock.unlock();
+    if !waiter.lwt.is_null() {
+        // Exactly once, even if the wake-up has come already: the waker puts this LWT into its worker's inbox in any case, and from there
+        // it is resumed only after it was suspended.
+        lwt::suspend();
+        debug_assert_eq!(waiter.woken.load(Acquire), 1);
+        return;
+    }
     while waiter.woken.load(Acquire) == 0 {
         match worker::current() {
-            _ if !waiter.lwt.is_null() => lwt::suspend(),
             // A worker's own stack must not sleep on what one of its LWTs may be about to do: it runs them meanwhile. Not a path for speed.
             Some(worker) => {
                 worker.turn(false);

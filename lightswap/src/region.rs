@@ -108,6 +108,11 @@ impl RegionInner {
         self.num_pages
     }
 
+    /// Gives all its memory back; it is being destroyed.
+    pub(crate) fn discard(&self) {
+        self.memory.discard(0, self.memory.len());
+    }
+
     pub(crate) fn is_transparent(&self) -> bool {
         self.contract == Contract::Transparent
     }

@@ -206,7 +206,8 @@ pub(crate) fn prefetch(page: Page<'static>) {
         return;
     }
     let Some(worker) = worker::current_of(pager) else {
-        // The request outlives this call: the pager thread frees it.
+        // The request outlives this call: the pager thread frees it. Until then the region must not go.
+        page.region.num_swapping_in.fetch_add(1, AcqRel);
         let request = Box::leak(Box::new(Request::new(page, true)));
         return pager.pager_thread().push_request(request);
     };
@@ -256,7 +257,9 @@ pub(crate) fn serve(request: *mut Request) {
     if is_prefetch {
         // SAFETY: made by `prefetch` with Box::new, and nobody else knows it.
         drop(unsafe { Box::from_raw(request) });
-        return prefetch(page);
+        prefetch(page);
+        page.region.num_swapping_in.fetch_sub(1, AcqRel);
+        return;
     }
     let pinned = make_resident(page).is_ok();
     // SAFETY: as above; after `done` is set it may be gone, its address is still good as a key.

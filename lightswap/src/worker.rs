@@ -57,7 +57,7 @@ impl WorkerShared {
             requests: AtomicPtr::new(ptr::null_mut()),
             is_sleeping: AtomicBool::new(false),
             must_stop: AtomicBool::new(false),
-            wake_fd: event_fd(0)?,
+            wake_fd: event_fd()?,
             stats: Stats::default(),
         })
     }
@@ -177,7 +177,8 @@ impl Worker {
         }
         self.queue.submit();
         // The caller may sleep on our descriptor now.
-        if self.ready.len() == 0 && !self.prepare_sleep() { 1 } else { self.ready.len() }
+        let must_return = self.ready.len() == 0 && (!self.prepare_sleep() || self.queue.has_work());
+        if must_return { 1 } else { self.ready.len() }
     }
 
     /// Asks for a nudge; `false` if there is something already.
