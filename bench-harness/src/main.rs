@@ -1,1 +1,73 @@
-fn main() {}
+//! `lightswap-bench`: workloads, baselines and reports for Lightswap.
+
+mod budget;
+mod cgroup;
+mod chart;
+mod cli;
+mod client;
+mod commands;
+mod configurations;
+mod demo;
+mod disk_probe;
+mod drive;
+mod endpoint;
+mod environment;
+mod generator;
+mod interrupt;
+mod journal;
+mod keys;
+mod lab;
+mod load;
+#[cfg(test)]
+mod load_tests;
+mod micro;
+mod poller;
+mod process;
+mod progress;
+mod protocol;
+mod random;
+mod report;
+mod results;
+mod server;
+mod summary;
+mod swapfile;
+mod table;
+mod tally;
+mod units;
+mod values;
+mod ycsb;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use cli::{Cli, Command};
+use interrupt::Interrupted;
+
+fn execute(cli: &Cli) -> Result<bool> {
+    interrupt::install()?;
+    match &cli.command {
+        Command::Demo(arguments) => demo::demo(arguments),
+        Command::Run(arguments) => commands::run(arguments),
+        Command::Load(arguments) => commands::load(arguments),
+        Command::Micro(command) => commands::micro(command),
+        Command::Report(arguments) => commands::report(arguments),
+        // Opening the journal removes what it lists.
+        Command::Clean => journal::Journal::open().map(|_| true),
+    }
+}
+
+fn main() -> ExitCode {
+    match execute(&Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("lightswap-bench: {error:#}");
+            match error.downcast_ref::<Interrupted>() {
+                Some(interrupted) => ExitCode::from(u8::try_from(128 + interrupted.signal).unwrap_or(1)),
+                None => ExitCode::FAILURE,
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::configurations;
+use crate::endpoint::Endpoint;
+use crate::generator::Shape;
+use crate::lab::Transport;
+use crate::micro::{fault, notify};
+use crate::units::parse_size;
+use crate::values::{VALUE_SIZE_MAX, VALUE_SIZE_MIN};
+use crate::ycsb::{Distribution, Workload};
+
+/// Workloads, baselines and reports for Lightswap.
+///
+/// Exit codes: 0 success, 1 a failure or wrong values, 2 a mistake on the command line, 130 or 143 stopped by a signal.
+#[derive(Debug, Parser)]
+#[command(name = "lightswap-bench", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Compare dram, kernel-swap and lightswap at 50 % and 25 % local memory
+    Demo(DemoArguments),
+    /// Start a server in one configuration, load it and run workloads on it
+    Run(RunArguments),
+    /// Load any running memcached and run workloads on it
+    Load(LoadArguments),
+    /// Measure the core library in this process: notification and fault handling
+    #[command(subcommand)]
+    Micro(MicroCommand),
+    /// Make an HTML report of result files
+    Report(ReportArguments),
+    /// Remove what a killed run left: servers, cgroups, swap files, kernel settings
+    Clean,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MicroCommand {
+    /// Latency from the faulting access to the handler, over the number of LWTs, beside a bare SIGBUS handler
+    Notify(MicroArguments<notify::Options>),
+    /// Faults per second and CPU a fault, all included; with --backend file beside fio
+    Fault(MicroArguments<fault::Options>),
+}
+
+#[derive(Debug, Args)]
+pub struct MicroArguments<O: Args> {
+    #[command(flatten)]
+    pub options: O,
+    /// Write the results as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ShapeArguments {
+    /// Number of records
+    #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub records: u64,
+    /// Size of a record's value: all ten fields of YCSB's record as one memcached value. An update writes all of it
+    /// (`writeallfields=true`), so records keep their size
+    #[arg(long, value_name = "SIZE", default_value = "1000", value_parser = parse_value_size)]
+    pub value_size: usize,
+    /// Connections, each with one operation under way
+    #[arg(long, default_value_t = 64, value_parser = parse_connections)]
+    pub connections: usize,
+    /// Threads of the load generator
+    #[arg(long, default_value_t = 1, value_parser = parse_connections)]
+    pub client_threads: usize,
+}
+
+impl ShapeArguments {
+    pub fn shape(&self) -> Shape {
+        Shape { records: self.records, value_size: self.value_size, connections: self.connections, client_threads: self.client_threads }
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct TimingArguments {
+    /// YCSB core workloads, run one after the other on the same data. E scans, which memcached cannot
+    #[arg(long, value_enum, value_delimiter = ',', ignore_case = true, default_value = "c")]
+    pub workload: Vec<Workload>,
+    /// Draw keys by this distribution instead of the workload's own
+    #[arg(long, value_enum)]
+    pub distribution: Option<Distribution>,
+    /// Seconds of load before measuring
+    #[arg(long, default_value = "3", value_parser = parse_seconds)]
+    pub warm_up_seconds: Duration,
+    /// Seconds of measuring
+    #[arg(long, default_value = "10", value_parser = parse_seconds)]
+    pub seconds: Duration,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ServerArguments {
+    /// Upstream memcached: a path, or a program on PATH
+    #[arg(long, value_name = "PATH", default_value = "memcached")]
+    pub memcached_stock: PathBuf,
+    /// memcached with Lightswap
+    #[arg(long, value_name = "PATH")]
+    pub memcached_lightswap: Option<PathBuf>,
+    /// Where swap file, backend file and server log are made (and removed)
+    #[arg(long, value_name = "DIR", default_value = "build/bench")]
+    pub directory: PathBuf,
+    /// How the load generator talks to the server
+    #[arg(long, value_enum, default_value = "tcp")]
+    pub transport: Transport,
+    /// One more argument for every server; repeatable
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub server_argument: Vec<String>,
+    /// One more argument for patched servers; repeatable
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    pub lightswap_argument: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArguments {
+    /// One repetition and short runs: about 3 minutes instead of 10
+    #[arg(long)]
+    pub quick: bool,
+    /// Repetitions of every cell; 3, or 1 with --quick
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repetitions: Option<u32>,
+    /// Where the results go
+    #[arg(long, value_name = "FILE", default_value = "results/demo.json")]
+    pub out: PathBuf,
+    /// Where the report goes
+    #[arg(long, value_name = "FILE", default_value = "results/demo.html")]
+    pub html: PathBuf,
+    #[command(flatten)]
+    pub server: ServerArguments,
+    #[command(flatten)]
+    pub shape: ShapeArguments,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    #[arg(long, value_enum)]
+    pub configuration: configurations::Name,
+    /// Memory limit of the whole server process as a part of the data: what stock memcached needs resident
+    #[arg(long, default_value = "0.25", value_parser = parse_ratio)]
+    pub ratio: f64,
+    /// Size of the data; measured with stock memcached when not given
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub data_size: Option<u64>,
+    /// Server threads; the configuration's usual number when not given
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=128))]
+    pub server_threads: Vec<u32>,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repetitions: u32,
+    /// Write the results as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub timing: TimingArguments,
+    #[command(flatten)]
+    pub server: ServerArguments,
+    #[command(flatten)]
+    pub shape: ShapeArguments,
+}
+
+#[derive(Debug, Args)]
+pub struct LoadArguments {
+    /// HOST:PORT or unix:PATH
+    pub server: Endpoint,
+    /// Only load the records, run nothing
+    #[arg(long)]
+    pub only_load: bool,
+    /// Write the results as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub timing: TimingArguments,
+    #[command(flatten)]
+    pub shape: ShapeArguments,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArguments {
+    /// Result files
+    #[arg(required = true)]
+    pub results: Vec<PathBuf>,
+    /// The HTML file to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+fn parse_value_size(text: &str) -> Result<usize, String> {
+    let size = usize::try_from(parse_size(text)?).map_err(|e| e.to_string())?;
+    if (VALUE_SIZE_MIN..=VALUE_SIZE_MAX).contains(&size) { Ok(size) } else { Err(format!("values have {VALUE_SIZE_MIN} to {VALUE_SIZE_MAX} bytes")) }
+}
+
+fn parse_connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=20_000) => Ok(count),
+        _ => Err("a number from 1 to 20000 is needed".into()),
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a number of seconds from 0 to 86400 is needed".into()),
+    }
+}
+
+fn parse_ratio(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ratio) if ratio > 0.0 && ratio <= 1.0 => Ok(ratio),
+        _ => Err("a number above 0 and up to 1 is needed, such as 0.25".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bad_input_is_refused() {
+        for line in [
+            "run --configuration lightswap --ratio 0",
+            "run --configuration lightswap --ratio nan",
+            "run --configuration nothing",
+            "run --configuration dram --workload e",
+            "load localhost",
+            "load 127.0.0.1:1 --seconds -1",
+            "load 127.0.0.1:1 --seconds inf",
+            "load 127.0.0.1:1 --value-size 8",
+            "load 127.0.0.1:1 --connections 0",
+            "load 127.0.0.1:1 --records 0",
+            "report --out x",
+        ] {
+            let words = std::iter::once("lightswap-bench").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn good_input_is_accepted() {
+        for line in [
+            "demo --quick --out a --html b --memcached-stock c --memcached-lightswap d --directory e",
+            "run --workload C,a --configuration kernel-swap --ratio 0.5 --server-threads 2,4 --json x",
+            "load unix:/tmp/x --only-load",
+            "run --configuration dram --server-argument -v",
+            "report --out x y.json z.json",
+            "clean",
+        ] {
+            let words = std::iter::once("lightswap-bench").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Where and with what a result was measured.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk_probe::DiskProbe;
+use crate::process::kib_field;
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Environment {
+    /// Seconds since 1970 at the start.
+    pub started_unix_seconds: u64,
+    pub kernel: String,
+    pub cpu: String,
+    pub cpus: usize,
+    pub memory_bytes: u64,
+    pub transparent_hugepages: String,
+    pub clock_source: String,
+    pub file_system: String,
+    pub disk: Option<DiskProbe>,
+    pub versions: BTreeMap<String, String>,
+    /// Of the sources in the working directory; ends in "-modified" when they differ from the commit.
+    pub commit: String,
+}
+
+fn read_trimmed(path: &str) -> String {
+    fs::read_to_string(path).map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
+}
+
+fn first_line(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    if !output.status.success() {
+        return None;
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    Some(text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+fn commit() -> String {
+    let Some(hash) = first_line("git", &["rev-parse", "HEAD"]) else {
+        return "unknown".into();
+    };
+    match first_line("git", &["status", "--porcelain", "--untracked-files=no"]) {
+        Some(line) if !line.is_empty() => hash + "-modified",
+        _ => hash,
+    }
+}
+
+fn cpu_model() -> String {
+    read_trimmed("/proc/cpuinfo")
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.to_owned())
+}
+
+/// The mount that holds the directory: device, type.
+fn file_system(directory: &Path) -> String {
+    let text = read_trimmed("/proc/self/mounts");
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            let (device, place, kind) = (words.next()?, words.next()?, words.next()?);
+            directory.starts_with(place).then(|| (place.len(), format!("{kind} on {device}")))
+        })
+        .max_by_key(|(length, _)| *length)
+        .map_or_else(|| "unknown".into(), |(_, text)| text)
+}
+
+impl Environment {
+    pub fn collect(directory: &Path) -> Self {
+        let mut versions = BTreeMap::new();
+        versions.insert("lightswap-bench".into(), env!("CARGO_PKG_VERSION").into());
+        if let Some(version) = first_line("fio", &["--version"]) {
+            versions.insert("fio".into(), version);
+        }
+        Self {
+            started_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
+            kernel: read_trimmed("/proc/sys/kernel/osrelease"),
+            cpu: cpu_model(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: kib_field(&read_trimmed("/proc/meminfo"), "MemTotal").unwrap_or(0),
+            transparent_hugepages: read_trimmed("/sys/kernel/mm/transparent_hugepage/enabled"),
+            clock_source: read_trimmed("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+            file_system: file_system(directory),
+            disk: None,
+            versions,
+            commit: commit(),
+        }
+    }
+}
+
+/// The command line as typed, in one string; arguments with spaces are quoted.
+pub fn command_line() -> String {
+    let quoted = std::env::args().map(|argument| {
+        if argument.is_empty() || argument.contains(|c: char| c.is_whitespace() || c == '\'') {
+            format!("'{}'", argument.replace('\'', r"'\''"))
+        } else {
+            argument
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_described() {
+        let environment = Environment::collect(Path::new("/"));
+        assert!(environment.cpus > 0 && environment.memory_bytes > 0);
+        assert_ne!(environment.kernel, "unknown");
+        assert!(environment.file_system.contains(" on "));
+    }
+}

@@ -1,0 +1,204 @@
+//! The load generator as a whole: connections spread over threads, one table of keys, phases in turn.
+
+use std::sync::atomic::Ordering;
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::client::Fleet;
+use crate::drive::{Driver, Phase, RunShared};
+use crate::endpoint::Endpoint;
+use crate::interrupt;
+use crate::keys::KeyTable;
+use crate::load::{LoadShared, Loader};
+use crate::progress::Progress;
+use crate::random::Random;
+use crate::tally::Tally;
+use crate::ycsb::{Distribution, KEY_LENGTH_MAX, KeyChooser, Workload};
+
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub records: u64,
+    pub value_size: usize,
+    pub connections: usize,
+    pub client_threads: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct TimedRun {
+    pub workload: Workload,
+    /// Instead of the workload's own.
+    pub distribution: Option<Distribution>,
+    pub warm_up: Duration,
+    pub duration: Duration,
+    pub seed: u64,
+}
+
+#[derive(Debug)]
+pub struct Outcome {
+    pub tally: Tally,
+    pub measured: Duration,
+}
+
+impl Outcome {
+    pub fn operations_per_second(&self) -> f64 {
+        self.tally.operations as f64 / self.measured.as_secs_f64().max(1e-9)
+    }
+}
+
+/// The ends of the measured time, for counters that are read from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boundary {
+    Start,
+    End,
+}
+
+#[derive(Debug)]
+pub struct Generator {
+    shape: Shape,
+    keys: KeyTable,
+    fleets: Vec<Fleet>,
+}
+
+impl Generator {
+    pub fn connect(endpoint: &Endpoint, shape: Shape) -> Result<Self> {
+        let threads = shape.client_threads;
+        if threads == 0 || shape.connections < threads {
+            bail!("{} connections cannot be spread over {threads} client threads; give at least one connection a thread", shape.connections);
+        }
+        let input_capacity = shape.value_size + 1024;
+        let fleets = (0..threads)
+            .map(|index| {
+                let count = shape.connections / threads + usize::from(index < shape.connections % threads);
+                Fleet::connect(endpoint, count, input_capacity)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { shape, keys: KeyTable::new(shape.records), fleets })
+    }
+
+    /// Sets every record once.
+    pub fn load(&mut self, label: &str) -> Result<()> {
+        let shared = LoadShared::default();
+        let mut progress = Progress::start(label, self.shape.records);
+        let (keys, shape) = (&self.keys, self.shape);
+        let step = self.fleets.len() as u64;
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..)
+                .zip(&mut self.fleets)
+                .map(|(first, fleet)| {
+                    let loader = Loader { fleet, keys, value_size: shape.value_size, first, step, records: shape.records };
+                    let shared = &shared;
+                    scope.spawn(move || {
+                        let result = loader.run(shared);
+                        if result.is_err() {
+                            shared.stop.store(true, Ordering::Relaxed);
+                        }
+                        result
+                    })
+                })
+                .collect();
+            while !threads.iter().all(ScopedJoinHandle::is_finished) {
+                std::thread::sleep(Duration::from_millis(50));
+                let stored = shared.stored.load(Ordering::Relaxed);
+                progress.update(stored, &rate(stored, started.elapsed(), "records"));
+            }
+            threads.into_iter().try_for_each(join)
+        })?;
+        interrupt::check()?;
+        let refused = match shared.refused.load(Ordering::Relaxed) {
+            0 => String::new(),
+            count => format!(", {count} refused and sent again"),
+        };
+        progress.finish(&format!("{}{refused}", rate(self.shape.records, started.elapsed(), "records")));
+        Ok(())
+    }
+
+    /// One warm-up and one measured phase without a pause between them.
+    pub fn run(&mut self, label: &str, run: TimedRun, mut at_boundary: impl FnMut(Boundary) -> Result<()>) -> Result<Outcome> {
+        let shared = RunShared::new();
+        let distribution = run.distribution.unwrap_or(run.workload.distribution());
+        let chooser = KeyChooser::new(distribution, self.keys.existing(), 0);
+        let total_ms = (run.warm_up + run.duration).as_millis() as u64;
+        let mut progress = Progress::start(label, total_ms);
+        let (keys, shape) = (&self.keys, self.shape);
+        let count = self.fleets.len() as u64;
+
+        let outcome = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..)
+                .zip(&mut self.fleets)
+                .map(|(index, fleet)| {
+                    let driver = Driver {
+                        keys,
+                        value_size: shape.value_size,
+                        workload: run.workload,
+                        chooser: chooser.clone().for_thread(index, count),
+                        random: Random::new(run.seed.wrapping_mul(1_000).wrapping_add(index)),
+                        tally: Tally::new(),
+                        key_name: Vec::with_capacity(KEY_LENGTH_MAX),
+                    };
+                    let shared = &shared;
+                    scope.spawn(move || {
+                        let result = driver.run(fleet, shared);
+                        if result.is_err() {
+                            shared.failed.store(true, Ordering::Relaxed);
+                        }
+                        result
+                    })
+                })
+                .collect();
+
+            let started = Instant::now();
+            let mut wait_until = |end: Instant| -> Result<()> {
+                while Instant::now() < end {
+                    interrupt::check()?;
+                    if shared.failed.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let left = end.saturating_duration_since(Instant::now());
+                    std::thread::sleep(left.min(Duration::from_millis(100)));
+                    let completed = shared.completed.load(Ordering::Relaxed);
+                    progress.update(started.elapsed().as_millis() as u64, &rate(completed, started.elapsed(), "ops"));
+                }
+                Ok(())
+            };
+            // Whatever happens here, the threads are told to stop, or the scope would wait for ever.
+            let measured = (|| {
+                wait_until(started + run.warm_up)?;
+                at_boundary(Boundary::Start)?;
+                shared.enter(Phase::Measure);
+                let measure_started = Instant::now();
+                wait_until(measure_started + run.duration)?;
+                let measured = measure_started.elapsed();
+                shared.enter(Phase::Stop);
+                at_boundary(Boundary::End)?;
+                Ok(measured)
+            })();
+            shared.enter(Phase::Stop);
+            let mut tally = Tally::new();
+            let mut failure = None;
+            for thread in threads {
+                match join(thread) {
+                    Ok(part) => tally.merge(part),
+                    Err(error) => failure = failure.or(Some(error)),
+                }
+            }
+            interrupt::check()?;
+            match failure {
+                Some(error) => Err(error),
+                None => measured.map(|measured| Outcome { tally, measured }),
+            }
+        })?;
+        progress.finish(&format!("{:.0} ops/s, p99 {:.1} ms", outcome.operations_per_second(), outcome.tally.latency().p99 / 1_000.0));
+        Ok(outcome)
+    }
+}
+
+fn rate(count: u64, elapsed: Duration, unit: &str) -> String {
+    format!("{:.0} {unit}/s", count as f64 / elapsed.as_secs_f64().max(1e-3))
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| bail!("a load thread ended unexpectedly; this is a defect"))
+}

@@ -1,0 +1,236 @@
+//! What a run leaves in the system while it lasts, written down before it is made.
+//!
+//! A run that ends normally, with an error or by a signal removes everything itself. One that is killed leaves the journal behind,
+//! and the next run, or `lightswap-bench clean`, removes what it lists. A lock keeps two runs from mixing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::{cgroup, process, swapfile};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Leftover {
+    /// The start time tells the process from a later one with the same id.
+    Process {
+        pid: u32,
+        start_time_ticks: u64,
+    },
+    Cgroup {
+        path: PathBuf,
+    },
+    SwapFile {
+        path: PathBuf,
+    },
+    File {
+        path: PathBuf,
+    },
+    /// A kernel setting and the value it had.
+    Setting {
+        path: PathBuf,
+        value: String,
+    },
+}
+
+impl Leftover {
+    fn describe(&self) -> String {
+        match self {
+            Self::Process { pid, .. } => format!("process {pid}"),
+            Self::Cgroup { path } => format!("cgroup {}", path.display()),
+            Self::SwapFile { path } => format!("swap file {}", path.display()),
+            Self::File { path } => format!("file {}", path.display()),
+            Self::Setting { path, value } => format!("setting {} (back to {value})", path.display()),
+        }
+    }
+
+    /// Removes it; what is gone already is no error.
+    fn remove(&self) -> Result<()> {
+        match self {
+            Self::Process { pid, start_time_ticks } => process::kill(*pid, *start_time_ticks),
+            Self::Cgroup { path } => cgroup::remove(path),
+            Self::SwapFile { path } => swapfile::deactivate(path).and_then(|()| remove_file(path)),
+            Self::File { path } => remove_file(path),
+            Self::Setting { path, value } => {
+                if fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
+                    return Ok(());
+                }
+                fs::write(path, value).with_context(|| format!("cannot set {} back to {value}", path.display()))
+            }
+        }
+    }
+}
+
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+#[derive(Debug)]
+pub struct Journal {
+    /// Holds the lock and the list.
+    file: Mutex<(File, Vec<Leftover>)>,
+}
+
+/// Writable by this user only: what is listed there gets removed.
+fn state_directory() -> PathBuf {
+    // SAFETY: geteuid has no preconditions.
+    let user = unsafe { libc::geteuid() };
+    if user == 0 {
+        return PathBuf::from("/run/lightswap-bench");
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(directory) => PathBuf::from(directory).join("lightswap-bench"),
+        None => std::env::temp_dir().join(format!("lightswap-bench-{user}")),
+    }
+}
+
+impl Journal {
+    /// Takes the lock and removes what a killed run left, naming it on stderr.
+    pub fn open() -> Result<Self> {
+        Self::open_in(&state_directory())
+    }
+
+    fn open_in(directory: &Path) -> Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        let path = directory.join("journal.json");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        // SAFETY: the descriptor is open and no pointer is passed.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+            bail!("another lightswap-bench is running (it holds {}); wait for its end, as two runs would disturb each other", path.display());
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+        let left: Vec<Leftover> = if text.trim().is_empty() {
+            Vec::new()
+        } else {
+            serde_json::from_str(&text).with_context(|| format!("{} is damaged; remove it after looking for leftovers by hand", path.display()))?
+        };
+        let journal = Self { file: Mutex::new((file, left.clone())) };
+        for leftover in left.iter().rev() {
+            eprintln!("removing what a killed run left: {}", leftover.describe());
+            journal.remove(leftover)?;
+        }
+        Ok(journal)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<Leftover>)) -> Result<()> {
+        let mut guard = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let (file, entries) = &mut *guard;
+        change(entries);
+        let text = serde_json::to_string(&entries)?;
+        file.seek(SeekFrom::Start(0))
+            .and_then(|_| file.set_len(0))
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .context("cannot write the journal of leftovers")
+    }
+
+    /// To be called before the thing exists.
+    pub fn add(&self, leftover: Leftover) -> Result<()> {
+        self.change(|entries| entries.push(leftover))
+    }
+
+    /// Removes the thing, then its entry.
+    pub fn remove(&self, leftover: &Leftover) -> Result<()> {
+        leftover.remove()?;
+        self.change(|entries| entries.retain(|entry| entry != leftover))
+    }
+}
+
+/// Removes one thing at the end of a scope.
+#[derive(Debug)]
+pub struct Guard<'a> {
+    journal: &'a Journal,
+    leftover: Leftover,
+}
+
+impl<'a> Guard<'a> {
+    pub fn new(journal: &'a Journal, leftover: Leftover) -> Result<Self> {
+        journal.add(leftover.clone())?;
+        Ok(Self { journal, leftover })
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.journal.remove(&self.leftover) {
+            eprintln!("warning: {} is left ({error:#}); run `lightswap-bench clean`", self.leftover.describe());
+        }
+    }
+}
+
+/// Sets a kernel setting until the guard goes.
+pub fn change_setting<'a>(journal: &'a Journal, path: &str, value: &str) -> Result<Guard<'a>> {
+    let failure = || format!("cannot set {path} to {value}; it takes root");
+    let before = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    // Opened first, so that nothing is written down that could not be undone either.
+    let mut file = OpenOptions::new().write(true).open(path).with_context(failure)?;
+    let guard = Guard::new(journal, Leftover::Setting { path: path.into(), value: before.trim().to_owned() })?;
+    file.write_all(value.as_bytes()).with_context(failure)?;
+    Ok(guard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        directory
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_run_are_removed_by_the_next() {
+        let directory = scratch("journal");
+        let journal = Journal::open_in(&directory).unwrap();
+        let file = directory.join("some file");
+        let setting = directory.join("setting");
+        fs::write(&file, "x").unwrap();
+        fs::write(&setting, "3").unwrap();
+        std::mem::forget(Guard::new(&journal, Leftover::File { path: file.clone() }).unwrap());
+        std::mem::forget(change_setting(&journal, setting.to_str().unwrap(), "0").unwrap());
+        assert_eq!(fs::read_to_string(&setting).unwrap(), "0");
+        drop(journal);
+
+        let journal = Journal::open_in(&directory).unwrap();
+        assert!(!file.exists());
+        assert_eq!(fs::read_to_string(&setting).unwrap(), "3");
+        drop(journal);
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn two_runs_at_once_are_refused() {
+        let directory = scratch("lock");
+        let _first = Journal::open_in(&directory).unwrap();
+        let error = Journal::open_in(&directory).unwrap_err().to_string();
+        assert!(error.contains("another lightswap-bench"), "{error}");
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_journal_is_an_error() {
+        let directory = scratch("damaged");
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("journal.json"), "[{\"nonsense\"").unwrap();
+        assert!(Journal::open_in(&directory).is_err());
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}

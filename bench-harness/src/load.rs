@@ -1,0 +1,136 @@
+//! The load phase: every record is set once, pipelined over all connections.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::client::Fleet;
+use crate::interrupt;
+use crate::keys::KeyTable;
+use crate::poller::NO_EVENT;
+use crate::protocol::{Parsed, Reply, Store, append_store, parse_store_reply};
+
+/// Bytes of requests that one connection has under way.
+const PIPELINE_BYTES: usize = 32 * 1024;
+/// A server that pages may refuse for a moment ("out of memory") while it makes room; this long without one success is a failure.
+const REFUSALS_TIMEOUT: Duration = Duration::from_secs(10);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+const PAUSE_AFTER_REFUSAL: Duration = Duration::from_millis(2);
+
+/// What the load threads tell each other and the progress bar.
+#[derive(Debug, Default)]
+pub struct LoadShared {
+    pub stored: AtomicU64,
+    pub refused: AtomicU64,
+    pub stop: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Debug)]
+pub struct Loader<'a> {
+    pub fleet: &'a mut Fleet,
+    pub keys: &'a KeyTable,
+    pub value_size: usize,
+    /// This thread sets the keys `first`, `first + step`, ... below `records`.
+    pub first: u64,
+    pub step: u64,
+    pub records: u64,
+}
+
+impl Loader<'_> {
+    pub fn run(self, shared: &LoadShared) -> Result<()> {
+        let Fleet { connections, poller } = self.fleet;
+        let batch = (PIPELINE_BYTES / self.value_size).clamp(1, 64);
+        let mut next = self.first;
+        // Keys that the server refused, to be sent again.
+        let mut again: Vec<u64> = Vec::new();
+        let mut under_way: Vec<std::collections::VecDeque<u64>> = vec![Default::default(); connections.len()];
+        let mut idle: Vec<usize> = (0..connections.len()).collect();
+        let mut events = vec![NO_EVENT; connections.len()];
+        let mut last_success = Instant::now();
+        let mut last_answer = Instant::now();
+        let mut last_refusal = String::new();
+
+        loop {
+            if shared.stop.load(Ordering::Relaxed) || interrupt::requested() {
+                return interrupt::check();
+            }
+            while let Some(token) = idle.pop() {
+                let connection = &mut connections[token];
+                for _ in 0..batch {
+                    let key = match again.pop() {
+                        Some(key) => key,
+                        None if next < self.records => {
+                            next += self.step;
+                            next - self.step
+                        }
+                        None => break,
+                    };
+                    let version = self.keys.write_sent(key);
+                    append_store(Store::Set, key, version, self.value_size, &mut connection.output);
+                    under_way[token].push_back(key);
+                }
+                if connection.output.is_empty() {
+                    idle.push(token);
+                    break;
+                }
+                connection.flush(poller, token).context("the server closed a connection while records were loaded")?;
+            }
+            if idle.len() == connections.len() {
+                return Ok(());
+            }
+
+            let mut refused = 0;
+            for event in poller.wait(&mut events, Duration::from_millis(200))? {
+                let token = event.u64 as usize;
+                let connection = &mut connections[token];
+                connection
+                    .flush(poller, token)
+                    .and_then(|()| connection.receive())
+                    .context("the server closed a connection while records were loaded")?;
+                last_answer = Instant::now();
+                let mut used = 0;
+                loop {
+                    let (stored, length) = match parse_store_reply(&connection.input()[used..]) {
+                        Parsed::Incomplete => break,
+                        Parsed::Complete(Reply::Refused(text), length) => {
+                            last_refusal = String::from_utf8_lossy(text).into_owned();
+                            (false, length)
+                        }
+                        Parsed::Complete(_, length) => (true, length),
+                        Parsed::Garbled => bail!("the server's answer to a set is no memcached protocol"),
+                    };
+                    used += length;
+                    let Some(key) = under_way[token].pop_front() else {
+                        bail!("the server answered more requests than it was sent");
+                    };
+                    self.keys.write_answered(key, stored);
+                    if stored {
+                        last_success = last_answer;
+                        shared.stored.fetch_add(1, Ordering::Relaxed);
+                    } else {
+                        refused += 1;
+                        again.push(key);
+                    }
+                }
+                connection.consume(used);
+                if under_way[token].is_empty() && connection.output.is_empty() {
+                    idle.push(token);
+                }
+            }
+            if refused > 0 {
+                shared.refused.fetch_add(refused, Ordering::Relaxed);
+                if last_success.elapsed() > REFUSALS_TIMEOUT {
+                    bail!(
+                        "the server refuses records for {} s with {last_refusal:?}; give it more memory (-m) or load fewer records",
+                        REFUSALS_TIMEOUT.as_secs()
+                    );
+                }
+                std::thread::sleep(PAUSE_AFTER_REFUSAL);
+            }
+            if last_answer.elapsed() > SILENCE_TIMEOUT {
+                bail!("the server did not answer for {} s while records were loaded", SILENCE_TIMEOUT.as_secs());
+            }
+        }
+    }
+}

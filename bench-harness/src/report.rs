@@ -1,0 +1,215 @@
+//! The HTML report: one file, no network, readable on a phone, light and dark.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use crate::chart::{Bar, Group, bars, escape};
+use crate::results::Results;
+use crate::summary::{Spread, Summary, comparison, sweep, verdicts};
+use crate::table::{HEADINGS, NUM_TEXT_COLUMNS, line};
+use crate::units::{format_count, format_ms};
+
+const STYLE: &str = include_str!("report.css");
+
+/// One report of all the files' results.
+pub fn html(files: &[Results]) -> String {
+    let runs: Vec<_> = files.iter().flat_map(|file| file.runs.clone()).collect();
+    let summaries = comparison(&runs);
+    let mut html = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>Lightswap: measured</title><style>\n{STYLE}</style></head><body>\n\
+         <h1>Lightswap against kernel swap</h1>\n"
+    );
+    write_verdicts(&mut html, &summaries);
+    write_problems(&mut html, files);
+    write_charts(&mut html, &summaries);
+    if !summaries.is_empty() {
+        html += "<h2>All numbers</h2><p class=\"faint\">Median of the repetitions, smallest and largest in parentheses. \
+                 Memory is the part of the data that fits into the server's memory limit.</p>\n";
+        write_table(&mut html, &summaries);
+    }
+    let swept = sweep(&runs);
+    if !swept.is_empty() {
+        html += "<h2>Server threads tried first</h2><p class=\"faint\">The best count of each configuration is used above.</p>\n\
+                 <div class=\"charts\">\n";
+        write_sweep(&mut html, &swept);
+        html += "</div>\n";
+    }
+    write_micro(&mut html, files);
+    write_environments(&mut html, files);
+    html + "</body></html>\n"
+}
+
+fn write_verdicts(html: &mut String, summaries: &[Summary]) {
+    let verdicts = verdicts(summaries);
+    if verdicts.is_empty() {
+        return;
+    }
+    *html += "<ul>\n";
+    for verdict in verdicts {
+        let _ = writeln!(*html, "<li>{}</li>", escape(&verdict.sentence()));
+    }
+    *html += "</ul>\n";
+}
+
+fn write_problems(html: &mut String, files: &[Results]) {
+    for run in files.iter().flat_map(|file| &file.runs) {
+        let name = format!("{} {}", run.configuration, run.workload);
+        if let Some(error) = &run.details.error {
+            let text = escape(&format!("{name} failed: {error}"));
+            let _ = writeln!(*html, "<p class=\"bad\">{text}</p>");
+        }
+        if run.wrong_values > 0 {
+            let text = escape(&format!("{name}: {} wrong values", run.wrong_values));
+            let _ = writeln!(*html, "<p class=\"bad\">{text}</p>");
+        }
+    }
+}
+
+/// One group for each memory ratio.
+fn groups_by_ratio(summaries: &[&Summary], value: fn(&Summary) -> Spread) -> Vec<Group> {
+    summaries
+        .chunk_by(|a, b| a.local_memory_ratio == b.local_memory_ratio)
+        .map(|group| Group {
+            title: if group[0].local_memory_ratio >= 1.0 {
+                "everything in memory".into()
+            } else {
+                format!("{:.0} % of the data in memory", group[0].local_memory_ratio * 100.0)
+            },
+            bars: group
+                .iter()
+                .map(|summary| Bar {
+                    label: summary.configuration.clone(),
+                    class: summary.configuration.clone(),
+                    value: value(summary),
+                    has_spread: summary.repetitions > 1,
+                })
+                .collect(),
+        })
+        .collect()
+}
+
+fn write_charts(html: &mut String, summaries: &[Summary]) {
+    let mut workloads: Vec<&str> = summaries.iter().map(|s| s.workload.as_str()).collect();
+    workloads.dedup();
+    for workload in workloads {
+        let rows: Vec<&Summary> = summaries.iter().filter(|summary| summary.workload == workload).collect();
+        let _ = writeln!(*html, "<h2>{}</h2><div class=\"charts\">", escape(workload));
+        *html += &bars(
+            "Throughput",
+            "operations a second; longer is better",
+            &groups_by_ratio(&rows, |summary| summary.operations_per_second),
+            format_count,
+        );
+        *html += &bars("99th percentile of latency", "milliseconds; shorter is better", &groups_by_ratio(&rows, |summary| summary.p99_us), format_ms);
+        *html += "</div>\n";
+    }
+}
+
+fn write_sweep(html: &mut String, swept: &[Summary]) {
+    let same_workload = |a: &Summary, b: &Summary| a.workload == b.workload;
+    for of_workload in swept.chunk_by(same_workload) {
+        let groups: Vec<Group> = of_workload
+            .chunk_by(|a, b| a.configuration == b.configuration && a.local_memory_ratio == b.local_memory_ratio)
+            .map(|group| Group {
+                title: format!("{}, {:.0} % of the data in memory", group[0].configuration, group[0].local_memory_ratio * 100.0),
+                bars: group
+                    .iter()
+                    .map(|summary| Bar {
+                        label: format!("{} threads", summary.server_threads),
+                        class: summary.configuration.clone(),
+                        value: summary.operations_per_second,
+                        has_spread: summary.repetitions > 1,
+                    })
+                    .collect(),
+            })
+            .collect();
+        let title = format!("Throughput of {}", of_workload[0].workload);
+        *html += &bars(&title, "operations a second", &groups, format_count);
+    }
+}
+
+fn write_table(html: &mut String, summaries: &[Summary]) {
+    let class = |index: usize| {
+        if index < NUM_TEXT_COLUMNS { " class=\"text\"" } else { "" }
+    };
+    *html += "<div class=\"wide\"><table><tr>";
+    for (index, heading) in HEADINGS.iter().enumerate() {
+        let _ = write!(*html, "<th{}>{heading}</th>", class(index));
+    }
+    *html += "</tr>\n";
+    for summary in summaries {
+        *html += "<tr>";
+        for (index, cell) in line(summary).iter().enumerate() {
+            let _ = write!(*html, "<td{}>{}</td>", class(index), escape(cell));
+        }
+        *html += "</tr>\n";
+    }
+    *html += "</table></div>\n";
+}
+
+fn write_micro(html: &mut String, files: &[Results]) {
+    let micro: Vec<_> = files.iter().flat_map(|file| &file.micro).collect();
+    if micro.is_empty() {
+        return;
+    }
+    *html += "<h2>Micro-benchmarks</h2>\n<pre>";
+    for record in micro {
+        let text = serde_json::to_string(record).unwrap_or_default();
+        let _ = writeln!(*html, "{}", escape(&text));
+    }
+    *html += "</pre>\n";
+}
+
+fn write_environments(html: &mut String, files: &[Results]) {
+    *html += "<h2>Measured with</h2>\n";
+    for file in files {
+        let _ = writeln!(*html, "<pre>{}</pre>", escape(&file.command));
+        if let Value::Object(fields) = &file.environment {
+            *html += "<div class=\"wide\"><table>\n";
+            for (name, value) in fields {
+                let text = match value {
+                    Value::String(text) => text.clone(),
+                    other => other.to_string(),
+                };
+                let _ =
+                    writeln!(*html, "<tr><td class=\"text\">{}</td><td class=\"text\">{}</td></tr>", escape(&name.replace('_', " ")), escape(&text));
+            }
+            *html += "</table></div>\n";
+        }
+        let mut commands: Vec<&str> = file.runs.iter().map(|run| run.details.server_command.as_str()).filter(|command| !command.is_empty()).collect();
+        commands.sort_unstable();
+        commands.dedup();
+        if !commands.is_empty() {
+            let text = escape(&commands.join("\n"));
+            let _ = writeln!(*html, "<details><summary>Command lines of the servers</summary><pre>{text}</pre></details>");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::summary::tests::run;
+
+    #[test]
+    fn the_report_is_self_contained_and_escaped() {
+        let mut failed = run("lightswap", 0.25, 1.0);
+        failed.details.error = Some("<script>alert(1)</script>".into());
+        let mut swept = run("kernel-swap", 0.25, 80.0);
+        swept.details.sweep = true;
+        let results = Results {
+            environment: serde_json::json!({"kernel": "6 <b>", "cpus": 2}),
+            command: "lightswap-bench demo".into(),
+            runs: vec![run("dram", 1.0, 900.0), run("kernel-swap", 0.25, 100.0), run("lightswap", 0.25, 300.0), swept, failed],
+            micro: Vec::new(),
+        };
+        let text = html(&[results]);
+        assert!(text.contains("3.00 times the operations of kernel-swap"));
+        assert!(!text.contains("<script>") && text.contains("&lt;script&gt;"));
+        assert!(!text.contains("http://") && !text.contains("https://"));
+        assert!(html(&[Results::default()]).contains("</html>"));
+    }
+}

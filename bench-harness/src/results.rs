@@ -1,0 +1,190 @@
+//! The result files. The field names are stable: other tools and recorded results depend on them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::tally::LatencyUs;
+
+/// One measured workload on one server.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Run {
+    pub workload: String,
+    pub server: String,
+    pub configuration: String,
+    pub backend: String,
+    pub local_memory_ratio: f64,
+    pub server_threads: u32,
+    pub connections: usize,
+    pub repetition: u32,
+    pub operations_per_second: f64,
+    pub latency_us: LatencyUs,
+    pub hit_ratio: f64,
+    pub wrong_values: u64,
+    pub resident_bytes_max: u64,
+    /// Absent where memory is not limited.
+    pub limit_bytes: Option<u64>,
+    pub server_cpu_seconds: f64,
+
+    #[serde(flatten)]
+    pub details: Details,
+}
+
+/// Fields beyond the stable ones; readers must do without them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Details {
+    /// A run that only looked for the best number of server threads.
+    pub sweep: bool,
+    /// Why there is no result; the numbers are then meaningless.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    pub transport: String,
+    pub records: u64,
+    pub value_size_bytes: usize,
+    pub data_bytes: u64,
+    pub warm_up_seconds: f64,
+    pub duration_seconds: f64,
+    pub operations: u64,
+    pub latency_by_operation_us: BTreeMap<String, LatencyUs>,
+    pub server_errors: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_server_error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_wrong_value: Option<String>,
+    pub evictions: u64,
+    pub major_faults: u64,
+    /// The local memory that the server was given, where it manages it itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup_peak_bytes: Option<u64>,
+    pub server_command: String,
+    /// What the server itself says at the end of the run (`stats lightswap`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub server_statistics: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum Micro {
+    Notify {
+        /// "bare" is a plain handler without Lightswap.
+        notifier: String,
+        lwts: u32,
+        workers: u32,
+        p50_us: f64,
+        p99_us: f64,
+    },
+    Fault {
+        backend: String,
+        contract: String,
+        path: String,
+        workers: u32,
+        lwts: u32,
+        faults_per_second: f64,
+        cpu_us_per_fault: f64,
+    },
+    /// What another tool reads from the same file, in turn with `Fault`.
+    DiskRead {
+        tool: String,
+        jobs: u32,
+        depth: u32,
+        reads_per_second: f64,
+    },
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Results {
+    pub environment: Value,
+    pub command: String,
+    pub runs: Vec<Run>,
+    pub micro: Vec<Micro>,
+}
+
+impl Results {
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is no result file of lightswap-bench", path.display()))
+    }
+
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)?;
+        write_file(path, &(text + "\n"))
+    }
+}
+
+/// Replaces the file as a whole, creating its directory if need be.
+pub fn write_file(path: &Path, text: &str) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("cannot create the directory {}", directory.display()))?;
+    }
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path)).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(value: &Value) -> Vec<&str> {
+        value.as_object().unwrap().keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_run_has_the_stable_field_names() {
+        let value = serde_json::to_value(Run::default()).unwrap();
+        for name in [
+            "workload",
+            "server",
+            "configuration",
+            "backend",
+            "local_memory_ratio",
+            "server_threads",
+            "connections",
+            "repetition",
+            "operations_per_second",
+            "latency_us",
+            "hit_ratio",
+            "wrong_values",
+            "resident_bytes_max",
+            "limit_bytes",
+            "server_cpu_seconds",
+        ] {
+            assert!(value.get(name).is_some(), "{name}");
+        }
+        let mut latency = names(&value["latency_us"]);
+        latency.sort_unstable();
+        assert_eq!(latency, ["max", "p50", "p90", "p99", "p999"]);
+        let mut file = serde_json::to_value(Results::default()).unwrap();
+        file.sort_all_objects();
+        assert_eq!(names(&file), ["command", "environment", "micro", "runs"]);
+    }
+
+    #[test]
+    fn micro_benchmarks_have_the_stable_form() {
+        let text = r#"[{"name":"notify","notifier":"sigbus","lwts":8,"workers":1,"p50_us":3.5,"p99_us":9.0},
+            {"name":"fault","backend":"memory","contract":"cooperative","path":"touch","workers":1,"lwts":1,
+             "faults_per_second":200000.0,"cpu_us_per_fault":5.0}]"#;
+        let micro: Vec<Micro> = serde_json::from_str(text).unwrap();
+        let again = serde_json::to_value(&micro).unwrap();
+        assert_eq!(again, serde_json::from_str::<Value>(text).unwrap());
+    }
+
+    #[test]
+    fn files_without_the_details_are_read() {
+        let text = r#"{"environment":{},"command":"x","micro":[],"runs":[{"workload":"ycsb-c","server":"memcached",
+            "configuration":"dram","backend":"none","local_memory_ratio":1.0,"server_threads":2,"connections":64,"repetition":1,
+            "operations_per_second":5.0,"latency_us":{"p50":1.0,"p90":1.0,"p99":1.0,"p999":1.0,"max":1.0},"hit_ratio":1.0,
+            "wrong_values":0,"resident_bytes_max":1,"limit_bytes":null,"server_cpu_seconds":1.0}]}"#;
+        let results: Results = serde_json::from_str(text).unwrap();
+        assert_eq!(results.runs[0].limit_bytes, None);
+        assert!(!results.runs[0].details.sweep);
+    }
+}

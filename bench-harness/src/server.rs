@@ -1,0 +1,188 @@
+//! One memcached process: started (in a cgroup or not), awaited, asked, stopped.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cgroup::Cgroup;
+use crate::endpoint::Endpoint;
+use crate::interrupt;
+use crate::journal::{Guard, Journal, Leftover};
+use crate::process;
+
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+const LOG_LINES_SHOWN: usize = 12;
+
+#[derive(Debug)]
+pub struct Server<'a> {
+    child: Child,
+    endpoint: Endpoint,
+    log: PathBuf,
+    /// Kills the process by its id if it still runs when this goes.
+    _guard: Guard<'a>,
+}
+
+/// Has the child die with its parent and join the cgroup before it runs the server's first instruction.
+fn prepare_child(command: &mut Command, members: Option<OwnedFd>) {
+    let join = move || {
+        // SAFETY: prctl with these arguments takes no pointers.
+        if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        let Some(members) = &members else {
+            return Ok(());
+        };
+        // SAFETY: the buffer is one static byte.
+        let written = unsafe { libc::write(members.as_raw_fd(), b"0".as_ptr().cast(), 1) };
+        if written == 1 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec the closure only makes two system calls; it neither allocates nor takes locks.
+    unsafe { command.pre_exec(join) };
+}
+
+impl<'a> Server<'a> {
+    pub fn start(journal: &'a Journal, binary: &Path, arguments: &[String], endpoint: Endpoint, log: &Path, cgroup: Option<&Cgroup>) -> Result<Self> {
+        let output = File::create(log).with_context(|| format!("cannot create the log {}", log.display()))?;
+        let errors = output.try_clone().context("cannot share the log")?;
+        let members = match cgroup {
+            Some(cgroup) => Some(OwnedFd::from(cgroup.open_members()?)),
+            None => None,
+        };
+        let mut command = Command::new(binary);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            // Ctrl-C is for us; the server is stopped in order.
+            .process_group(0);
+        prepare_child(&mut command, members);
+        let mut child = command.spawn().with_context(|| format!("cannot start {}; is it a program, and built?", binary.display()))?;
+        let pid = child.id();
+        let recorded = process::usage(pid).and_then(|usage| Guard::new(journal, Leftover::Process { pid, start_time_ticks: usage.start_time_ticks }));
+        let guard = match recorded {
+            Ok(guard) => guard,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        };
+        let mut server = Self { child, endpoint, log: log.to_owned(), _guard: guard };
+        server.await_readiness(cgroup)?;
+        Ok(server)
+    }
+
+    fn await_readiness(&mut self, cgroup: Option<&Cgroup>) -> Result<()> {
+        let end = Instant::now() + START_TIMEOUT;
+        loop {
+            interrupt::check()?;
+            if self.endpoint.connect().is_ok() {
+                return Ok(());
+            }
+            if let Some(death) = self.death(cgroup) {
+                bail!(death);
+            }
+            if Instant::now() > end {
+                bail!("the server does not accept connections at {} within {} s{}", self.endpoint, START_TIMEOUT.as_secs(), self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Why the server ended, if it did.
+    pub fn death(&mut self, cgroup: Option<&Cgroup>) -> Option<String> {
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(describe_death(status, cgroup) + &self.log_tail())
+    }
+
+    fn log_tail(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        if lines.is_empty() {
+            return "; it wrote no message".into();
+        }
+        let tail = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
+        format!("; its last lines:\n  {}", tail.join("\n  "))
+    }
+
+    /// The reply to `stats` or `stats NAME`. A server that does not know the name gives an empty map.
+    pub fn statistics(&self, name: &str) -> Result<BTreeMap<String, String>> {
+        let request = if name.is_empty() { "stats\r\n".to_owned() } else { format!("stats {name}\r\n") };
+        let mut socket = self.endpoint.connect().context("cannot ask the server for its statistics")?;
+        set_receive_timeout(&socket, Duration::from_secs(20))?;
+        socket.write_all(request.as_bytes())?;
+        let mut statistics = BTreeMap::new();
+        for line in BufReader::new(socket).lines() {
+            let line = line.context("cannot read the server's statistics")?;
+            let Some(rest) = line.strip_prefix("STAT ") else {
+                break;
+            };
+            if let Some((name, value)) = rest.split_once(' ') {
+                statistics.insert(name.to_owned(), value.to_owned());
+            }
+        }
+        Ok(statistics)
+    }
+
+    pub fn stop(mut self) {
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            // SAFETY: kill takes no pointers; the child was not waited for, so the id is still its own.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+        }
+        let end = Instant::now() + STOP_TIMEOUT;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        // Both fail only if the child has ended and was waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn set_receive_timeout(socket: &File, timeout: Duration) -> Result<()> {
+    let stream = std::net::TcpStream::from(OwnedFd::from(socket.try_clone()?));
+    // The option is the same for a UNIX socket.
+    stream.set_read_timeout(Some(timeout)).context("cannot set a time limit on a connection")
+}
+
+fn describe_death(status: ExitStatus, cgroup: Option<&Cgroup>) -> String {
+    match cgroup {
+        Some(cgroup) if cgroup.out_of_memory_kills() > 0 => "the kernel killed the server because it needed more than its cgroup's limit".into(),
+        _ => format!("the server ended by itself ({status})"),
+    }
+}
+
+/// A TCP port that is free now.
+pub fn free_port() -> Result<u16> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("cannot find a free TCP port")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// What `BINARY -V` prints, in one line.
+pub fn version(binary: &Path) -> Result<String> {
+    let output = Command::new(binary).arg("-V").output().with_context(|| format!("cannot run {} -V; is it a memcached binary?", binary.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or("unknown").trim().to_owned())
+}

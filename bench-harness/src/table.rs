@@ -1,0 +1,127 @@
+//! Results as tables in the terminal.
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+use crate::results::{Micro, Results};
+use crate::summary::{Spread, Summary, comparison, sweep, verdicts};
+use crate::units::{MIB, format_count, format_ms};
+
+fn with_spread(spread: Spread, repetitions: usize, format: fn(f64) -> String) -> String {
+    if repetitions < 2 { format(spread.median) } else { format!("{} ({}-{})", format(spread.median), format(spread.min), format(spread.max)) }
+}
+
+pub const HEADINGS: [&str; 11] =
+    ["workload", "memory", "configuration", "threads", "operations/s", "p50 ms", "p99 ms", "CPU us/op", "resident / limit MiB", "hits", "wrong"];
+/// The first columns that hold words.
+pub const NUM_TEXT_COLUMNS: usize = 3;
+
+/// The cells of one line, under `HEADINGS`.
+pub fn line(summary: &Summary) -> [String; 11] {
+    let mib = |bytes: u64| format_count((bytes / MIB) as f64);
+    [
+        summary.workload.clone(),
+        format!("{:.0} %", summary.local_memory_ratio * 100.0),
+        summary.configuration.clone(),
+        summary.server_threads.to_string(),
+        with_spread(summary.operations_per_second, summary.repetitions, format_count),
+        with_spread(summary.p50_us, 1, format_ms),
+        with_spread(summary.p99_us, summary.repetitions, format_ms),
+        format!("{:.1}", summary.cpu_us_per_operation),
+        match summary.limit_bytes {
+            Some(limit) => format!("{} / {}", mib(summary.resident_bytes_max), mib(limit)),
+            None => mib(summary.resident_bytes_max),
+        },
+        format!("{:.2} %", summary.hit_ratio * 100.0),
+        summary.wrong_values.to_string(),
+    ]
+}
+
+fn new_table(headings: &[&str], num_text_columns: usize) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled).set_header(headings.to_vec());
+    for (index, column) in table.column_iter_mut().enumerate() {
+        if index >= num_text_columns {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn summaries_table(summaries: &[Summary]) -> String {
+    let mut table = new_table(&HEADINGS, NUM_TEXT_COLUMNS);
+    for summary in summaries {
+        table.add_row(line(summary));
+    }
+    table.to_string()
+}
+
+fn micro_table(micro: &[Micro]) -> String {
+    let mut table = new_table(&["benchmark", "variant", "workers", "LWTs", "result"], 2);
+    for record in micro {
+        table.add_row(match record {
+            Micro::Notify { notifier, lwts, workers, p50_us, p99_us } => {
+                ["notify".into(), notifier.clone(), workers.to_string(), lwts.to_string(), format!("p50 {p50_us:.2} us, p99 {p99_us:.2} us")]
+            }
+            Micro::Fault { backend, contract, path, workers, lwts, faults_per_second, cpu_us_per_fault } => [
+                format!("fault, {backend}"),
+                format!("{contract}, by {path}"),
+                workers.to_string(),
+                lwts.to_string(),
+                format!("{}/s, {cpu_us_per_fault:.1} us CPU each", format_count(*faults_per_second)),
+            ],
+            Micro::DiskRead { tool, jobs, depth, reads_per_second } => {
+                ["disk read".into(), tool.clone(), jobs.to_string(), depth.to_string(), format!("{}/s", format_count(*reads_per_second))]
+            }
+        });
+    }
+    table.to_string()
+}
+
+/// Everything that a person wants to see at the end.
+pub fn print(results: &Results) {
+    let swept = sweep(&results.runs);
+    if !swept.is_empty() {
+        println!("Server threads tried before the comparison:");
+        println!("{}\n", summaries_table(&swept));
+    }
+    let summaries = comparison(&results.runs);
+    if !summaries.is_empty() {
+        println!("Median (smallest-largest) of the repetitions:");
+        println!("{}\n", summaries_table(&summaries));
+    }
+    if !results.micro.is_empty() {
+        println!("{}\n", micro_table(&results.micro));
+    }
+    for verdict in verdicts(&summaries) {
+        println!("{}", verdict.sentence());
+    }
+    for run in &results.runs {
+        if let Some(error) = &run.details.error {
+            println!("failed: {} {}: {error}", run.configuration, run.workload);
+        }
+        if run.wrong_values > 0 {
+            println!(
+                "WRONG VALUES: {} in {} {}; the first: {}",
+                run.wrong_values,
+                run.configuration,
+                run.workload,
+                run.details.first_wrong_value.as_deref().unwrap_or("unknown")
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::summary::tests::run;
+
+    #[test]
+    fn a_line_shows_the_spread_only_when_there_is_one() {
+        let once = comparison(&[run("dram", 1.0, 50_000.0)]);
+        assert_eq!(line(&once[0])[4], "50,000");
+        let twice = comparison(&[run("dram", 1.0, 50_000.0), run("dram", 1.0, 60_000.0)]);
+        assert_eq!(line(&twice[0])[4], "55,000 (50,000-60,000)");
+        assert!(summaries_table(&twice).contains("55,000"));
+    }
+}
