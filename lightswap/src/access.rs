@@ -41,8 +41,9 @@ impl PageRange {
         if self.indices.len() > 1 {
             self.read_ahead();
         }
+        let tick = self.region.pager.budget.tick();
         for page in self.pages() {
-            if !page.entry().reference() {
+            if !page.entry().reference(tick) {
                 make_resident(page)?;
                 swap_in::unpin(page);
             }
@@ -69,8 +70,9 @@ impl PageRange {
         if num_pages > 1 {
             self.read_ahead();
         }
+        let tick = pager.budget.tick();
         for page in self.pages() {
-            if page.entry().pin().is_ok() {
+            if page.entry().pin(tick).is_ok() {
                 continue;
             }
             if let Err(error) = make_resident(page) {

@@ -2,9 +2,10 @@
 //!
 //! A frame is taken before a page is mapped and given back after it is unmapped. I/O buffers are taken out of the capacity at the start.
 
+use crate::page_table::Tick;
 use crate::parking;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicUsize, fence};
+use std::sync::atomic::{AtomicU8, AtomicUsize, fence};
 
 /// Frames of one instance.
 #[derive(Debug)]
@@ -22,7 +23,12 @@ pub(crate) struct Budget {
     num_waiting: AtomicUsize,
     /// Counts what those should look at again; see [`Wait`].
     epoch: AtomicUsize,
+    num_evicted: AtomicUsize,
+    tick: AtomicU8,
 }
+
+/// Ticks of the eviction clock while as many pages are evicted as local memory holds.
+const TICKS_PER_CAPACITY: usize = 16;
 
 /// Most pages of one evict batch.
 pub(crate) const MAX_BATCH_PAGES: usize = 256;
@@ -31,8 +37,9 @@ impl Budget {
     pub(crate) fn new(capacity: usize) -> Self {
         // A batch pays one TLB flush for all its pages, so it is large; but it must not take a noticeable part of a small memory.
         let batch_pages = (capacity / 16).clamp(1, MAX_BATCH_PAGES);
-        let [num_used, num_leaving, num_waiting, epoch] = [0; 4].map(AtomicUsize::new);
-        Self { num_used, capacity, low_watermark: batch_pages, batch_pages, num_leaving, num_waiting, epoch }
+        let [num_used, num_leaving, num_waiting, epoch, num_evicted] = [0; 5].map(AtomicUsize::new);
+        let tick = AtomicU8::new(0);
+        Self { num_used, capacity, low_watermark: batch_pages, batch_pages, num_leaving, num_waiting, epoch, num_evicted, tick }
     }
 
     /// Takes a frame if one is free and nobody has been waiting for it.
@@ -53,6 +60,17 @@ impl Budget {
     pub(crate) fn give_back(&self, num_frames: usize) {
         self.num_used.fetch_sub(num_frames, AcqRel);
         self.notify(num_frames);
+    }
+
+    /// Time by the eviction clock: what is referenced twice in one tick is referenced once.
+    pub(crate) fn tick(&self) -> Tick {
+        Tick(self.tick.load(Relaxed))
+    }
+
+    /// Moves the eviction clock on.
+    pub(crate) fn count_evicted(&self, num_pages: usize) {
+        let num_evicted = self.num_evicted.fetch_add(num_pages, Relaxed) + num_pages;
+        self.tick.store((num_evicted / (self.capacity / TICKS_PER_CAPACITY).max(1)) as u8, Relaxed);
     }
 
     pub(crate) fn num_used(&self) -> usize {

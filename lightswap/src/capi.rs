@@ -224,7 +224,7 @@ pub extern "C" fn lsw_touch(addr: *const c_void, len: size_t) -> c_int {
     status(instance::touch(addr.cast(), len))
 }
 
-/// Touches the pages and keeps them resident until the same range is unpinned. Pins count. LSW_ERR_PIN_LIMIT beyond half of local memory.
+/// Touches the pages and keeps them resident until the same range is unpinned. Pins count. LSW_ERR_PIN_LIMIT beyond half of local memory or 128 MiB.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_pin(addr: *const c_void, len: size_t) -> c_int {
     status(instance::pin(addr.cast(), len))

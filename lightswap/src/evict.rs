@@ -346,6 +346,7 @@ fn remove(worker: &Worker, batch: &mut Batch) -> usize {
         victim.fate = Fate::Kept;
     }
     if num_removed > 0 {
+        pager.budget.count_evicted(num_removed);
         pager.budget.give_back(num_removed);
     }
     num_removed

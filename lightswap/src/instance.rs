@@ -329,7 +329,7 @@ pub fn touch(address: *const u8, len: usize) -> Result<()> {
 /// Touches the pages and keeps them resident until the same range is unpinned. Pins count.
 ///
 /// # Errors
-/// As [`touch`]; [`ErrorKind::PinLimit`] if more than half of local memory would be pinned.
+/// As [`touch`]; [`ErrorKind::PinLimit`] if more than half of local memory, or 128 MiB, would be pinned.
 pub fn pin(address: *const u8, len: usize) -> Result<()> {
     PageRange::find(address as usize, len)?.pin()
 }

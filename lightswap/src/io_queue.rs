@@ -195,14 +195,15 @@ impl IoQueue {
         let mut num_completed = 0;
         // SAFETY: as in `fd`; the borrow ends before `complete`, which may push.
         while let Some(entry) = unsafe { (*self.ring.get()).completion().next() } {
-            self.num_in_flight.set(self.num_in_flight.get() - 1);
             match Token(entry.user_data()).purpose() {
                 Purpose::Wake => {
-                    self.num_in_flight.set(self.num_in_flight.get() + 1);
                     self.is_armed.set(false);
                     self.clear_wake();
                 }
-                purpose => complete(purpose, entry.result()),
+                purpose => {
+                    self.num_in_flight.set(self.num_in_flight.get() - 1);
+                    complete(purpose, entry.result());
+                }
             }
             num_completed += 1;
             // The kernel handles a limited number of deferred completions per call, and does not say that there are more.

@@ -30,6 +30,8 @@ const MAX_WORKERS: usize = 1024;
 const MIN_LOCAL_PAGES: usize = 16;
 /// Buffers of one worker where local memory is plentiful: the reads it can have in flight.
 const MAX_BUFFERS_PER_WORKER: usize = 256;
+/// Most pins of all pages together; a page's word has room for twice as many.
+const MAX_PINS: usize = 1 << 15;
 /// XXH3 takes a secret of at least 136 bytes.
 const SECRET_BYTES: usize = 192;
 
@@ -116,9 +118,9 @@ impl Pager {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Pins may take this many pages: half of local memory always stays for those who are on their way.
+    /// Most pins at a time: half of local memory always stays for those who are on their way, and a page's count of pins cannot overflow.
     pub(crate) fn pin_limit(&self) -> usize {
-        self.budget.capacity() / 2
+        (self.budget.capacity() / 2).min(MAX_PINS)
     }
 
     /// Announces `num_pages` new pins; `false` if that would be too many.

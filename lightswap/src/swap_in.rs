@@ -45,7 +45,7 @@ impl std::fmt::Display for SwapInError {
 pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, SwapInError> {
     let entry = page.entry();
     loop {
-        let word = match entry.pin() {
+        let word = match entry.pin(page.region.pager.budget.tick()) {
             Ok(pinned) => return Ok(pinned),
             Err(word) => word,
         };
@@ -172,7 +172,7 @@ fn finish(page: Page<'_>, result: Result<(), i32>, pins: u32) -> Result<(), Swap
     match result {
         Ok(()) => {
             page.count_resident(true);
-            if page.entry().finish_swap_in(pins) {
+            if page.entry().finish_swap_in(pins, page.region.pager.budget.tick()) {
                 parking::unpark_all(page.key());
             }
             if pins == 0 {

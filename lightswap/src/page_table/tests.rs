@@ -3,7 +3,7 @@ use super::*;
 /// A page that has been brought in.
 fn resident() -> PageEntry {
     let entry = PageEntry::new();
-    assert!(entry.begin_swap_in(entry.load()) && !entry.finish_swap_in(0));
+    assert!(entry.begin_swap_in(entry.load()) && !entry.finish_swap_in(0, Tick(0)));
     entry
 }
 
@@ -15,7 +15,7 @@ fn a_page_goes_round() {
     let word = entry.load();
     assert!(word.state() == PageState::SwappedOut && word.is_stored() && entry.hash() == 7);
     assert!(entry.begin_swap_in(word) && !entry.begin_swap_in(word), "one owner only");
-    assert!(!entry.finish_swap_in(1));
+    assert!(!entry.finish_swap_in(1, Tick(0)));
     assert_eq!(entry.load().num_pins(), 1);
     assert!(entry.select_victim().is_none(), "a pinned page is no victim");
     assert!(entry.unpin());
@@ -24,13 +24,14 @@ fn a_page_goes_round() {
 #[test]
 fn references_delay_and_accesses_cancel_eviction() {
     let entry = resident();
-    (0..9).for_each(|_| assert!(entry.reference()));
+    (0..99).for_each(|count| assert!(entry.reference(Tick(count / 10))));
+    // Nine ticks saw it after the one it came in.
     assert_eq!((0..9).take_while(|_| entry.select_victim().is_none()).count(), 3, "references saturate at 3");
     assert_eq!(entry.load().state(), PageState::Evicting);
-    assert!(entry.reference() && !entry.begin_removal(), "a touch cancels");
+    assert!(entry.reference(Tick(50)) && !entry.begin_removal(), "a touch cancels");
     entry.forget_references();
     assert!(entry.select_victim().is_some());
-    assert_eq!(entry.pin(), Ok(Pinned::Cancelled));
+    assert_eq!(entry.pin(Tick(51)), Ok(Pinned::Cancelled));
     assert!(!entry.begin_removal(), "a pin cancels");
 }
 
@@ -39,5 +40,5 @@ fn failures_carry_their_cause() {
     let entry = PageEntry::new();
     assert!(entry.begin_swap_in(entry.load()) && entry.set_waiters() && entry.fail_swap_in(5));
     assert_eq!((entry.load().state(), entry.cause()), (PageState::Failed, 5));
-    assert!(entry.pin().is_err() && !entry.reference() && !entry.set_waiters());
+    assert!(entry.pin(Tick(0)).is_err() && !entry.reference(Tick(50)) && !entry.set_waiters());
 }
