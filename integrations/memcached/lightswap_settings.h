@@ -1,0 +1,17 @@
+/* What Lightswap's own files share and upstream's do not see. */
+#ifndef LIGHTSWAP_SETTINGS_H
+#define LIGHTSWAP_SETTINGS_H
+
+#include <stdint.h>
+
+struct lightswap_settings {
+    uint64_t memory_bytes;      /* local memory */
+    const char *backend;        /* URL, as given */
+};
+
+extern struct lightswap_settings lightswap_settings;
+
+/* lsw_worker_enter on the server's instance. */
+int lightswap_enter(void);
+
+#endif
