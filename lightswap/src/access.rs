@@ -113,6 +113,8 @@ impl PageRange {
     pub(crate) fn reserve(&self) -> Result<()> {
         let pager = &self.region.pager;
         if pager.is_failing() {
+            // Nobody may need a frame, so nobody else would find out that writes work again.
+            pager.pager_thread().nudge();
             return Err(Error::new(ErrorKind::NoSpace, "writes to the swap backend are failing: no fresh memory until one succeeds"));
         }
         let first_slot = self.region.page(self.indices.start).slot();

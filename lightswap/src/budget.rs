@@ -31,7 +31,7 @@ pub(crate) struct Budget {
 const TICKS_PER_CAPACITY: usize = 16;
 
 /// Most pages of one evict batch.
-pub(crate) const MAX_BATCH_PAGES: usize = 256;
+pub(crate) const MAX_BATCH_PAGES: usize = 128;
 
 impl Budget {
     pub(crate) fn new(capacity: usize) -> Self {

@@ -17,34 +17,51 @@ use std::time::Duration;
 /// Success; every failure is negative.
 pub const LSW_OK: c_int = 0;
 /// An argument is out of range.
-pub const LSW_ERR_INVALID_ARGUMENT: c_int = ErrorKind::InvalidArgument as c_int;
+pub const LSW_ERR_INVALID_ARGUMENT: c_int = -1;
 /// The backend URL does not parse.
-pub const LSW_ERR_BACKEND_URL: c_int = ErrorKind::BackendUrl as c_int;
+pub const LSW_ERR_BACKEND_URL: c_int = -2;
 /// The backend cannot be opened, or failed.
-pub const LSW_ERR_BACKEND: c_int = ErrorKind::Backend as c_int;
+pub const LSW_ERR_BACKEND: c_int = -3;
 /// The kernel offers no suitable userfaultfd.
-pub const LSW_ERR_NO_USERFAULTFD: c_int = ErrorKind::NoUserfaultfd as c_int;
+pub const LSW_ERR_NO_USERFAULTFD: c_int = -4;
 /// The kernel offers no suitable io_uring.
-pub const LSW_ERR_NO_IO_URING: c_int = ErrorKind::NoIoUring as c_int;
+pub const LSW_ERR_NO_IO_URING: c_int = -5;
 /// The machine gave no memory or address space.
-pub const LSW_ERR_NO_MEMORY: c_int = ErrorKind::NoMemory as c_int;
+pub const LSW_ERR_NO_MEMORY: c_int = -6;
 /// The backend has no room left (the disk is full, or writes fail).
-pub const LSW_ERR_NO_SPACE: c_int = ErrorKind::NoSpace as c_int;
+pub const LSW_ERR_NO_SPACE: c_int = -7;
 /// More pages would be pinned than local memory can spare.
-pub const LSW_ERR_PIN_LIMIT: c_int = ErrorKind::PinLimit as c_int;
+pub const LSW_ERR_PIN_LIMIT: c_int = -8;
 /// The range is not wholly inside one region.
-pub const LSW_ERR_NOT_IN_REGION: c_int = ErrorKind::NotInRegion as c_int;
+pub const LSW_ERR_NOT_IN_REGION: c_int = -9;
 /// The calling thread is not a worker.
-pub const LSW_ERR_NOT_A_WORKER: c_int = ErrorKind::NotAWorker as c_int;
+pub const LSW_ERR_NOT_A_WORKER: c_int = -10;
 /// The object is in use.
-pub const LSW_ERR_BUSY: c_int = ErrorKind::Busy as c_int;
+pub const LSW_ERR_BUSY: c_int = -11;
 /// A page's content could not be read back.
-pub const LSW_ERR_SWAP_IN: c_int = ErrorKind::SwapIn as c_int;
+pub const LSW_ERR_SWAP_IN: c_int = -12;
 
 /// Any code may write any page of the region at any time.
-pub const LSW_TRANSPARENT: c_int = Contract::Transparent as c_int;
+pub const LSW_TRANSPARENT: c_int = 0;
 /// Code pins pages of the region before it writes them.
-pub const LSW_COOPERATIVE: c_int = Contract::Cooperative as c_int;
+pub const LSW_COOPERATIVE: c_int = 1;
+
+// Numbers above, as the header must show them; the same as in Rust.
+const _: () = {
+    assert!(LSW_ERR_INVALID_ARGUMENT == ErrorKind::InvalidArgument as c_int);
+    assert!(LSW_ERR_BACKEND_URL == ErrorKind::BackendUrl as c_int);
+    assert!(LSW_ERR_BACKEND == ErrorKind::Backend as c_int);
+    assert!(LSW_ERR_NO_USERFAULTFD == ErrorKind::NoUserfaultfd as c_int);
+    assert!(LSW_ERR_NO_IO_URING == ErrorKind::NoIoUring as c_int);
+    assert!(LSW_ERR_NO_MEMORY == ErrorKind::NoMemory as c_int);
+    assert!(LSW_ERR_NO_SPACE == ErrorKind::NoSpace as c_int);
+    assert!(LSW_ERR_PIN_LIMIT == ErrorKind::PinLimit as c_int);
+    assert!(LSW_ERR_NOT_IN_REGION == ErrorKind::NotInRegion as c_int);
+    assert!(LSW_ERR_NOT_A_WORKER == ErrorKind::NotAWorker as c_int);
+    assert!(LSW_ERR_BUSY == ErrorKind::Busy as c_int);
+    assert!(LSW_ERR_SWAP_IN == ErrorKind::SwapIn as c_int);
+    assert!(LSW_TRANSPARENT == Contract::Transparent as c_int && LSW_COOPERATIVE == Contract::Cooperative as c_int);
+};
 
 /// One budget of local memory, one backend, any number of regions and workers.
 #[derive(Debug)]
@@ -322,7 +339,8 @@ pub extern "C" fn lsw_worker_run() -> c_int {
 
 /// Starts an LWT. From the worker's own stack it runs at once, until it ends (returns 0) or suspends (returns 1); from an LWT it is queued (returns 1).
 #[unsafe(no_mangle)]
-pub extern "C" fn lsw_lwt_start(entry: extern "C" fn(arg: *mut c_void), arg: *mut c_void) -> c_int {
+pub extern "C" fn lsw_lwt_start(entry: Option<extern "C" fn(arg: *mut c_void)>, arg: *mut c_void) -> c_int {
+    let Some(entry) = entry else { return null("entry") };
     match lwt::start(move || entry(arg)) {
         Ok(has_ended) => c_int::from(!has_ended),
         Err(error) => fail(&error),
@@ -398,8 +416,8 @@ pub unsafe extern "C" fn lsw_cond_broadcast(cond: *mut lsw_cond) {
 /// The primitive beneath the locks: suspends the LWT (or blocks the thread) until an unpark of the same address. still_needed is called after the
 /// caller was queued: false means do not wait. It must not suspend, park, unpark or touch a region.
 #[unsafe(no_mangle)]
-pub extern "C" fn lsw_park(key: *const c_void, still_needed: extern "C" fn(arg: *mut c_void) -> bool, arg: *mut c_void) {
-    parking::park(key as usize, || still_needed(arg));
+pub extern "C" fn lsw_park(key: *const c_void, still_needed: Option<extern "C" fn(arg: *mut c_void) -> bool>, arg: *mut c_void) {
+    parking::park(key as usize, || still_needed.is_none_or(|still_needed| still_needed(arg)));
 }
 
 /// Wakes the longest waiter of an address; one load when nobody waits.
@@ -460,11 +478,11 @@ pub unsafe extern "C" fn lsw_sendmsg(fd: c_int, msg: *const msghdr, flags: c_int
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lsw_stats_visit(
     instance: *mut lsw_instance,
-    visit: extern "C" fn(ctx: *mut c_void, name: *const c_char, value: u64),
+    visit: Option<extern "C" fn(ctx: *mut c_void, name: *const c_char, value: u64)>,
     ctx: *mut c_void,
 ) {
     // SAFETY: the caller vouches for the pointer; NULL is checked.
-    let Some(instance) = (unsafe { instance.as_ref() }) else { return };
+    let (Some(instance), Some(visit)) = (unsafe { instance.as_ref() }, visit) else { return };
     for (name, value) in instance.0.stats() {
         let name = CString::new(name).unwrap_or_default();
         visit(ctx, name.as_ptr(), value);

@@ -171,6 +171,9 @@ impl Lightswap {
     /// # Errors
     /// [`ErrorKind::Busy`] if it is one already, [`ErrorKind::NoIoUring`], [`ErrorKind::NoMemory`].
     pub fn enter_worker(&self) -> Result<WorkerHandle> {
+        if worker::current().is_some() {
+            return Err(Error::new(ErrorKind::Busy, "this thread is a worker already"));
+        }
         let num_workers = self.pager().workers().iter().filter(|worker| Arc::strong_count(worker) > 1).count();
         // One of them is the pager thread.
         if num_workers > self.pager().config.max_workers {

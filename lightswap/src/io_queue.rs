@@ -81,8 +81,9 @@ pub(crate) struct IoQueue {
     num_idle_polls: Cell<u32>,
 }
 
-/// Fewer than the deferred completions that the kernel handles in one call (20).
-const COMPLETIONS_PER_ENTER: usize = 16;
+/// Completions handled by one poll: few, so that the LWTs they make ready ask for their next pages before the device runs dry; and fewer than
+/// the kernel takes out of its deferred work in one call (20), since it does not say that there are more.
+const COMPLETIONS_PER_POLL: usize = 16;
 
 /// For a watched queue, an idle poll clears the eventfd only now and then: a signal can overtake the poll that it is for, which costs some empty
 /// turns of the event loop, while clearing costs a system call.
@@ -189,12 +190,13 @@ impl IoQueue {
         }
     }
 
-    /// Submits, lets the kernel post completions, and hands each to `complete`. Does not block unless `wait` is set: then until there is one.
+    /// Submits, lets the kernel post completions, and hands some to `complete`; [`Self::has_work`] tells whether there are more. Does not block unless
+    /// `wait` is set: then until there is one.
     pub(crate) fn poll(&self, wait: bool, mut complete: impl FnMut(Purpose, i32)) {
         self.enter(wait);
-        let mut num_completed = 0;
-        // SAFETY: as in `fd`; the borrow ends before `complete`, which may push.
-        while let Some(entry) = unsafe { (*self.ring.get()).completion().next() } {
+        for _ in 0..COMPLETIONS_PER_POLL {
+            // SAFETY: as in `fd`; the borrow ends before `complete`, which may push.
+            let Some(entry) = (unsafe { (*self.ring.get()).completion().next() }) else { return };
             match Token(entry.user_data()).purpose() {
                 Purpose::Wake => {
                     self.is_armed.set(false);
@@ -205,12 +207,8 @@ impl IoQueue {
                     complete(purpose, entry.result());
                 }
             }
-            num_completed += 1;
-            // The kernel handles a limited number of deferred completions per call, and does not say that there are more.
-            if num_completed % COMPLETIONS_PER_ENTER == 0 {
-                self.get_events(0, false);
-            }
         }
+        self.get_events(0, false);
     }
 
     /// Whether [`Self::poll`] has something to do: completions, or work that makes some.

@@ -6,10 +6,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hand::Hand;
 use crate::size::{PAGE_SIZE, format_size, pages_in};
 use crate::stats::Stats;
+use crate::sys;
 use crate::sys::removal::Remover;
 use crate::sys::uffd::Uffd;
 use crate::worker::WorkerShared;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use twox_hash::XxHash3_64;
@@ -53,6 +54,8 @@ pub(crate) struct Pager {
     num_pinned: AtomicUsize,
     /// The last swap-out failed: writes pause, and no fresh memory is handed out.
     is_failing: AtomicBool,
+    /// While they fail: when reclaim ahead of demand, or without any, may next try whether they work again.
+    retry_at_ns: AtomicU64,
     /// All workers there ever were; they stay, for their statistics and because others may be about to wake them.
     workers: Mutex<Vec<Arc<WorkerShared>>>,
     /// The thread that serves faults of threads which are no workers.
@@ -83,6 +86,7 @@ impl Pager {
             secret,
             num_pinned: AtomicUsize::new(0),
             is_failing: AtomicBool::new(false),
+            retry_at_ns: AtomicU64::new(0),
             workers: Mutex::new(Vec::new()),
             pager_thread: OnceLock::new(),
             slots: Mutex::new(Vec::new()),
@@ -107,6 +111,13 @@ impl Pager {
     pub(crate) fn note_swap_out(&self, succeeded: bool) -> bool {
         if self.is_failing() == succeeded { self.is_failing.store(!succeeded, Relaxed) } else { return false }
         !succeeded
+    }
+
+    /// While swap-outs fail: whether it is time to try one; true for one caller.
+    pub(crate) fn may_retry(&self) -> bool {
+        let (now, due) = (sys::now_ns(), self.retry_at_ns.load(Relaxed));
+        let next = now + crate::evict::RETRY_PAUSE.as_nanos() as u64;
+        now >= due && self.retry_at_ns.compare_exchange(due, next, Relaxed, Relaxed).is_ok()
     }
 
     /// Whether the last swap-out failed.

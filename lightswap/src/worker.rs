@@ -172,10 +172,13 @@ impl Worker {
                 lwt::resume(self, lwt);
             }
         }
-        if self.pager.budget.is_low() && !self.pager.is_failing() {
-            evict::reclaim(self);
-        }
+        let must_reclaim = if self.pager.is_failing() { self.pager.may_retry() } else { self.pager.budget.is_low() };
+        // The device works while this worker evicts.
         self.queue.submit();
+        if must_reclaim {
+            evict::reclaim(self);
+            self.queue.submit();
+        }
         // The caller may sleep on our descriptor now.
         let must_return = self.ready.len() == 0 && (!self.prepare_sleep() || self.queue.has_work());
         if must_return { 1 } else { self.ready.len() }

@@ -25,10 +25,17 @@ const GROW_SLOTS: usize = 4096;
 pub(super) struct FileBackend {
     file: File,
     num_slots: usize,
-    is_block_device: bool,
     /// Per step of GROW_SLOTS: its room is allocated. Empty when all was allocated at open.
     allocated: Box<[AtomicBool]>,
     allocating: Mutex<()>,
+}
+
+impl Drop for FileBackend {
+    fn drop(&mut self) {
+        // The kernel takes rings apart in the background, and they hold the file: without this the next instance would find it in use.
+        // SAFETY: flock takes a descriptor, which `file` keeps open.
+        unsafe { libc::flock(self.file.as_raw_fd(), libc::LOCK_UN) };
+    }
 }
 
 impl FileBackend {
@@ -71,7 +78,7 @@ impl FileBackend {
             return Err(url.error(ErrorKind::Backend, message));
         }
         let num_slots = slots_in(wanted, &url.text)?;
-        let mut backend = Self { file, num_slots, is_block_device, allocated: Box::default(), allocating: Mutex::new(()) };
+        let mut backend = Self { file, num_slots, allocated: Box::default(), allocating: Mutex::new(()) };
         if is_new {
             backend.file.set_len(bytes_of(num_slots) as u64).map_err(|cause| io_error("cannot set the file's size", cause))?;
         }
@@ -173,15 +180,5 @@ impl Backend for FileBackend {
             }
         }
         Ok(())
-    }
-
-    fn discard(&self, slot: usize, num_slots: usize) {
-        if self.is_block_device || num_slots == 0 {
-            return;
-        }
-        // The room stays ours under reserve=start; a hole under reserve=grow would have to be reserved again.
-        let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: as in `allocate`. A file system that cannot do it keeps the old content, which nobody reads.
-        unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset_of(slot) as i64, bytes_of(num_slots) as i64) };
     }
 }

@@ -47,8 +47,8 @@ pub(crate) trait Backend: Send + Sync + Debug {
     /// Makes sure that the slots have room; cheap when they have. Reserved once, writing them cannot fail for lack of space.
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()>;
 
-    /// The content of the slots is not needed any more.
-    fn discard(&self, slot: usize, num_slots: usize);
+    /// The content of the slots is not needed any more: a chance to give memory back.
+    fn discard(&self, _slot: usize, _num_slots: usize) {}
 }
 
 /// Opens the backend that `url` describes; see `docs/backends.md` for the grammar.

@@ -60,7 +60,8 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     let errno = sys::errno();
     // SAFETY: the kernel passes a valid siginfo and context.
     let (address, code, fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code, FaultError::of(context)) };
-    match region::find(address) {
+    // A positive code is a fault; a signal that somebody sent has no address.
+    match region::find(address).filter(|_| code > 0) {
         Some(region) => {
             let notified_ns = sys::now_ns();
             handle(region, address, code, fault);
@@ -167,11 +168,18 @@ impl std::fmt::Write for Line {
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: set before our handler was installed, and never freed.
     let previous = unsafe { &*PREVIOUS.load(Acquire) };
+    // SAFETY: the kernel's siginfo.
+    let is_fault = unsafe { (*info).si_code } > 0;
     match previous.sa_sigaction {
+        libc::SIG_IGN if !is_fault => {}
         libc::SIG_DFL | libc::SIG_IGN => {
             // A synchronous fault cannot be ignored: the retried access ends the process with the default action.
             // SAFETY: an all-zero sigaction is SIG_DFL.
             unsafe { libc::sigaction(signal, &std::mem::zeroed(), std::ptr::null_mut()) };
+            if !is_fault {
+                // SAFETY: one that was sent must be sent again: ours is used up.
+                unsafe { libc::raise(signal) };
+            }
         }
         address if previous.sa_flags & libc::SA_SIGINFO != 0 => {
             // SAFETY: installed with SA_SIGINFO, so it has this signature.

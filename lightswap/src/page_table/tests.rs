@@ -42,3 +42,148 @@ fn failures_carry_their_cause() {
     assert_eq!((entry.load().state(), entry.cause()), (PageState::Failed, 5));
     assert!(entry.pin(Tick(0)).is_err() && !entry.reference(Tick(50)) && !entry.set_waiters());
 }
+
+/// What a page may be asked for, in any order.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Reference(u8),
+    Pin(u8),
+    Unpin,
+    BringIn { pins: u32, fails: bool },
+    Select,
+    Write,
+    BeginRemoval,
+    Cancel,
+    FinishRemoval { is_zero: bool },
+    Wait,
+    Forget,
+}
+
+/// The page as its users understand it.
+#[derive(Debug)]
+struct Model {
+    state: PageState,
+    pins: u32,
+    is_stored: bool,
+    has_waiters: bool,
+    most_references: u32,
+}
+
+impl Model {
+    fn is_mapped(&self) -> bool {
+        matches!(self.state, PageState::Resident | PageState::Evicting)
+    }
+}
+
+/// Takes one step on both, and fails the test if the entry answers otherwise than the model.
+fn take(step: Step, entry: &PageEntry, model: &mut Model) {
+    use PageState::*;
+    match step {
+        Step::Reference(tick) => {
+            assert_eq!(entry.reference(Tick(tick)), model.is_mapped());
+            if model.is_mapped() {
+                model.state = Resident;
+                model.most_references = (model.most_references + 1).min(3);
+            }
+        }
+        Step::Pin(tick) => {
+            let expected = if model.state == Evicting { Pinned::Cancelled } else { Pinned::Resident };
+            match entry.pin(Tick(tick)) {
+                Ok(pinned) => {
+                    assert!(model.is_mapped() && pinned == expected);
+                    model.state = Resident;
+                    model.pins += 1;
+                    model.most_references = (model.most_references + 1).min(3);
+                }
+                Err(word) => assert!(!model.is_mapped() && word.state() == model.state),
+            }
+        }
+        Step::Unpin if model.pins > 0 => {
+            model.pins -= 1;
+            assert_eq!(entry.unpin(), model.pins == 0);
+        }
+        Step::BringIn { pins, fails } if matches!(model.state, Untouched | SwappedOut) => {
+            let word = entry.load();
+            assert!(entry.begin_swap_in(word) && !entry.begin_swap_in(word), "one owner");
+            assert!(entry.set_waiters() && !entry.reference(Tick(0)) && entry.pin(Tick(0)).is_err());
+            if fails {
+                assert!(entry.fail_swap_in(5) && entry.cause() == 5);
+                model.state = Failed;
+            } else {
+                assert!(entry.finish_swap_in(pins, Tick(0)));
+                (model.state, model.pins, model.most_references) = (Resident, pins, 0);
+            }
+        }
+        Step::Select => {
+            let selected = entry.select_victim().is_some();
+            assert!(!selected || (model.state == Resident && model.pins == 0));
+            assert!(selected || model.state != Resident || model.pins > 0 || model.most_references > 0, "nothing speaks for the page");
+            if selected {
+                (model.state, model.most_references) = (Evicting, 0);
+            } else if model.state == Resident && model.pins == 0 {
+                model.most_references -= 1;
+            }
+        }
+        Step::Write if model.state == Evicting => {
+            entry.forget_stored();
+            model.is_stored = false;
+        }
+        Step::BeginRemoval => {
+            assert_eq!(entry.begin_removal(), model.state == Evicting);
+            if model.state == Evicting {
+                model.state = Removing;
+            }
+        }
+        Step::Cancel => {
+            entry.cancel_eviction();
+            if model.state == Evicting {
+                model.state = Resident;
+            }
+        }
+        Step::FinishRemoval { is_zero } if model.state == Removing => {
+            assert_eq!(entry.finish_removal((!is_zero).then_some(7)), model.has_waiters);
+            (model.state, model.is_stored, model.has_waiters) = (if is_zero { Untouched } else { SwappedOut }, !is_zero, false);
+            assert!(is_zero || entry.hash() == 7);
+        }
+        Step::Wait => {
+            assert_eq!(entry.set_waiters(), model.state == Removing);
+            model.has_waiters |= model.state == Removing;
+        }
+        Step::Forget => {
+            entry.forget_references();
+            if model.state == Resident {
+                model.most_references = 0;
+            }
+        }
+        _ => {}
+    }
+    let word = entry.load();
+    assert_eq!((word.state(), word.num_pins(), word.is_stored(), word.is_mapped()), (model.state, model.pins, model.is_stored, model.is_mapped()));
+}
+
+proptest::proptest! {
+    /// Whatever comes in whatever order, an entry is what its users think it is.
+    #[test]
+    fn entries_follow_the_model(steps in proptest::collection::vec(steps(), 1..80)) {
+        let entry = PageEntry::new();
+        let mut model = Model { state: PageState::Untouched, pins: 0, is_stored: false, has_waiters: false, most_references: 0 };
+        steps.into_iter().for_each(|step| take(step, &entry, &mut model));
+    }
+}
+
+fn steps() -> impl proptest::strategy::Strategy<Value = Step> {
+    use proptest::prelude::*;
+    prop_oneof![
+        2 => any::<u8>().prop_map(Step::Reference),
+        2 => any::<u8>().prop_map(Step::Pin),
+        3 => Just(Step::Unpin),
+        4 => (0..3u32, 0..40u8).prop_map(|(pins, dice)| Step::BringIn { pins, fails: dice == 0 }),
+        6 => Just(Step::Select),
+        1 => Just(Step::Write),
+        3 => Just(Step::BeginRemoval),
+        1 => Just(Step::Cancel),
+        3 => any::<bool>().prop_map(|is_zero| Step::FinishRemoval { is_zero }),
+        1 => Just(Step::Wait),
+        1 => Just(Step::Forget),
+    ]
+}

@@ -1,0 +1,361 @@
+//! The state machine under loom, which runs every interleaving of a few threads:
+//!
+//!     RUSTFLAGS="--cfg loom" cargo test -p lightswap --release --lib model
+//!
+//! A page here is an entry, a frame, and a slot. The threads do to the entry what evict.rs, swap_in.rs and the fault handler do, in the same
+//! order. Frame and page-table bits are one word, as an access checks the bits and takes effect in one step for the processor. Accesses of
+//! the frame are relaxed: what orders them must be the entry. Waiting is a loop of yields: the parking lot is a matter of its own, so what is checked
+//! is that the owner learns of the waiter.
+
+use super::*;
+use loom::sync::Arc;
+use loom::thread;
+
+/// What the kernel and the backend know of the page.
+struct Page {
+    entry: PageEntry,
+    /// Content and the bits of its page-table entry.
+    frame: AtomicU64,
+    slot: AtomicU64,
+    /// Wake-ups that the owner knew were owed, and owners at work in one of the exclusive states.
+    num_wakeups: AtomicU32,
+    num_owners: AtomicU32,
+}
+
+/// One tick for all: references do not count then, and a page can leave again at once.
+const NOW: Tick = Tick(0);
+
+const MAPPED: u64 = 1;
+const PROTECTED: u64 = 2;
+const CONTENT_ONE: u64 = 4;
+
+/// The hash of a content; 0 stands for the page of zeroes.
+fn hash(content: u64) -> u64 {
+    content
+}
+
+impl Page {
+    /// A resident page with this content, which the backend does not have.
+    fn resident(content: u64) -> Arc<Self> {
+        let entry = PageEntry::new();
+        assert!(entry.begin_swap_in(entry.load()) && !entry.finish_swap_in(0, NOW));
+        Self::with(entry, content * CONTENT_ONE | MAPPED, 0)
+    }
+
+    /// A page that is in its slot.
+    fn swapped_out(content: u64) -> Arc<Self> {
+        let entry = PageEntry::new();
+        assert!(entry.begin_swap_in(entry.load()) && !entry.finish_swap_in(0, NOW));
+        assert!(entry.select_victim().is_some() && entry.begin_removal() && !entry.finish_removal(Some(hash(content))));
+        Self::with(entry, 0, content)
+    }
+
+    fn with(entry: PageEntry, frame: u64, slot: u64) -> Arc<Self> {
+        let (frame, slot) = (AtomicU64::new(frame), AtomicU64::new(slot));
+        Arc::new(Self { entry, frame, slot, num_wakeups: AtomicU32::new(0), num_owners: AtomicU32::new(0) })
+    }
+
+    fn own(&self) {
+        assert_eq!(self.num_owners.fetch_add(1, AcqRel), 0, "two owners");
+    }
+
+    fn disown(&self) {
+        assert_eq!(self.num_owners.fetch_sub(1, AcqRel), 1);
+    }
+
+    /// An access by code that knows the page to be mapped: under a pin, or by its evictor.
+    fn read(&self) -> u64 {
+        let frame = self.frame.load(Relaxed);
+        assert!(frame & MAPPED != 0, "the page is not mapped");
+        frame / CONTENT_ONE
+    }
+
+    /// One store of code that knows nothing: `false` if it faults, with whether the fault is one of protection.
+    fn try_store(&self, content: u64) -> Result<(), bool> {
+        let mut frame = self.frame.load(Relaxed);
+        loop {
+            if frame & (MAPPED | PROTECTED) != MAPPED {
+                return Err(frame & MAPPED != 0);
+            }
+            match self.frame.compare_exchange(frame, content * CONTENT_ONE | MAPPED, Relaxed, Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(now) => frame = now,
+            }
+        }
+    }
+
+    fn unprotect(&self) {
+        self.frame.fetch_and(!PROTECTED, Relaxed);
+    }
+
+    fn wake(&self, has_waiters: bool) {
+        self.num_wakeups.fetch_add(u32::from(has_waiters), AcqRel);
+    }
+
+    /// As evict.rs: one attempt, with the protection of the transparent contract if `protects`. `None`: no victim; otherwise whether the page left.
+    fn evict(&self, protects: bool) -> Option<bool> {
+        let entry = &self.entry;
+        entry.select_victim()?;
+        if protects {
+            self.frame.fetch_or(PROTECTED, Relaxed);
+        }
+        let content = self.read();
+        let is_clean = entry.load().is_stored() && entry.hash() == hash(content);
+        if !is_clean && content != 0 {
+            if entry.load().state() != PageState::Evicting {
+                self.unprotect();
+                return Some(false);
+            }
+            entry.forget_stored();
+            self.slot.store(content, Relaxed);
+        }
+        if !entry.begin_removal() {
+            self.unprotect();
+            return Some(false);
+        }
+        self.own();
+        assert_eq!(self.read(), content, "the page changed between its hash and its removal");
+        self.frame.store(0, Relaxed);
+        self.disown();
+        self.wake(entry.finish_removal((content != 0).then(|| hash(content))));
+        Some(true)
+    }
+
+    /// As swap_in.rs: makes the page resident and pins it.
+    fn make_resident(&self) -> Pinned {
+        let entry = &self.entry;
+        loop {
+            let word = match entry.pin(NOW) {
+                Ok(pinned) => return pinned,
+                Err(word) => word,
+            };
+            match word.state() {
+                PageState::Untouched | PageState::SwappedOut if entry.begin_swap_in(word) => {
+                    self.own();
+                    let content = if word.is_stored() { self.slot.load(Relaxed) } else { 0 };
+                    assert!(!word.is_stored() || hash(content) == entry.hash(), "the slot does not hold what the hash says");
+                    assert_eq!(self.frame.load(Relaxed) & MAPPED, 0, "mapped twice");
+                    self.frame.store(content * CONTENT_ONE | MAPPED, Relaxed);
+                    self.disown();
+                    self.wake(entry.finish_swap_in(1, NOW));
+                    return Pinned::Resident;
+                }
+                _ => thread::yield_now(),
+            }
+        }
+    }
+
+    /// A cooperative writer: adds to the content under a pin.
+    fn add_pinned(&self, amount: u64) {
+        self.make_resident();
+        let content = self.read() + amount;
+        // In a transparent region the protection of an eviction that the pin has cancelled may still be there: the store faults, once.
+        while self.try_store(content).is_err() {
+            self.unprotect();
+        }
+        assert!(!self.entry.unpin() || self.entry.load().num_pins() < 2);
+    }
+
+    /// Any code, in a transparent region: stores, and the fault handler sees to it that it can.
+    fn store(&self, content: u64) {
+        while let Err(is_protected) = self.try_store(content) {
+            self.make_resident();
+            if is_protected {
+                self.unprotect();
+            }
+            self.entry.unpin();
+        }
+    }
+}
+
+fn model(check: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    // More preemptions find nothing new in the literature, and take hours.
+    builder.preemption_bound = Some(3);
+    builder.check(check);
+}
+
+/// After everything: nobody owns it, and its content is `expected`, wherever it is.
+fn settle(page: &Page, expected: u64) {
+    page.make_resident();
+    assert_eq!(page.read(), expected, "a write was lost");
+    assert!(page.entry.unpin());
+    assert_eq!(page.entry.load().num_pins(), 0);
+    assert!(!page.entry.load().has_waiters(), "waiters that nobody will wake");
+}
+
+#[test]
+fn a_pinned_write_is_not_lost_in_an_eviction() {
+    model(|| {
+        let page = Page::resident(1);
+        let evictor = thread::spawn({
+            let page = page.clone();
+            move || page.evict(false)
+        });
+        page.add_pinned(4);
+        evictor.join().unwrap();
+        settle(&page, 5);
+    });
+}
+
+#[test]
+fn a_write_between_two_evictions_is_not_lost() {
+    model(|| {
+        let page = Page::resident(1);
+        let evictor = thread::spawn({
+            let page = page.clone();
+            move || {
+                page.evict(false);
+                page.entry.forget_references();
+                page.evict(false);
+            }
+        });
+        page.add_pinned(4);
+        evictor.join().unwrap();
+        settle(&page, 5);
+        // The clean copy, if there is one, is the current content: an eviction now must find it so.
+        page.entry.forget_references();
+        assert_eq!(page.evict(false), Some(true));
+        settle(&page, 5);
+    });
+}
+
+#[test]
+fn two_evictors_never_have_the_same_page() {
+    model(|| {
+        let page = Page::resident(1);
+        let evictor = thread::spawn({
+            let page = page.clone();
+            move || page.evict(true)
+        });
+        let own = page.evict(true);
+        let other = evictor.join().unwrap();
+        assert!(own == Some(true) || other == Some(true), "somebody must have got it");
+        assert!(own.is_none() || other.is_none() || own != other);
+        settle(&page, 1);
+    });
+}
+
+#[test]
+fn a_touch_keeps_the_page_or_misses_it() {
+    model(|| {
+        let page = Page::resident(1);
+        let evictor = thread::spawn({
+            let page = page.clone();
+            move || page.evict(true)
+        });
+        // What touch does on its fast path.
+        let was_mapped = page.entry.reference(NOW);
+        let has_left = evictor.join().unwrap() == Some(true);
+        assert!(was_mapped || has_left, "a page that is resident was not found");
+        settle(&page, 1);
+    });
+}
+
+#[test]
+fn one_of_two_faults_brings_the_page_in() {
+    model(|| {
+        let page = Page::swapped_out(6);
+        let faulter = thread::spawn({
+            let page = page.clone();
+            move || page.add_pinned(16)
+        });
+        page.make_resident();
+        page.read();
+        page.entry.unpin();
+        faulter.join().unwrap();
+        settle(&page, 22);
+    });
+}
+
+#[test]
+fn a_fault_during_an_eviction_finds_the_last_content() {
+    model(|| {
+        let page = Page::swapped_out(6);
+        page.add_pinned(1);
+        page.entry.forget_references();
+        let evictor = thread::spawn({
+            let page = page.clone();
+            move || page.evict(false)
+        });
+        page.make_resident();
+        assert_eq!(page.read(), 7);
+        page.entry.unpin();
+        evictor.join().unwrap();
+        settle(&page, 7);
+    });
+}
+
+/// Whoever has set WAITERS is told of by the owner that leaves the state, exactly once.
+#[test]
+fn no_waiter_is_forgotten() {
+    model(|| {
+        let page = Page::resident(1);
+        let evictor = thread::spawn({
+            let page = page.clone();
+            move || page.evict(false)
+        });
+        // What park does: having queued itself, the waiter asks to be woken, and waits only if there is something to wait for.
+        let must_wait = page.entry.set_waiters();
+        evictor.join().unwrap();
+        assert_eq!(page.num_wakeups.load(Acquire), u32::from(must_wait), "a wake-up too few or too many");
+        settle(&page, 1);
+    });
+}
+
+#[test]
+fn no_waiter_of_a_swap_in_is_forgotten() {
+    model(|| {
+        let page = Page::swapped_out(6);
+        let faulter = thread::spawn({
+            let page = page.clone();
+            move || page.add_pinned(1)
+        });
+        let must_wait = page.entry.set_waiters();
+        faulter.join().unwrap();
+        assert_eq!(page.num_wakeups.load(Acquire), u32::from(must_wait), "a wake-up too few or too many");
+        settle(&page, 7);
+    });
+}
+
+/// The transparent contract.
+#[test]
+fn an_unannounced_write_is_not_lost() {
+    model(|| {
+        let page = Page::resident(1);
+        let evictor = thread::spawn({
+            let page = page.clone();
+            move || page.evict(true)
+        });
+        page.store(2);
+        evictor.join().unwrap();
+        settle(&page, 2);
+    });
+}
+
+#[test]
+fn an_unannounced_write_amid_touches_is_not_lost() {
+    model(|| {
+        let page = Page::swapped_out(1);
+        page.make_resident();
+        page.entry.unpin();
+        page.entry.forget_references();
+        let threads = [
+            thread::spawn({
+                let page = page.clone();
+                move || {
+                    page.evict(true);
+                }
+            }),
+            thread::spawn({
+                let page = page.clone();
+                move || {
+                    page.entry.reference(NOW);
+                }
+            }),
+        ];
+        page.store(2);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        settle(&page, 2);
+    });
+}
