@@ -16,8 +16,9 @@ use crate::process::{self, Usage};
 use crate::results::{Details, Run};
 use crate::server::{self, Server};
 use crate::swapfile::{ActiveSwap, SwapFile};
-use crate::units::{MIB, format_size};
+use crate::units::MIB;
 use crate::ycsb::{Distribution, Workload};
+use lightswap::format_size;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Transport {

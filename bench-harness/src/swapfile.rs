@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::interrupt;
 use crate::journal::{Guard, Journal, Leftover, remove_file};
-use crate::units::{MIB, format_size};
+use crate::units::MIB;
+use lightswap::format_size;
 
 const PAGE_SIZE: usize = 4096;
 /// From <sys/swap.h>; the libc crate lacks them.

@@ -8,9 +8,10 @@ use crate::interrupt;
 use crate::progress::Progress;
 use crate::random::Random;
 use crate::results::Micro;
+use crate::units::parse_size;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use lightswap::{Contract, Lightswap, PAGE_SIZE, parse_size};
+use lightswap::{Contract, Lightswap, PAGE_SIZE};
 use serde_json::Value;
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -35,7 +36,7 @@ pub struct Options {
     #[arg(long, default_value = ".")]
     directory: PathBuf,
     /// Size of the region
-    #[arg(long, default_value = "256MiB", value_parser = |text: &str| parse_size(text))]
+    #[arg(long, default_value = "256MiB", value_parser = parse_size)]
     region: u64,
     /// Local memory as a fraction of the region
     #[arg(long, default_value_t = 0.25)]
