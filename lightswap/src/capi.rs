@@ -297,7 +297,9 @@ pub unsafe extern "C" fn lsw_worker_enter(instance: *mut lsw_instance) -> c_int 
 pub extern "C" fn lsw_worker_leave() -> c_int {
     WORKER.with_borrow_mut(|worker| match worker {
         None => not_a_worker(),
-        Some(handle) if handle.num_lwts() > 0 => fail(&Error::new(ErrorKind::Busy, format!("{} LWTs of this worker have not ended", handle.num_lwts()))),
+        Some(handle) if handle.num_lwts() > 0 => {
+            fail(&Error::new(ErrorKind::Busy, format!("{} LWTs of this worker have not ended", handle.num_lwts())))
+        }
         Some(_) => {
             *worker = None;
             LSW_OK

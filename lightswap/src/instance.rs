@@ -128,13 +128,7 @@ pub struct Lightswap {
 impl Lightswap {
     /// Starts setting up an instance.
     pub fn builder() -> Builder {
-        Builder(Config {
-            local_memory_bytes: 0,
-            backend_url: String::new(),
-            max_workers: 1,
-            lwt_stack_bytes: 64 << 10,
-            vectored_removal: true,
-        })
+        Builder(Config { local_memory_bytes: 0, backend_url: String::new(), max_workers: 1, lwt_stack_bytes: 64 << 10, vectored_removal: true })
     }
 
     fn pager(&self) -> &Arc<Pager> {

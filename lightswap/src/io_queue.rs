@@ -99,7 +99,9 @@ impl IoQueue {
             .setup_taskrun_flag()
             .setup_cqsize(COMPLETION_ENTRIES)
             .build(SUBMISSION_ENTRIES)
-            .map_err(|cause| Error::io(ErrorKind::NoIoUring, "io_uring is not available (Linux 6.1 or newer with kernel.io_uring_disabled=0 is needed)", &cause))?;
+            .map_err(|cause| {
+                Error::io(ErrorKind::NoIoUring, "io_uring is not available (Linux 6.1 or newer with kernel.io_uring_disabled=0 is needed)", &cause)
+            })?;
         // SAFETY: the caller keeps the buffers alive longer than this queue.
         let registered = unsafe { ring.submitter().register_buffers(buffers) };
         if let Err(cause) = &registered {

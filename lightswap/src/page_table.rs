@@ -23,9 +23,9 @@
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 /// Where a page is in its life; see the module's diagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,7 +174,8 @@ impl PageEntry {
             let _ = to == word || self.step(word, to);
             return true;
         }
-        word.state() == PageState::Evicting && self.update(|word| word.is_mapped().then(|| word.with_state(PageState::Resident).referenced(tick))).is_ok()
+        word.state() == PageState::Evicting
+            && self.update(|word| word.is_mapped().then(|| word.with_state(PageState::Resident).referenced(tick))).is_ok()
     }
 
     /// If the page is mapped: adds a pin and a reference. Otherwise the current word.
@@ -276,7 +277,7 @@ impl PageEntry {
     }
 }
 
-#[cfg(all(test, not(loom)))]
-mod tests;
 #[cfg(all(test, loom))]
 mod model;
+#[cfg(all(test, not(loom)))]
+mod tests;

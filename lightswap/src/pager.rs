@@ -10,8 +10,8 @@ use crate::sys;
 use crate::sys::removal::Remover;
 use crate::sys::uffd::Uffd;
 use crate::worker::WorkerShared;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use twox_hash::XxHash3_64;
 
@@ -109,7 +109,11 @@ impl Pager {
 
     /// Remembers how the last swap-out went; `true` if it is the first failure after a success.
     pub(crate) fn note_swap_out(&self, succeeded: bool) -> bool {
-        if self.is_failing() == succeeded { self.is_failing.store(!succeeded, Relaxed) } else { return false }
+        if self.is_failing() == succeeded {
+            self.is_failing.store(!succeeded, Relaxed)
+        } else {
+            return false;
+        }
         !succeeded
     }
 
@@ -165,7 +169,10 @@ impl Pager {
         }
         if self.backend.num_slots() - first < num_slots {
             let (wanted, size) = (format_size((num_slots * PAGE_SIZE) as u64), format_size((self.backend.num_slots() * PAGE_SIZE) as u64));
-            let message = format!("backend \"{}\" is too small: it holds {size} in all, and a region of {wanted} does not fit beside the others", self.config.backend_url);
+            let message = format!(
+                "backend \"{}\" is too small: it holds {size} in all, and a region of {wanted} does not fit beside the others",
+                self.config.backend_url
+            );
             return Err(Error::new(ErrorKind::NoSpace, message));
         }
         taken.insert(place, (first, num_slots));

@@ -36,9 +36,9 @@ struct Bucket {
 // SAFETY: head and tail are accessed under the lock only.
 unsafe impl Sync for Bucket {}
 
-static BUCKETS: [Bucket; NUM_BUCKETS] = [const {
-    Bucket { lock: SpinLock::new(), num_waiters: AtomicU32::new(0), head: Cell::new(ptr::null()), tail: Cell::new(ptr::null()) }
-}; NUM_BUCKETS];
+static BUCKETS: [Bucket; NUM_BUCKETS] =
+    [const { Bucket { lock: SpinLock::new(), num_waiters: AtomicU32::new(0), head: Cell::new(ptr::null()), tail: Cell::new(ptr::null()) } };
+        NUM_BUCKETS];
 
 fn bucket(key: usize) -> &'static Bucket {
     // Fibonacci hashing; addresses differ in their middle bits.

@@ -89,7 +89,17 @@ impl RegionInner {
         let table_bytes = round_up(num_pages * size_of::<PageEntry>(), PAGE_SIZE).expect("smaller than the region");
         let table = Mapping::new(table_bytes, PAGE_SIZE)?;
         let chunk_resident = (0..num_pages.div_ceil(CHUNK_PAGES)).map(|_| AtomicU16::new(0)).collect();
-        Ok(Self { pager: instance.pager().clone(), _instance: instance, memory, table, num_pages, first_slot, contract, chunk_resident, num_swapping_in: AtomicUsize::new(0) })
+        Ok(Self {
+            pager: instance.pager().clone(),
+            _instance: instance,
+            memory,
+            table,
+            num_pages,
+            first_slot,
+            contract,
+            chunk_resident,
+            num_swapping_in: AtomicUsize::new(0),
+        })
     }
 
     pub(crate) fn start(&self) -> usize {
@@ -154,12 +164,7 @@ struct Registered {
 }
 
 static REGISTRY: [Registered; MAX_REGIONS] = [const {
-    Registered {
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-        region: AtomicPtr::new(std::ptr::null_mut()),
-        pager: AtomicUsize::new(0),
-    }
+    Registered { start: AtomicUsize::new(0), end: AtomicUsize::new(0), region: AtomicPtr::new(std::ptr::null_mut()), pager: AtomicUsize::new(0) }
 }; MAX_REGIONS];
 /// One more than the highest place ever used.
 static NUM_PLACES: AtomicUsize = AtomicUsize::new(0);

@@ -74,7 +74,8 @@ impl FileBackend {
         };
         let wanted = size.unwrap_or(available);
         if wanted > available {
-            let message = format!("it holds {}, less than size={}; make it larger or let Lightswap make the file", format_size(available), format_size(wanted));
+            let message =
+                format!("it holds {}, less than size={}; make it larger or let Lightswap make the file", format_size(available), format_size(wanted));
             return Err(url.error(ErrorKind::Backend, message));
         }
         let num_slots = slots_in(wanted, &url.text)?;
@@ -143,8 +144,6 @@ fn allocate(file: &File, slot: usize, num_slots: usize) -> io::Result<()> {
         }
     }
 }
-
-
 
 impl Backend for FileBackend {
     fn num_slots(&self) -> usize {

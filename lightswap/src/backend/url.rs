@@ -57,7 +57,9 @@ impl BackendUrl {
     /// Refuses options that are not in `known`.
     pub(super) fn expect_only(&self, known: &[&str]) -> Result<()> {
         match self.options.iter().find(|(name, _)| !known.contains(&name.as_str())) {
-            Some((name, _)) => Err(self.error(ErrorKind::BackendUrl, format!("unknown option \"{name}\" ({} takes {})", self.scheme, known.join(", ")))),
+            Some((name, _)) => {
+                Err(self.error(ErrorKind::BackendUrl, format!("unknown option \"{name}\" ({} takes {})", self.scheme, known.join(", "))))
+            }
             None => Ok(()),
         }
     }

@@ -96,7 +96,9 @@ impl FaultError {
 
 fn handle(region: &'static RegionInner, address: usize, code: i32, fault: FaultError) {
     if fork::is_child() {
-        die(format_args!("this process is a fork of one with a Lightswap region and touched a page of it ({address:#x}) that was swapped out; only the parent can page it in"));
+        die(format_args!(
+            "this process is a fork of one with a Lightswap region and touched a page of it ({address:#x}) that was swapped out; only the parent can page it in"
+        ));
     }
     if code == libc::BUS_MCEERR_AR || code == libc::BUS_MCEERR_AO {
         die(format_args!("hardware memory error at {address:#x}, in the region at {:#x}", region.start()));

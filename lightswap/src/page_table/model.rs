@@ -13,7 +13,7 @@ use loom::thread;
 
 /// What the kernel and the backend know of the page.
 struct Page {
-    entry: PageEntry,
+    inner: PageEntry,
     /// Content and the bits of its page-table entry.
     frame: AtomicU64,
     slot: AtomicU64,
@@ -52,7 +52,14 @@ impl Page {
 
     fn with(entry: PageEntry, frame: u64, slot: u64) -> Arc<Self> {
         let (frame, slot) = (AtomicU64::new(frame), AtomicU64::new(slot));
-        Arc::new(Self { entry, frame, slot, num_wakeups: AtomicU32::new(0), num_owners: AtomicU32::new(0) })
+        Arc::new(Self { inner: entry, frame, slot, num_wakeups: AtomicU32::new(0), num_owners: AtomicU32::new(0) })
+    }
+
+    /// The entry, for one step. The read-modify-write in front is for loom: of each atomic it remembers one access, so that a load followed by
+    /// others is forgotten, and with it the interleavings in which it comes later.
+    fn entry(&self) -> &PageEntry {
+        self.inner.word.fetch_or(0, Relaxed);
+        &self.inner
     }
 
     fn own(&self) {
@@ -94,22 +101,21 @@ impl Page {
 
     /// As evict.rs: one attempt, with the protection of the transparent contract if `protects`. `None`: no victim; otherwise whether the page left.
     fn evict(&self, protects: bool) -> Option<bool> {
-        let entry = &self.entry;
-        entry.select_victim()?;
+        self.entry().select_victim()?;
         if protects {
             self.frame.fetch_or(PROTECTED, Relaxed);
         }
         let content = self.read();
-        let is_clean = entry.load().is_stored() && entry.hash() == hash(content);
+        let is_clean = self.entry().load().is_stored() && self.entry().hash() == hash(content);
         if !is_clean && content != 0 {
-            if entry.load().state() != PageState::Evicting {
+            if self.entry().load().state() != PageState::Evicting {
                 self.unprotect();
                 return Some(false);
             }
-            entry.forget_stored();
+            self.entry().forget_stored();
             self.slot.store(content, Relaxed);
         }
-        if !entry.begin_removal() {
+        if !self.entry().begin_removal() {
             self.unprotect();
             return Some(false);
         }
@@ -117,27 +123,26 @@ impl Page {
         assert_eq!(self.read(), content, "the page changed between its hash and its removal");
         self.frame.store(0, Relaxed);
         self.disown();
-        self.wake(entry.finish_removal((content != 0).then(|| hash(content))));
+        self.wake(self.entry().finish_removal((content != 0).then(|| hash(content))));
         Some(true)
     }
 
     /// As swap_in.rs: makes the page resident and pins it.
     fn make_resident(&self) -> Pinned {
-        let entry = &self.entry;
         loop {
-            let word = match entry.pin(NOW) {
+            let word = match self.entry().pin(NOW) {
                 Ok(pinned) => return pinned,
                 Err(word) => word,
             };
             match word.state() {
-                PageState::Untouched | PageState::SwappedOut if entry.begin_swap_in(word) => {
+                PageState::Untouched | PageState::SwappedOut if self.entry().begin_swap_in(word) => {
                     self.own();
                     let content = if word.is_stored() { self.slot.load(Relaxed) } else { 0 };
-                    assert!(!word.is_stored() || hash(content) == entry.hash(), "the slot does not hold what the hash says");
+                    assert!(!word.is_stored() || hash(content) == self.entry().hash(), "the slot does not hold what the hash says");
                     assert_eq!(self.frame.load(Relaxed) & MAPPED, 0, "mapped twice");
                     self.frame.store(content * CONTENT_ONE | MAPPED, Relaxed);
                     self.disown();
-                    self.wake(entry.finish_swap_in(1, NOW));
+                    self.wake(self.entry().finish_swap_in(1, NOW));
                     return Pinned::Resident;
                 }
                 _ => thread::yield_now(),
@@ -147,13 +152,17 @@ impl Page {
 
     /// A cooperative writer: adds to the content under a pin.
     fn add_pinned(&self, amount: u64) {
+        self.change_pinned(|content| content + amount);
+    }
+
+    fn change_pinned(&self, change: impl Fn(u64) -> u64) {
         self.make_resident();
-        let content = self.read() + amount;
+        let content = change(self.read());
         // In a transparent region the protection of an eviction that the pin has cancelled may still be there: the store faults, once.
         while self.try_store(content).is_err() {
             self.unprotect();
         }
-        assert!(!self.entry.unpin() || self.entry.load().num_pins() < 2);
+        assert!(!self.entry().unpin() || self.entry().load().num_pins() < 2);
     }
 
     /// Any code, in a transparent region: stores, and the fault handler sees to it that it can.
@@ -163,7 +172,7 @@ impl Page {
             if is_protected {
                 self.unprotect();
             }
-            self.entry.unpin();
+            self.entry().unpin();
         }
     }
 }
@@ -179,9 +188,9 @@ fn model(check: impl Fn() + Sync + Send + 'static) {
 fn settle(page: &Page, expected: u64) {
     page.make_resident();
     assert_eq!(page.read(), expected, "a write was lost");
-    assert!(page.entry.unpin());
-    assert_eq!(page.entry.load().num_pins(), 0);
-    assert!(!page.entry.load().has_waiters(), "waiters that nobody will wake");
+    assert!(page.entry().unpin());
+    assert_eq!(page.entry().load().num_pins(), 0);
+    assert!(!page.entry().load().has_waiters(), "waiters that nobody will wake");
 }
 
 #[test]
@@ -206,7 +215,7 @@ fn a_write_between_two_evictions_is_not_lost() {
             let page = page.clone();
             move || {
                 page.evict(false);
-                page.entry.forget_references();
+                page.entry().forget_references();
                 page.evict(false);
             }
         });
@@ -214,9 +223,28 @@ fn a_write_between_two_evictions_is_not_lost() {
         evictor.join().unwrap();
         settle(&page, 5);
         // The clean copy, if there is one, is the current content: an eviction now must find it so.
-        page.entry.forget_references();
+        page.entry().forget_references();
         assert_eq!(page.evict(false), Some(true));
         settle(&page, 5);
+    });
+}
+
+/// An eviction that is cancelled after its write leaves a slot that does not have the recorded hash: if the content becomes what it was,
+/// the page must not count as clean.
+#[test]
+fn a_cancelled_eviction_leaves_no_clean_page() {
+    model(|| {
+        let page = Page::swapped_out(6);
+        page.add_pinned(1);
+        let evictor = thread::spawn({
+            let page = page.clone();
+            move || page.evict(false)
+        });
+        page.change_pinned(|_| 6);
+        evictor.join().unwrap();
+        page.entry().forget_references();
+        page.evict(false);
+        settle(&page, 6);
     });
 }
 
@@ -245,7 +273,7 @@ fn a_touch_keeps_the_page_or_misses_it() {
             move || page.evict(true)
         });
         // What touch does on its fast path.
-        let was_mapped = page.entry.reference(NOW);
+        let was_mapped = page.entry().reference(NOW);
         let has_left = evictor.join().unwrap() == Some(true);
         assert!(was_mapped || has_left, "a page that is resident was not found");
         settle(&page, 1);
@@ -262,7 +290,7 @@ fn one_of_two_faults_brings_the_page_in() {
         });
         page.make_resident();
         page.read();
-        page.entry.unpin();
+        page.entry().unpin();
         faulter.join().unwrap();
         settle(&page, 22);
     });
@@ -273,14 +301,14 @@ fn a_fault_during_an_eviction_finds_the_last_content() {
     model(|| {
         let page = Page::swapped_out(6);
         page.add_pinned(1);
-        page.entry.forget_references();
+        page.entry().forget_references();
         let evictor = thread::spawn({
             let page = page.clone();
             move || page.evict(false)
         });
         page.make_resident();
         assert_eq!(page.read(), 7);
-        page.entry.unpin();
+        page.entry().unpin();
         evictor.join().unwrap();
         settle(&page, 7);
     });
@@ -296,7 +324,7 @@ fn no_waiter_is_forgotten() {
             move || page.evict(false)
         });
         // What park does: having queued itself, the waiter asks to be woken, and waits only if there is something to wait for.
-        let must_wait = page.entry.set_waiters();
+        let must_wait = page.entry().set_waiters();
         evictor.join().unwrap();
         assert_eq!(page.num_wakeups.load(Acquire), u32::from(must_wait), "a wake-up too few or too many");
         settle(&page, 1);
@@ -311,7 +339,7 @@ fn no_waiter_of_a_swap_in_is_forgotten() {
             let page = page.clone();
             move || page.add_pinned(1)
         });
-        let must_wait = page.entry.set_waiters();
+        let must_wait = page.entry().set_waiters();
         faulter.join().unwrap();
         assert_eq!(page.num_wakeups.load(Acquire), u32::from(must_wait), "a wake-up too few or too many");
         settle(&page, 7);
@@ -338,8 +366,8 @@ fn an_unannounced_write_amid_touches_is_not_lost() {
     model(|| {
         let page = Page::swapped_out(1);
         page.make_resident();
-        page.entry.unpin();
-        page.entry.forget_references();
+        page.entry().unpin();
+        page.entry().forget_references();
         let threads = [
             thread::spawn({
                 let page = page.clone();
@@ -350,7 +378,7 @@ fn an_unannounced_write_amid_touches_is_not_lost() {
             thread::spawn({
                 let page = page.clone();
                 move || {
-                    page.entry.reference(NOW);
+                    page.entry().reference(NOW);
                 }
             }),
         ];

@@ -6,13 +6,7 @@ use std::sync::atomic::AtomicU32;
 pub(crate) fn wait(word: &AtomicU32, expected: u32) {
     // SAFETY: `word` is a live, aligned u32; a null timeout means none.
     unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-            expected,
-            std::ptr::null::<libc::timespec>(),
-        );
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, expected, std::ptr::null::<libc::timespec>());
     }
 }
 

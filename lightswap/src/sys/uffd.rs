@@ -26,7 +26,11 @@ impl Uffd {
         let mut api = raw::uffdio_api { api: raw::UFFD_API.into(), features: features.into(), ioctls: 0 };
         uffd.ioctl(ioctl::UFFDIO_API, &mut api).map_err(|errno| {
             let cause = std::io::Error::from_raw_os_error(errno);
-            Error::io(ErrorKind::NoUserfaultfd, "this kernel's userfaultfd lacks SIGBUS or write-protect mode (Linux 5.11 or newer is needed)", &cause)
+            Error::io(
+                ErrorKind::NoUserfaultfd,
+                "this kernel's userfaultfd lacks SIGBUS or write-protect mode (Linux 5.11 or newer is needed)",
+                &cause,
+            )
         })?;
         Ok(uffd)
     }
