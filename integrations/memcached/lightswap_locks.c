@@ -85,8 +85,7 @@ int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex) {
 int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex) {
     int result = __real_pthread_mutex_unlock(mutex);
     if (unlikely(lightswap_enabled)) {
-        /* Pairs with the queueing in lsw_park: either it sees the mutex free or we see it queued. */
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        /* Fences first: either the LWT that is parking sees the mutex free, or this sees the LWT queued. */
         lsw_unpark_one(mutex);
     }
     return result;

@@ -284,7 +284,7 @@ pub extern "C" fn lsw_reserve(addr: *const c_void, len: size_t) -> c_int {
     status(instance::reserve(addr.cast(), len))
 }
 
-/// Makes the calling thread a worker: a scheduler of LWTs with an I/O queue.
+/// Makes the calling thread a worker: a scheduler of LWTs with an I/O queue. A worker holds two descriptors, an instance seven with its own thread's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lsw_worker_enter(instance: *mut lsw_instance) -> c_int {
     // SAFETY: the caller vouches for the pointer; NULL is checked.
@@ -416,13 +416,13 @@ pub unsafe extern "C" fn lsw_cond_broadcast(cond: *mut lsw_cond) {
 }
 
 /// The primitive beneath the locks: suspends the LWT (or blocks the thread) until an unpark of the same address. still_needed is called after the
-/// caller was queued: false means do not wait. It must not suspend, park, unpark or touch a region.
+/// caller was queued, under an internal spin lock: false means do not wait. It must not suspend, park, unpark or touch a region.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_park(key: *const c_void, still_needed: Option<extern "C" fn(arg: *mut c_void) -> bool>, arg: *mut c_void) {
     parking::park(key as usize, || still_needed.is_none_or(|still_needed| still_needed(arg)));
 }
 
-/// Wakes the longest waiter of an address; one load when nobody waits.
+/// Wakes the longest waiter of an address; a full fence and one load when nobody waits. What the waiter's still_needed looks at must be changed before.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_unpark_one(key: *const c_void) {
     parking::unpark_one(key as usize);
