@@ -72,6 +72,10 @@ void lightswap_touch_tail(const item *tail);
 void lightswap_touch_neighbours(const item *it);
 /* Would moving the item to the head of its LRU fault a neighbour in? */
 bool lightswap_relink_is_cheap(const item *it, const item *head);
+/* Is it time to replace an item that is written in place again and again, although that faults its neighbours in? */
+bool lightswap_overwrites_enough(void);
+/* Do writes to the backend fail? No new items then: nothing could leave local memory for them. */
+bool lightswap_writes_fail(void);
 /* No item could be evicted: waits a little for those who hold the tail items, true when another try is worth it. */
 bool lightswap_wait_for_eviction(const item *tail, int attempt);
 

@@ -7,6 +7,7 @@ static size_t region_used;      /* under slabs_lock */
 
 enum {
     MIB = 1024 * 1024,
+    OVERWRITES_PER_REPLACEMENT = 16,
     FIRST_RETRY_US = 100,       /* doubled each time: 10 attempts of do_item_alloc_pull make about 100 ms */
 };
 
@@ -88,6 +89,15 @@ bool lightswap_relink_is_cheap(const item *it, const item *head) {
         }
     }
     return true;
+}
+
+bool lightswap_overwrites_enough(void) {
+    static __thread unsigned int num_overwrites;
+    return ++num_overwrites % OVERWRITES_PER_REPLACEMENT == 0;
+}
+
+bool lightswap_writes_fail(void) {
+    return lightswap_enabled && lsw_reserve(region_base, 0) != LSW_OK;
 }
 
 bool lightswap_wait_for_eviction(const item *tail, int attempt) {

@@ -68,7 +68,7 @@ static void close_instance(void) {
 
 void lightswap_rehearse(void) {
     if (lightswap_enabled) {
-        open_region();
+        lsw_region_destroy(open_region());  /* first: a region keeps its instance */
         close_instance();
     }
 }

@@ -137,7 +137,8 @@ int lsw_worker_enter(struct lsw_instance *instance);
 /* The calling thread stops being a worker. LSW_ERR_BUSY while LWTs of it are alive. */
 int lsw_worker_leave(void);
 
-/* A descriptor that is readable when lsw_worker_poll has something to do, for event loops; lsw_worker_poll clears it. Negative: a status. */
+/* A descriptor that becomes readable when a completion or another thread gives lsw_worker_poll something to do, for event loops. lsw_worker_poll clears it and
+ * submits what LWTs asked for: call it after each turn of the event loop, before that blocks. Negative: a status. */
 int lsw_worker_fd(void);
 
 /* Reaps completions, runs every LWT that is ready once, reclaims ahead of demand; never blocks. Returns how many LWTs are ready again (then do not

@@ -1,7 +1,7 @@
-//! Explicit paging: touch, pin, prefetch and advice for address ranges. Cheaper than faults: no signal, and all reads of a range go out together.
+//! Explicit paging: touch, pin, prefetch and advice for address ranges. Cheaper than faults: no signal, and on an LWT all reads of a range go out
+//! together.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork;
 use crate::lwt;
 use crate::notifier::sigbus::die;
 use crate::region::{self, Page, RegionInner};
@@ -76,7 +76,7 @@ impl PageRange {
                 continue;
             }
             if let Err(error) = make_resident(page) {
-                self.pages().take(page.index - self.indices.start).for_each(swap_in::unpin);
+                self.pages().take(page.index - self.indices.start).for_each(|page| assert!(swap_in::unpin(page)));
                 pager.give_pins_back(num_pages);
                 return Err(error);
             }
@@ -84,14 +84,28 @@ impl PageRange {
         Ok(())
     }
 
+    /// Runs `action`, a copy that does not suspend, with the pages resident and pinned. Does not count towards the limit of pins, so the range is one page.
+    pub(crate) fn with_pin(&self, action: impl FnOnce()) -> Result<()> {
+        debug_assert_eq!(self.indices.len(), 1);
+        for page in self.pages() {
+            make_resident(page)?;
+        }
+        action();
+        self.pages().for_each(|page| assert!(swap_in::unpin(page)));
+        Ok(())
+    }
+
     /// Drops the pins of an earlier [`Self::pin`] of the same range.
     pub(crate) fn unpin(&self) -> Result<()> {
-        if let Some(page) = self.pages().find(|page| page.entry().load().num_pins() == 0) {
-            return Err(Error::new(ErrorKind::InvalidArgument, format!("unpin: the page at {:#x} is not pinned", page.address())));
+        let mut result = Ok(());
+        for page in self.pages() {
+            if swap_in::unpin(page) {
+                self.region.pager.give_pins_back(1);
+            } else {
+                result = Err(Error::new(ErrorKind::InvalidArgument, format!("unpin: the page at {:#x} is not pinned", page.address())));
+            }
         }
-        self.pages().for_each(swap_in::unpin);
-        self.region.pager.give_pins_back(self.indices.len());
-        Ok(())
+        result
     }
 
     /// Starts reading the pages that are swapped out, as far as that needs no waiting.
@@ -133,7 +147,7 @@ impl PageRange {
 }
 
 fn make_resident(page: Page<'static>) -> Result<()> {
-    if fork::is_child() {
+    if page.region.is_inherited() {
         die(format_args!("this process is a fork of one with a Lightswap region and asked for a swapped-out page; only the parent can page it in"));
     }
     let pager = &page.region.pager;

@@ -49,11 +49,8 @@ impl Budget {
 
     /// Takes a frame if one is free.
     pub(crate) fn try_take(&self) -> bool {
-        if self.num_used.fetch_add(1, AcqRel) < self.capacity {
-            return true;
-        }
-        self.num_used.fetch_sub(1, AcqRel);
-        false
+        // Never above the capacity, not even for a moment: the count is shown to users.
+        self.num_used.fetch_update(AcqRel, Relaxed, |used| (used < self.capacity).then_some(used + 1)).is_ok()
     }
 
     /// Gives frames back, and lets as many of those who wait for one try again.

@@ -311,7 +311,8 @@ fn not_a_worker() -> c_int {
     fail(&Error::new(ErrorKind::NotAWorker, "the calling thread is not a worker: call lsw_worker_enter first"))
 }
 
-/// A descriptor that is readable when lsw_worker_poll has something to do, for event loops; lsw_worker_poll clears it. Negative: a status.
+/// A descriptor that becomes readable when a completion or another thread gives lsw_worker_poll something to do, for event loops. lsw_worker_poll clears it and
+/// submits what LWTs asked for: call it after each turn of the event loop, before that blocks. Negative: a status.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_worker_fd() -> c_int {
     worker::current().map_or_else(not_a_worker, |worker| worker.fd().unwrap_or_else(|error| fail(&error)))

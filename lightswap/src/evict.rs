@@ -27,7 +27,7 @@ pub(crate) const MAX_BATCHES: usize = 4;
 /// Pause after a failed write before the next attempt.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Passes of the hand over everything before a reclaim gives up: as many as a page can have references, and one to take it.
-const MAX_PASSES: usize = 5;
+const MAX_PASSES: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -292,9 +292,7 @@ pub(crate) fn complete_write(worker: &Worker, number: usize, write: usize, resul
             batch.must_unprotect = true;
         }
     }
-    if pager.note_swap_out(succeeded) {
-        tracing::warn!(result, "a write to the swap backend failed; its pages stay resident and are tried again");
-    }
+    pager.note_swap_out(succeeded);
     if !succeeded {
         worker.stats().counters.swap_out_errors.add(1);
     }

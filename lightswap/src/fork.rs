@@ -1,21 +1,14 @@
 //! fork(): a child inherits the memory but not the userfaultfd, so a missing page would silently read as zeroes there.
 //!
 //! An atfork hook registers all regions again in the child before anything else runs: pages that were resident at the fork read as they were (the
-//! child has its own copy-on-write view), a missing one stops the child with a message. Serving such faults is for a later version.
+//! child has its own copy-on-write view), a missing one stops the child with a message. Serving such faults is for a later version. A child may open
+//! instances of its own. Processes made by a bare clone system call bypass the hook.
 
 use crate::region;
 use crate::sys::uffd::Uffd;
 use std::sync::Once;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
 
-static IS_CHILD: AtomicBool = AtomicBool::new(false);
 static INSTALL: Once = Once::new();
-
-/// Whether this process is a fork of the one that made the regions. Async-signal-safe.
-pub(crate) fn is_child() -> bool {
-    IS_CHILD.load(Relaxed)
-}
 
 /// Installs the hook, once per process.
 pub(crate) fn install() {
@@ -31,7 +24,7 @@ extern "C" fn in_child() {
     if num_regions == 0 {
         return;
     }
-    IS_CHILD.store(true, Relaxed);
+    region::for_each(region::RegionInner::set_inherited);
     match Uffd::open() {
         Ok(uffd) => {
             region::for_each(|region| {

@@ -12,7 +12,7 @@ use std::cell::UnsafeCell;
 /// Pages of one claim.
 pub(crate) const SPAN_PAGES: usize = 2 * CHUNK_PAGES;
 /// Most claims at a time.
-const MAX_CLAIMS: usize = 32;
+const MAX_CLAIMS: usize = 256;
 /// Ranges that were advised cold and wait for the hand.
 const MAX_COLD: usize = 64;
 
@@ -179,6 +179,139 @@ impl State {
                 }
                 wrapped = true;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::Contract;
+    use crate::size::PAGE_SIZE;
+    use crate::{Lightswap, Region};
+    use proptest::prelude::*;
+
+    /// An instance with far more local memory than `num_regions` regions of `num_pages` pages, so that nobody but the test moves its hand. Page
+    /// `index` is resident if `is_resident(index)`. `None` where the kernel cannot.
+    fn open(num_regions: usize, num_pages: usize, is_resident: impl Fn(usize) -> bool) -> Option<(Lightswap, Vec<Region>)> {
+        let size = num_regions * num_pages * PAGE_SIZE;
+        let swap = Lightswap::builder().local_memory(4 * size as u64).backend(format!("memory:?size={size}")).open().ok()?;
+        let regions: Vec<Region> = (0..num_regions).map(|_| swap.create_region(num_pages * PAGE_SIZE, Contract::Cooperative).unwrap()).collect();
+        for region in &regions {
+            let page = |index: usize| region.as_ptr().wrapping_add(index * PAGE_SIZE);
+            (0..num_pages).filter(|index| is_resident(*index)).for_each(|index| crate::touch(page(index), 1).unwrap());
+        }
+        Some((swap, regions))
+    }
+
+    fn inner(region: &Region) -> &'static RegionInner {
+        region::find(region.as_ptr() as usize).unwrap()
+    }
+
+    fn claim_all(pager: &Pager) -> Vec<Claim> {
+        std::iter::from_fn(|| pager.hand.claim(pager)).collect()
+    }
+
+    fn overlap(one: &Claim, two: &Claim) -> bool {
+        one.overlaps(two.region, two.start, two.end)
+    }
+
+    #[test]
+    fn a_sweep_sees_every_resident_page_once() {
+        // One chunk in three has none.
+        let Some((_swap, regions)) = open(3, 6 * CHUNK_PAGES + 77, |index| index % 5 == 0 && index / CHUNK_PAGES % 3 != 1) else { return };
+        let pager = &*inner(&regions[0]).pager;
+        for _ in 0..3 {
+            let claims = claim_all(pager);
+            for (number, claim) in claims.iter().enumerate() {
+                assert!(claim.start < claim.end && claim.end <= claim.region.num_pages());
+                assert!(!claims[..number].iter().any(|earlier| overlap(claim, earlier)), "{number}");
+            }
+            for region in regions.iter().map(inner) {
+                let resident = (0..region.num_pages()).filter(|index| region.page(*index).entry().load().is_mapped());
+                let is_claimed = |index: usize| claims.iter().any(|claim| claim.overlaps(region, index, index + 1));
+                assert!(resident.into_iter().all(is_claimed));
+                assert!(
+                    !(CHUNK_PAGES..2 * CHUNK_PAGES)
+                        .step_by(64)
+                        .any(|index| claims.iter().any(|claim| claim.overlaps(region, index, index + 1) && claim.start >= CHUNK_PAGES))
+                );
+            }
+            claims.iter().for_each(|claim| pager.hand.release(claim));
+        }
+    }
+
+    #[test]
+    fn what_was_not_used_of_a_claim_is_the_next() {
+        let Some((_swap, regions)) = open(1, 4 * CHUNK_PAGES, |_| true) else { return };
+        let pager = &*inner(&regions[0]).pager;
+        let mut first = pager.hand.claim(pager).unwrap();
+        let (start, end) = (first.start, first.end);
+        pager.hand.shorten(&mut first, start + 10);
+        let second = pager.hand.claim(pager).unwrap();
+        assert_eq!((first.end, second.start), (start + 10, start + 10));
+        assert!(second.end <= end && !overlap(&first, &second));
+        [first, second].iter().for_each(|claim| pager.hand.release(claim));
+    }
+
+    #[test]
+    fn cold_ranges_come_first_and_go_with_their_region() {
+        let Some((_swap, mut regions)) = open(2, 4 * CHUNK_PAGES, |_| true) else { return };
+        let (one, two) = (inner(&regions[0]), inner(&regions[1]));
+        let pager = &*one.pager;
+        pager.hand.advise_cold(two, 700, 720);
+        let claim = pager.hand.claim(pager).unwrap();
+        assert_eq!((claim.start, claim.end, std::ptr::eq(claim.region, two)), (700, 720, true));
+        // While it is claimed, the same advice is dropped and its region cannot go.
+        pager.hand.advise_cold(two, 710, 730);
+        let next = pager.hand.claim(pager).unwrap();
+        assert!(!overlap(&claim, &next));
+        pager.hand.release(&next);
+        assert!(!pager.hand.forget(two) && pager.hand.forget(one));
+        pager.hand.release(&claim);
+        pager.hand.advise_cold(two, 0, two.num_pages());
+        assert!(pager.hand.forget(two));
+        drop(regions.pop());
+        let claims = claim_all(pager);
+        assert!(!claims.is_empty() && claims.iter().all(|claim| std::ptr::eq(claim.region, one)));
+        claims.iter().for_each(|claim| pager.hand.release(claim));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(30) })]
+
+        /// Whatever evictors do, their claims never overlap, and when all are released everything can be claimed again.
+        #[test]
+        fn claims_never_overlap(steps in prop::collection::vec((0..4u8, any::<prop::sample::Index>()), 1..60)) {
+            let Some((_swap, regions)) = open(2, 3 * CHUNK_PAGES, |index| index % 97 == 0) else { return Ok(()) };
+            let pager = &*inner(&regions[0]).pager;
+            let mut claims: Vec<Claim> = Vec::new();
+            for (what, index) in steps {
+                match what {
+                    0 | 1 => {
+                        if let Some(claim) = pager.hand.claim(pager) {
+                            prop_assert!(claim.start < claim.end && !claims.iter().any(|other| overlap(&claim, other)), "{claims:?} {claim:?}");
+                            claims.push(claim);
+                        }
+                    }
+                    2 if !claims.is_empty() => {
+                        let number = index.index(claims.len());
+                        pager.hand.release(&claims.swap_remove(number));
+                    }
+                    3 if !claims.is_empty() => {
+                        let number = index.index(claims.len());
+                        let middle = claims[number].start.midpoint(claims[number].end);
+                        if middle > claims[number].start && middle < claims[number].end {
+                            pager.hand.shorten(&mut claims[number], middle);
+                        }
+                    }
+                    _ => pager.hand.advise_cold(inner(&regions[index.index(2)]), index.index(1000), index.index(1000) + 30),
+                }
+            }
+            claims.drain(..).for_each(|claim| pager.hand.release(&claim));
+            let all = claim_all(pager);
+            prop_assert!(!all.is_empty() && all.len() <= MAX_CLAIMS);
+            all.iter().for_each(|claim| pager.hand.release(claim));
         }
     }
 }

@@ -50,11 +50,11 @@ fn serve_threads(pager: &Arc<Pager>, ready: &mpsc::Sender<Result<()>>) {
         Ok(worker) => worker,
         Err(error) => return ready.send(Err(error)).unwrap_or_default(),
     };
-    let own = pager.workers().iter().find(|shared| std::ptr::eq(Arc::as_ptr(shared), worker.shared())).cloned();
-    let _ = pager.pager_thread.set(own.expect("enter has added it"));
+    let _ = pager.pager_thread.set(worker.shared());
     if ready.send(Ok(())).is_ok() {
         while !worker.shared().must_stop.load(Acquire) || worker.num_lwts() > 0 {
             worker.turn(true);
+            pager.log_swap_out_failure();
         }
     }
     let _ = Worker::leave();
@@ -165,22 +165,13 @@ impl Lightswap {
     /// # Errors
     /// [`ErrorKind::Busy`] if it is one already, [`ErrorKind::NoIoUring`], [`ErrorKind::NoMemory`].
     pub fn enter_worker(&self) -> Result<WorkerHandle> {
-        if worker::current().is_some() {
-            return Err(Error::new(ErrorKind::Busy, "this thread is a worker already"));
-        }
-        let num_workers = self.pager().workers().iter().filter(|worker| Arc::strong_count(worker) > 1).count();
-        // One of them is the pager thread.
-        if num_workers > self.pager().config.max_workers {
-            let message = format!("there are {} workers already; set max_workers higher", num_workers - 1);
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
         Worker::enter(self.pager()).map(|worker| WorkerHandle { worker, _instance: self.instance.clone(), not_send: PhantomData })
     }
 
     /// All counters and gauges by name; units are in the names. Stops nobody, so values may be of slightly different moments.
     pub fn stats(&self) -> Vec<(&'static str, u64)> {
         let pager = self.pager();
-        let workers: Vec<Arc<WorkerShared>> = pager.workers().clone();
+        let workers: Vec<&'static WorkerShared> = pager.workers().clone();
         let sets = || workers.iter().map(|worker| &worker.stats).chain(std::iter::once(&pager.thread_stats));
         let mut stats = vec![
             ("local_memory_bytes", pager.config.local_memory_bytes),
@@ -279,7 +270,11 @@ impl WorkerHandle {
         self.worker.run();
     }
 
-    /// One turn of the scheduler, without blocking: reaps completions and runs every LWT that is ready once. Returns how many are ready again.
+    /// One turn of the scheduler, without blocking: reaps completions and runs every LWT that is ready once. Returns how many are ready again. A worker that
+    /// has LWTs must keep polling: what it evicts is claimed until then.
+    ///
+    /// # Panics
+    /// On an LWT, as [`Self::run`].
     pub fn poll(&self) -> usize {
         self.worker.turn(false)
     }
@@ -289,7 +284,8 @@ impl WorkerHandle {
         self.worker.num_lwts()
     }
 
-    /// A descriptor that is readable when [`Self::poll`] has something to do, for event loops. It is the poll that clears it.
+    /// A descriptor that becomes readable when a completion or another thread gives [`Self::poll`] something to do, for event loops. It is the poll that
+    /// clears it, and the poll that submits what LWTs asked for: call it after each turn of the event loop, before that blocks.
     ///
     /// # Errors
     /// [`ErrorKind::NoMemory`] when there is no descriptor left.

@@ -59,10 +59,8 @@ impl Token {
     }
 }
 
-/// Requests that may wait in the submission queue before a system call pushes them out.
-const SUBMISSION_ENTRIES: u32 = 1024;
-/// Completions the ring holds before the kernel has to buffer them.
-const COMPLETION_ENTRIES: u32 = 4096;
+/// Requests that may wait for their submission, and completions the ring holds before the kernel has to buffer them; what is tried in turn.
+const RING_ENTRIES: [(u32, u32); 3] = [(1024, 4096), (256, 1024), (64, 256)];
 /// Requests gathered before they are submitted without waiting for the scheduler's next turn.
 const SUBMIT_BATCH: usize = 8;
 
@@ -92,16 +90,7 @@ const IDLE_POLLS_PER_CLEAR: u32 = 16;
 impl IoQueue {
     /// Makes the ring of the calling thread; `wake_fd` is the eventfd other threads write to, `buffers` is registered when the limits allow it.
     pub(crate) fn new(wake_fd: RawFd, buffers: &[libc::iovec], file: Option<RawFd>) -> Result<Self> {
-        let ring: IoUring = IoUring::builder()
-            .dontfork()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_cqsize(COMPLETION_ENTRIES)
-            .build(SUBMISSION_ENTRIES)
-            .map_err(|cause| {
-                Error::io(ErrorKind::NoIoUring, "io_uring is not available (Linux 6.1 or newer with kernel.io_uring_disabled=0 is needed)", &cause)
-            })?;
+        let ring = build_ring()?;
         // SAFETY: the caller keeps the buffers alive longer than this queue.
         let registered = unsafe { ring.submitter().register_buffers(buffers) };
         if let Err(cause) = &registered {
@@ -125,10 +114,11 @@ impl IoQueue {
 
     /// The descriptor that is readable when [`Self::poll`] has something to do, for an event loop to watch.
     pub(crate) fn fd(&self) -> Result<RawFd> {
-        if !self.is_watched.replace(true) {
+        if !self.is_watched.get() {
             // SAFETY: only this thread uses the ring, and no other borrow of it is alive outside a method of this type.
             let registered = unsafe { (*self.ring.get()).submitter().register_eventfd(self.wake_fd) };
             registered.map_err(|cause| Error::io(ErrorKind::NoIoUring, "cannot register an eventfd with io_uring", &cause))?;
+            self.is_watched.set(true);
         }
         Ok(self.wake_fd)
     }
@@ -141,16 +131,14 @@ impl IoQueue {
     }
 
     fn push(&self, entry: &squeue::Entry) {
-        // SAFETY: as in `fd`; what the entry points to lives until its completion (each caller's duty).
-        unsafe {
-            let ring = &mut *self.ring.get();
-            while ring.submission().push(entry).is_err() {
-                self.submit();
-            }
-            self.num_in_flight.set(self.num_in_flight.get() + 1);
-            if ring.submission().len() >= SUBMIT_BATCH {
-                self.submit();
-            }
+        // SAFETY: as in `fd`: each borrow of the ring ends before the next; what the entry points to lives until its completion (each caller's duty).
+        while unsafe { (*self.ring.get()).submission().push(entry).is_err() } {
+            self.submit();
+        }
+        self.num_in_flight.set(self.num_in_flight.get() + 1);
+        // SAFETY: as above.
+        if unsafe { (*self.ring.get()).submission().len() } >= SUBMIT_BATCH {
+            self.submit();
         }
     }
 
@@ -273,6 +261,28 @@ impl IoQueue {
     pub(crate) fn num_in_flight(&self) -> usize {
         self.num_in_flight.get()
     }
+}
+
+/// A ring as large as the limit on locked memory (which some kernels charge rings to) allows.
+fn build_ring() -> Result<IoUring> {
+    let mut cause = io::Error::from_raw_os_error(libc::ENOMEM);
+    for (submission_entries, completion_entries) in RING_ENTRIES {
+        let mut builder = IoUring::builder();
+        builder.dontfork().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_cqsize(completion_entries);
+        match builder.build(submission_entries) {
+            Ok(ring) => return Ok(ring),
+            Err(error) => cause = error,
+        }
+        if cause.raw_os_error() != Some(libc::ENOMEM) {
+            break;
+        }
+    }
+    let what = if cause.raw_os_error() == Some(libc::ENOMEM) {
+        "no memory for io_uring: raise the limit on locked memory (ulimit -l, RLIMIT_MEMLOCK)"
+    } else {
+        "io_uring is not available (Linux 6.1 or newer with kernel.io_uring_disabled=0 is needed)"
+    };
+    Err(Error::io(ErrorKind::NoIoUring, what, &cause))
 }
 
 /// A new eventfd.

@@ -22,7 +22,8 @@
 //!
 //! # Rules for programs
 //! * SIGBUS must not be blocked in a thread that touches a region, and its handler must not be replaced after an instance was opened.
-//! * The kernel does not fault pages in for system calls: pass region memory through [`syscalls`] (or pin it).
+//! * The kernel does not fault pages in for system calls: pass region memory through [`syscalls`]. (Pinning it is enough for calls that only read it; a
+//!   page of a transparent region may be write-protected for a moment even while it is pinned.)
 //! * LWTs of a worker share its thread: thread-local storage, and locks that the thread holds. Code that touches a region under a lock needs [`sync`].
 //! * Handlers of other signals must not touch region memory.
 //! * A child of fork() may read pages that were resident; a missing one ends the child with a message.

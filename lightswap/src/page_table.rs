@@ -185,11 +185,10 @@ impl PageEntry {
         Ok(if pinned.state() == PageState::Evicting { Pinned::Cancelled } else { Pinned::Resident })
     }
 
-    /// Removes a pin; `true` if it was the last.
-    pub(crate) fn unpin(&self) -> bool {
-        let before = Word(self.word.fetch_sub(PIN_ONE, AcqRel));
-        debug_assert!(before.num_pins() > 0 && before.state() == PageState::Resident, "unpin of a page that is not pinned");
-        before.num_pins() == 1
+    /// Removes a pin and says whether it was the last; `None` if there is none.
+    pub(crate) fn unpin(&self) -> Option<bool> {
+        let before = self.update(|word| (word.num_pins() > 0).then(|| Word(word.0 - PIN_ONE))).ok()?;
+        Some(before.num_pins() == 1)
     }
 
     /// Forgets all references: the hand will take the page at its next pass.
@@ -212,6 +211,12 @@ impl PageEntry {
     pub(crate) fn fail_swap_in(&self, cause: i32) -> bool {
         self.cause.store(cause as u32, Relaxed);
         self.leave(PageState::SwappingIn, |word| word.with_state(PageState::Failed))
+    }
+
+    /// Owner of the swap-in: gives it up; the page is as it was before. Returns whether to wake waiters.
+    pub(crate) fn abort_swap_in(&self) -> bool {
+        let before = |word: Word| if word.is_stored() { PageState::SwappedOut } else { PageState::Untouched };
+        self.leave(PageState::SwappingIn, |word| word.with_state(before(word)))
     }
 
     /// Why the page is Failed.

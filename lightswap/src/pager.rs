@@ -12,7 +12,7 @@ use crate::sys::uffd::Uffd;
 use crate::worker::WorkerShared;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use twox_hash::XxHash3_64;
 
 /// How an instance is set up; `lightswap::Builder` fills it in.
@@ -54,12 +54,14 @@ pub(crate) struct Pager {
     num_pinned: AtomicUsize,
     /// The last swap-out failed: writes pause, and no fresh memory is handed out.
     is_failing: AtomicBool,
+    /// That is to be logged, by the pager thread: it may have come up in a signal handler.
+    must_log_failure: AtomicBool,
     /// While they fail: when reclaim ahead of demand, or without any, may next try whether they work again.
     retry_at_ns: AtomicU64,
-    /// All workers there ever were; they stay, for their statistics and because others may be about to wake them.
-    workers: Mutex<Vec<Arc<WorkerShared>>>,
+    /// All workers there ever were; they stay for their statistics.
+    workers: Mutex<Vec<&'static WorkerShared>>,
     /// The thread that serves faults of threads which are no workers.
-    pub(crate) pager_thread: OnceLock<Arc<WorkerShared>>,
+    pub(crate) pager_thread: OnceLock<&'static WorkerShared>,
     slots: Mutex<Vec<(usize, usize)>>,
 }
 
@@ -86,6 +88,7 @@ impl Pager {
             secret,
             num_pinned: AtomicUsize::new(0),
             is_failing: AtomicBool::new(false),
+            must_log_failure: AtomicBool::new(false),
             retry_at_ns: AtomicU64::new(0),
             workers: Mutex::new(Vec::new()),
             pager_thread: OnceLock::new(),
@@ -107,14 +110,20 @@ impl Pager {
         hash == self.zero_page_hash
     }
 
-    /// Remembers how the last swap-out went; `true` if it is the first failure after a success.
-    pub(crate) fn note_swap_out(&self, succeeded: bool) -> bool {
+    /// Remembers how the last swap-out went.
+    pub(crate) fn note_swap_out(&self, succeeded: bool) {
         if self.is_failing() == succeeded {
-            self.is_failing.store(!succeeded, Relaxed)
-        } else {
-            return false;
+            self.is_failing.store(!succeeded, Relaxed);
+            self.must_log_failure.store(!succeeded, Relaxed);
+            self.pager_thread().nudge();
         }
-        !succeeded
+    }
+
+    /// Pager thread: says so once when swap-outs begin to fail.
+    pub(crate) fn log_swap_out_failure(&self) {
+        if self.must_log_failure.swap(false, Relaxed) {
+            tracing::warn!(backend = self.config.backend_url, "a write to the swap backend failed; its pages stay resident and are tried again");
+        }
     }
 
     /// While swap-outs fail: whether it is time to try one; true for one caller.
@@ -129,7 +138,7 @@ impl Pager {
         self.is_failing.load(Relaxed)
     }
 
-    pub(crate) fn workers(&self) -> MutexGuard<'_, Vec<Arc<WorkerShared>>> {
+    pub(crate) fn workers(&self) -> MutexGuard<'_, Vec<&'static WorkerShared>> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -181,6 +190,12 @@ impl Pager {
 
     pub(crate) fn give_slots_back(&self, first: usize) {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).retain(|&(start, _)| start != first);
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        WorkerShared::give_back(&mut self.workers());
     }
 }
 

@@ -8,7 +8,7 @@ use crate::size::{PAGE_SIZE, bytes_of, pages_in, round_up};
 use crate::sys::mapping::Mapping;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicUsize};
 
 /// Who may write a page of a region, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(crate) struct RegionInner {
     chunk_resident: Box<[AtomicU16]>,
     /// Swap-ins on their way, which a destruction waits for.
     pub(crate) num_swapping_in: AtomicUsize,
+    /// It is the parent's: this process is a fork.
+    is_inherited: AtomicBool,
 }
 
 /// A page of a region: the unit all of the pager works on.
@@ -99,6 +101,7 @@ impl RegionInner {
             contract,
             chunk_resident,
             num_swapping_in: AtomicUsize::new(0),
+            is_inherited: AtomicBool::new(false),
         })
     }
 
@@ -131,6 +134,15 @@ impl RegionInner {
         Page { region: self, index }
     }
 
+    /// Whether it came into this process by fork. Async-signal-safe.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.is_inherited.load(Relaxed)
+    }
+
+    pub(crate) fn set_inherited(&self) {
+        self.is_inherited.store(true, Relaxed);
+    }
+
     /// The page that holds `address`, which must lie inside.
     pub(crate) fn page_at(&self, address: usize) -> Page<'_> {
         self.page(pages_in(address - self.start()))
@@ -155,31 +167,41 @@ impl RegionInner {
 /// Most regions of a process: every fault looks through the table of them.
 pub(crate) const MAX_REGIONS: usize = 64;
 
+/// A registered region; never changed and never freed (32 bytes each), so that readers need only load a pointer.
+#[derive(Debug)]
 struct Registered {
-    start: AtomicUsize,
-    end: AtomicUsize,
-    region: AtomicPtr<RegionInner>,
+    start: usize,
+    end: usize,
+    region: *const RegionInner,
     /// Address of its pager, so that the hand of one need not look into the regions of another.
-    pager: AtomicUsize,
+    pager: usize,
 }
 
-static REGISTRY: [Registered; MAX_REGIONS] = [const {
-    Registered { start: AtomicUsize::new(0), end: AtomicUsize::new(0), region: AtomicPtr::new(std::ptr::null_mut()), pager: AtomicUsize::new(0) }
-}; MAX_REGIONS];
+// SAFETY: never changed; whoever follows `region` sees to its lifetime.
+unsafe impl Sync for Registered {}
+
+static REGISTRY: [AtomicPtr<Registered>; MAX_REGIONS] = [const { AtomicPtr::new(std::ptr::null_mut()) }; MAX_REGIONS];
 /// One more than the highest place ever used.
 static NUM_PLACES: AtomicUsize = AtomicUsize::new(0);
 static REGISTERING: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
+fn registered(place: usize) -> Option<&'static Registered> {
+    // SAFETY: null, or leaked by `register`.
+    unsafe { REGISTRY[place].load(Acquire).as_ref() }
+}
+
+fn all_registered() -> impl Iterator<Item = &'static Registered> {
+    (0..NUM_PLACES.load(Acquire)).filter_map(registered)
+}
+
 /// Makes a region findable.
 pub(crate) fn register(region: &Arc<RegionInner>) -> Result<()> {
     let _guard = REGISTERING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let free = REGISTRY.iter().position(|place| place.region.load(Relaxed).is_null());
+    let free = REGISTRY.iter().position(|place| place.load(Relaxed).is_null());
     let place = free.ok_or_else(|| Error::new(ErrorKind::Busy, format!("this process has {MAX_REGIONS} regions already, the most there can be")))?;
-    let entry = &REGISTRY[place];
-    entry.region.store(Arc::as_ptr(region).cast_mut(), Release);
-    entry.pager.store(Arc::as_ptr(&region.pager) as usize, Release);
-    entry.end.store(region.start() + region.num_bytes(), Release);
-    entry.start.store(region.start(), Release);
+    let (start, end) = (region.start(), region.start() + region.num_bytes());
+    let entry = Registered { start, end, region: Arc::as_ptr(region), pager: Arc::as_ptr(&region.pager) as usize };
+    REGISTRY[place].store(Box::into_raw(Box::new(entry)), Release);
     NUM_PLACES.fetch_max(place + 1, Release);
     Ok(())
 }
@@ -187,11 +209,9 @@ pub(crate) fn register(region: &Arc<RegionInner>) -> Result<()> {
 /// Undoes [`register`].
 pub(crate) fn unregister(region: &RegionInner) {
     let _guard = REGISTERING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(entry) = REGISTRY.iter().find(|entry| std::ptr::eq(entry.region.load(Relaxed), region)) {
-        entry.start.store(0, Release);
-        entry.end.store(0, Release);
-        entry.pager.store(0, Release);
-        entry.region.store(std::ptr::null_mut(), Release);
+    let is_it = |place: &usize| registered(*place).is_some_and(|entry| std::ptr::eq(entry.region, region));
+    if let Some(place) = (0..MAX_REGIONS).find(is_it) {
+        REGISTRY[place].store(std::ptr::null_mut(), Release);
     }
 }
 
@@ -199,31 +219,20 @@ pub(crate) fn unregister(region: &RegionInner) {
 ///
 /// The reference is good while the region exists; it is the caller's (that is, the user's) duty not to destroy a region that is in use.
 pub(crate) fn find(address: usize) -> Option<&'static RegionInner> {
-    for entry in &REGISTRY[..NUM_PLACES.load(Acquire)] {
-        if address >= entry.start.load(Acquire) && address < entry.end.load(Acquire) {
-            // SAFETY: registered regions are alive; see above for how long.
-            return unsafe { entry.region.load(Acquire).as_ref() };
-        }
-    }
-    None
+    let entry = all_registered().find(|entry| (entry.start..entry.end).contains(&address))?;
+    // SAFETY: registered regions are alive; see above for how long.
+    Some(unsafe { &*entry.region })
 }
 
 /// The region registered in `place` if it is paged by `pager`. The caller holds the pager's hand, which a destruction takes first.
 pub(crate) fn in_place(place: usize, pager: &Pager) -> Option<&'static RegionInner> {
-    let entry = &REGISTRY[place];
-    if entry.pager.load(Acquire) != std::ptr::from_ref(pager) as usize {
-        return None;
-    }
+    let entry = registered(place).filter(|entry| entry.pager == std::ptr::from_ref(pager) as usize)?;
     // SAFETY: as in `find`; the hand's lock keeps the region from being destroyed before the caller has a claim on it.
-    unsafe { entry.region.load(Acquire).as_ref() }
+    Some(unsafe { &*entry.region })
 }
 
 /// Calls `visit` for each region of the process. Async-signal-safe if `visit` is.
 pub(crate) fn for_each(mut visit: impl FnMut(&RegionInner)) {
-    for entry in &REGISTRY[..NUM_PLACES.load(Acquire)] {
-        // SAFETY: as in `find`.
-        if let Some(region) = unsafe { entry.region.load(Acquire).as_ref() } {
-            visit(region);
-        }
-    }
+    // SAFETY: as in `find`.
+    all_registered().for_each(|entry| visit(unsafe { &*entry.region }));
 }

@@ -21,6 +21,10 @@ impl Counter {
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
+
+    fn reset(&self) {
+        self.0.store(0, Relaxed);
+    }
 }
 
 /// Buckets per power of two: an error of at most 1/16 of the value.
@@ -88,6 +92,10 @@ macro_rules! counters {
             pub(crate) fn sum<'a>(sets: impl Iterator<Item = &'a Counters> + Clone) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), sets.clone().map(|set| set.$name.get()).sum())),*]
             }
+
+            fn reset(&self) {
+                $(self.$name.reset();)*
+            }
         }
     };
 }
@@ -129,10 +137,18 @@ counters! {
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
     pub(crate) counters: Counters,
-    /// From the handler's first instruction (or the touch) to the page being mapped, for pages that were not.
+    /// From when an LWT has become the owner of a page's swap-in to the page being mapped and the LWT running again.
     pub(crate) fault_handling: Histogram,
     /// From the submission of a read to the end of its processing.
     pub(crate) swap_in: Histogram,
+}
+
+impl Stats {
+    /// Starts again at zero, for another instance.
+    pub(crate) fn reset(&self) {
+        self.counters.reset();
+        [&self.fault_handling, &self.swap_in].into_iter().flat_map(|histogram| &histogram.0).for_each(Counter::reset);
+    }
 }
 
 #[cfg(test)]

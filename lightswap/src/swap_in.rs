@@ -62,11 +62,13 @@ pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, SwapInError> 
     }
 }
 
-/// Drops a pin.
-pub(crate) fn unpin(page: Page<'_>) {
-    if page.entry().unpin() {
+/// Drops a pin; `false` if there is none.
+pub(crate) fn unpin(page: Page<'_>) -> bool {
+    let was_last = page.entry().unpin();
+    if was_last == Some(true) {
         page.region.pager.budget.notify(1);
     }
+    was_last.is_some()
 }
 
 /// Brings in a page whose word was `word` with one pin; `false` if somebody else was faster.
@@ -138,7 +140,10 @@ fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, SwapInErr
     }
     let request = Request::new(page, false);
     pager.pager_thread().push_request(&request);
-    parking::park(request.key(), || !request.done.load(Acquire));
+    // Not once: the wake-up for an earlier request at this address of the stack may still be on its way.
+    while !request.done.load(Acquire) {
+        parking::park(request.key(), || !request.done.load(Acquire));
+    }
     // The pin that the server took is ours now; without one there is a failure, which the caller's loop finds.
     Ok(request.pinned.load(Acquire))
 }
@@ -181,19 +186,22 @@ fn finish(page: Page<'_>, result: Result<(), i32>, pins: u32) -> Result<(), Swap
             Ok(())
         }
         Err(cause) => {
-            fail(page, cause);
+            fail(page, cause, pins);
             Err(SwapInError { cause })
         }
     }
 }
 
-/// The swap-in failed: the page is Failed, its frame free.
-pub(crate) fn fail(page: Page<'_>, cause: i32) {
+/// The swap-in failed, its frame is free. A page whose content could not be read when it was needed is Failed; a first touch, or a read that was only
+/// ahead of use, may be tried again.
+fn fail(page: Page<'_>, cause: i32, pins: u32) {
     let pager = &*page.region.pager;
     let counters: &Stats = worker::current_of(pager).map_or(&pager.thread_stats, Worker::stats);
     counters.counters.swap_in_errors.add_shared(1);
     pager.budget.give_back(1);
-    if page.entry().fail_swap_in(cause) {
+    let is_lost = page.entry().load().is_stored() && pins > 0;
+    let has_waiters = if is_lost { page.entry().fail_swap_in(cause) } else { page.entry().abort_swap_in() };
+    if has_waiters {
         parking::unpark_all(page.key());
     }
 }
@@ -279,7 +287,7 @@ pub(crate) fn complete_read(worker: &Worker, buffer: usize, result: i32) {
             worker.stats().swap_in.record(sys::now_ns() - start_ns);
         }
     } else {
-        fail(page, if result < 0 { -result } else { SHORT_READ });
+        fail(page, if result < 0 { -result } else { SHORT_READ }, pins);
     }
     page.region.num_swapping_in.fetch_sub(1, AcqRel);
     worker.release_buffer(buffer);

@@ -2,10 +2,14 @@
 //!
 //! Code that touches swappable memory while it holds a lock needs these: with an ordinary lock, an LWT that waits for it would stop its
 //! worker, and with it the LWT that holds the lock and waits for a page.
+//!
+//! The locks themselves must be in ordinary memory, never in a region: they are looked at where a page fault could not be waited for.
 
 use crate::parking;
+use crate::region;
 use std::cell::UnsafeCell;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -36,6 +40,7 @@ impl RawMutex {
         if self.try_lock() {
             return;
         }
+        debug_assert!(region::find(self.key()).is_none(), "a lock must not be in a region");
         while self.0.swap(CONTENDED, Acquire) != FREE {
             parking::park(self.key(), || self.0.load(SeqCst) == CONTENDED);
         }
@@ -76,12 +81,12 @@ impl<T: ?Sized> Mutex<T> {
     /// Locks; suspends the LWT or blocks the thread as long as others hold the lock.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.raw.lock();
-        MutexGuard { mutex: self }
+        MutexGuard { mutex: self, data: PhantomData }
     }
 
     /// Locks if that needs no waiting.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.raw.try_lock().then(|| MutexGuard { mutex: self })
+        self.raw.try_lock().then(|| MutexGuard { mutex: self, data: PhantomData })
     }
 }
 
@@ -96,6 +101,8 @@ impl<T: ?Sized> fmt::Debug for Mutex<T> {
 #[must_use]
 pub struct MutexGuard<'a, T: ?Sized> {
     mutex: &'a Mutex<T>,
+    /// The guard is shared between threads only if the data may be.
+    data: PhantomData<&'a mut T>,
 }
 
 impl<T: ?Sized> Deref for MutexGuard<'_, T> {

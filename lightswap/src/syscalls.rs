@@ -3,7 +3,8 @@
 //! The kernel raises no SIGBUS for its own accesses: a call on missing pages fails with EFAULT or stops short. These wrappers pin a bounded
 //! window first, so that the call finds its pages; touching without pinning could livelock, since a tiny local memory may lose the first page while the
 //! last is coming in. The window never takes more pins than local memory can spare: on streams a call may then transfer less than was
-//! asked, as it may anyway; a datagram that is larger goes through a bounce buffer.
+//! asked, as it may anyway. What cannot be done so goes through a bounce buffer: a datagram that is larger than the window, or is to be
+//! received where the kernel's write might fail half way, and any call while all pins are taken, perhaps for long.
 
 use crate::access::PageRange;
 use crate::error::ErrorKind;
@@ -21,6 +22,17 @@ const MAX_ENTRIES: usize = 64;
 const MAX_ATTEMPTS: usize = 8;
 /// Largest datagram that is bounced.
 const MAX_BOUNCE_BYTES: usize = 16 << 20;
+/// Attempts to get a single pin before the call is bounced: others may hold theirs as long as they wait for input.
+const MAX_PIN_ATTEMPTS: usize = 32;
+
+/// Which way the bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    /// Out of memory: write, send.
+    Out,
+    /// Into memory: read, receive.
+    In,
+}
 
 fn in_region(entry: &iovec) -> bool {
     entry.iov_len > 0 && region::find(entry.iov_base as usize).is_some()
@@ -100,9 +112,10 @@ fn pin(entry: &iovec) -> Result<(), NoWindow> {
     })
 }
 
-/// Makes `call` with as much of `vector` as can be pinned. With `needs_whole`, `None` when that is not all of it.
+/// Makes `call` with as much of `vector` as can be pinned. `None`, with nothing done, when no pin is to be had, or with `needs_whole` not all of it.
 fn with_window(vector: &[iovec], needs_whole: bool, call: impl Fn(&mut [iovec]) -> ssize_t) -> Option<ssize_t> {
     let mut limit = WINDOW_BYTES;
+    let mut num_attempts = 0;
     loop {
         let mut window = match Window::pin(vector, limit) {
             Ok(window) => window,
@@ -111,8 +124,12 @@ fn with_window(vector: &[iovec], needs_whole: bool, call: impl Fn(&mut [iovec]) 
                 return Some(-1);
             }
             Err(NoWindow::Retry) => {
-                // Others hold the pins, for the time of a call. Ask for less, down to a page, and let them end.
+                // Others hold the pins, most of them for the time of a call. Ask for less, down to a page, and let them end.
                 limit = (limit / 2).max(PAGE_SIZE);
+                num_attempts += 1;
+                if num_attempts > MAX_PIN_ATTEMPTS {
+                    return None;
+                }
                 lwt::yield_now();
                 continue;
             }
@@ -137,9 +154,14 @@ fn with_window(vector: &[iovec], needs_whole: bool, call: impl Fn(&mut [iovec]) 
     }
 }
 
-/// Does the call directly when no region memory is involved.
-fn transfer(vector: &[iovec], call: impl Fn(&mut [iovec]) -> ssize_t, direct: impl FnOnce() -> ssize_t) -> ssize_t {
-    if vector.iter().any(in_region) { with_window(vector, false, call).unwrap_or(-1) } else { direct() }
+/// Does the call directly when no region memory is involved, in a window of it if that will do, or through a bounce buffer.
+fn transfer(fd: c_int, direction: Direction, vector: &[iovec], call: impl Fn(&mut [iovec]) -> ssize_t, direct: impl FnOnce() -> ssize_t) -> ssize_t {
+    if !vector.iter().any(in_region) {
+        return direct();
+    }
+    let kind = Transfer::of(fd, direction, vector);
+    let windowed = if kind == Transfer::Bounced { None } else { with_window(vector, kind == Transfer::Whole, &call) };
+    windowed.unwrap_or_else(|| bounced(direction, vector, kind == Transfer::InParts, |bounce| call(&mut [bounce])))
 }
 
 /// The caller's vector.
@@ -161,7 +183,9 @@ unsafe fn entries<'a>(vector: *const iovec, count: usize) -> &'a [iovec] {
 pub unsafe fn read(fd: c_int, buffer: *mut c_void, len: usize) -> ssize_t {
     let vector = [iovec { iov_base: buffer, iov_len: len }];
     // SAFETY: the caller's promise; windows are parts of the caller's memory.
-    transfer(&vector, |window| unsafe { libc::readv(fd, window.as_ptr(), window.len() as c_int) }, || unsafe { libc::read(fd, buffer, len) })
+    let windowed = |window: &mut [iovec]| unsafe { libc::readv(fd, window.as_ptr(), window.len() as c_int) };
+    // SAFETY: as above.
+    transfer(fd, Direction::In, &vector, windowed, || unsafe { libc::read(fd, buffer, len) })
 }
 
 /// As write(2), for any memory.
@@ -171,7 +195,9 @@ pub unsafe fn read(fd: c_int, buffer: *mut c_void, len: usize) -> ssize_t {
 pub unsafe fn write(fd: c_int, buffer: *const c_void, len: usize) -> ssize_t {
     let vector = [iovec { iov_base: buffer.cast_mut(), iov_len: len }];
     // SAFETY: as above.
-    transfer(&vector, |window| unsafe { libc::writev(fd, window.as_ptr(), window.len() as c_int) }, || unsafe { libc::write(fd, buffer, len) })
+    let windowed = |window: &mut [iovec]| unsafe { libc::writev(fd, window.as_ptr(), window.len() as c_int) };
+    // SAFETY: as above.
+    transfer(fd, Direction::Out, &vector, windowed, || unsafe { libc::write(fd, buffer, len) })
 }
 
 /// As readv(2), for any memory.
@@ -182,7 +208,9 @@ pub unsafe fn readv(fd: c_int, vector: *const iovec, count: c_int) -> ssize_t {
     // SAFETY: the caller's promise.
     let all = unsafe { entries(vector, usize::try_from(count).unwrap_or(0)) };
     // SAFETY: as above.
-    transfer(all, |window| unsafe { libc::readv(fd, window.as_ptr(), window.len() as c_int) }, || unsafe { libc::readv(fd, vector, count) })
+    let windowed = |window: &mut [iovec]| unsafe { libc::readv(fd, window.as_ptr(), window.len() as c_int) };
+    // SAFETY: as above.
+    transfer(fd, Direction::In, all, windowed, || unsafe { libc::readv(fd, vector, count) })
 }
 
 /// As writev(2), for any memory.
@@ -193,7 +221,9 @@ pub unsafe fn writev(fd: c_int, vector: *const iovec, count: c_int) -> ssize_t {
     // SAFETY: the caller's promise.
     let all = unsafe { entries(vector, usize::try_from(count).unwrap_or(0)) };
     // SAFETY: as above.
-    transfer(all, |window| unsafe { libc::writev(fd, window.as_ptr(), window.len() as c_int) }, || unsafe { libc::writev(fd, vector, count) })
+    let windowed = |window: &mut [iovec]| unsafe { libc::writev(fd, window.as_ptr(), window.len() as c_int) };
+    // SAFETY: as above.
+    transfer(fd, Direction::Out, all, windowed, || unsafe { libc::writev(fd, vector, count) })
 }
 
 /// As sendmsg(2), for any memory. Name and control data must be in ordinary memory.
@@ -205,26 +235,13 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
     let header = unsafe { *message };
     // SAFETY: as above.
     let all = unsafe { entries(header.msg_iov, header.msg_iovlen) };
-    if !all.iter().any(in_region) {
-        // SAFETY: as above.
-        return unsafe { libc::sendmsg(fd, message, flags) };
-    }
     let send = |window: &mut [iovec]| {
         let part = msghdr { msg_iov: window.as_mut_ptr(), msg_iovlen: window.len() as _, ..header };
         // SAFETY: as above.
         unsafe { libc::sendmsg(fd, &part, flags) }
     };
-    with_window(all, !may_split(fd, all), send).unwrap_or_else(|| {
-        bounced(all, |bounce| {
-            let mut at = 0;
-            for entry in all {
-                // SAFETY: as above; missing pages fault in, as for any code.
-                unsafe { std::ptr::copy_nonoverlapping(entry.iov_base.cast(), bounce.as_mut_ptr().add(at), entry.iov_len) };
-                at += entry.iov_len;
-            }
-            send(&mut [iovec { iov_base: bounce.as_mut_ptr().cast(), iov_len: bounce.len() }])
-        })
-    })
+    // SAFETY: as above.
+    transfer(fd, Direction::Out, all, send, || unsafe { libc::sendmsg(fd, message, flags) })
 }
 
 /// As recvmsg(2), for any memory. Name and control data must be in ordinary memory.
@@ -236,10 +253,6 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
     let header = unsafe { *message };
     // SAFETY: as above.
     let all = unsafe { entries(header.msg_iov, header.msg_iovlen) };
-    if !all.iter().any(in_region) {
-        // SAFETY: as above.
-        return unsafe { libc::recvmsg(fd, message, flags) };
-    }
     let receive = |window: &mut [iovec]| {
         let mut part = msghdr { msg_iov: window.as_mut_ptr(), msg_iovlen: window.len() as _, ..header };
         // SAFETY: as above; the lengths and flags that the call sets go back to the caller's header.
@@ -251,27 +264,44 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
             result
         }
     };
-    with_window(all, !may_split(fd, all), receive).unwrap_or_else(|| {
-        bounced(all, |bounce| {
-            let result = receive(&mut [iovec { iov_base: bounce.as_mut_ptr().cast(), iov_len: bounce.len() }]);
-            let mut received = &bounce[..usize::try_from(result).unwrap_or(0).min(bounce.len())];
-            for entry in all {
-                let (part, rest) = received.split_at(entry.iov_len.min(received.len()));
-                // SAFETY: as above.
-                unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), entry.iov_base.cast(), part.len()) };
-                received = rest;
-            }
-            result
-        })
-    })
+    // SAFETY: as above.
+    transfer(fd, Direction::In, all, receive, || unsafe { libc::recvmsg(fd, message, flags) })
 }
 
-/// Whether a message may be transferred in parts: on a stream, or when it surely fits the window anyway.
-fn may_split(fd: c_int, vector: &[iovec]) -> bool {
-    let num_bytes: usize = vector.iter().map(|entry| entry.iov_len).sum();
-    if vector.len() <= 8 && num_bytes <= PAGE_SIZE {
-        return false;
+/// How a call with region memory can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transfer {
+    /// A part of it will do: the caller goes on with the rest.
+    InParts,
+    /// One message: all of it or nothing.
+    Whole,
+    /// One message into pages that an eviction may write-protect at any moment: if the kernel's copy stops there, the message is lost.
+    Bounced,
+}
+
+impl Transfer {
+    fn of(fd: c_int, direction: Direction, vector: &[iovec]) -> Self {
+        let is_transparent = |entry: &iovec| region::find(entry.iov_base as usize).is_some_and(region::RegionInner::is_transparent);
+        let may_fail = direction == Direction::In && vector.iter().any(is_transparent);
+        let num_bytes = total_len(vector);
+        // What surely fits the window can be whole in any case, which saves a system call.
+        if !may_fail && vector.len() <= 8 && num_bytes <= PAGE_SIZE {
+            return Self::Whole;
+        }
+        match is_stream(fd) {
+            true => Self::InParts,
+            false if may_fail => Self::Bounced,
+            false => Self::Whole,
+        }
     }
+}
+
+fn total_len(vector: &[iovec]) -> usize {
+    vector.iter().fold(0, |sum, entry| sum.saturating_add(entry.iov_len))
+}
+
+/// Whether `fd` is no socket, or one that keeps no messages apart.
+fn is_stream(fd: c_int) -> bool {
     let mut kind: c_int = 0;
     let mut len = size_of::<c_int>() as libc::socklen_t;
     // SAFETY: `kind` and `len` are valid for the call.
@@ -279,11 +309,64 @@ fn may_split(fd: c_int, vector: &[iovec]) -> bool {
     result != 0 || kind == libc::SOCK_STREAM
 }
 
-fn bounced(vector: &[iovec], call: impl FnOnce(&mut [u8]) -> ssize_t) -> ssize_t {
-    let num_bytes: usize = vector.iter().map(|entry| entry.iov_len).sum();
-    if num_bytes > MAX_BOUNCE_BYTES {
-        sys::set_errno(libc::EMSGSIZE);
+/// Makes `call` with ordinary memory instead of the caller's: all of it, or with `may_cut` the front of it.
+fn bounced(direction: Direction, vector: &[iovec], may_cut: bool, call: impl FnOnce(iovec) -> ssize_t) -> ssize_t {
+    let wanted = total_len(vector);
+    let num_bytes = if may_cut { wanted.min(WINDOW_BYTES) } else { wanted };
+    if num_bytes > MAX_BOUNCE_BYTES || vector.iter().any(is_cut_off) {
+        sys::set_errno(if num_bytes > MAX_BOUNCE_BYTES { libc::EMSGSIZE } else { libc::EFAULT });
         return -1;
     }
-    call(&mut vec![0; num_bytes])
+    let mut bounce = vec![0u8; num_bytes];
+    if direction == Direction::Out {
+        for_each_part(vector, &mut bounce, |theirs, ours| {
+            // SAFETY: the caller vouches for its memory as for the plain call. Missing pages fault in, as for any code.
+            unsafe { std::ptr::copy_nonoverlapping(theirs, ours.as_mut_ptr(), ours.len()) };
+        });
+    }
+    let result = call(iovec { iov_base: bounce.as_mut_ptr().cast(), iov_len: num_bytes });
+    if direction == Direction::Out || result <= 0 {
+        return result;
+    }
+    let mut is_lost = false;
+    for_each_part(vector, &mut bounce[..num_bytes.min(result as usize)], |theirs, ours| is_lost |= copy_in(theirs, ours).is_err());
+    if is_lost {
+        sys::set_errno(libc::EIO);
+        return -1;
+    }
+    result
+}
+
+/// Copies into any memory; into pages of a region one by one under a pin, as the cooperative contract wants it.
+fn copy_in(target: *mut u8, source: &[u8]) -> crate::error::Result<()> {
+    // SAFETY: the caller of the wrapper vouches for its memory as for the plain call.
+    let copy = |at: usize, len: usize| unsafe { std::ptr::copy_nonoverlapping(source.as_ptr().add(at), target.add(at), len) };
+    if region::find(target as usize).is_none() {
+        copy(0, source.len());
+        return Ok(());
+    }
+    let mut at = 0;
+    while at < source.len() {
+        let address = target as usize + at;
+        let len = (PAGE_SIZE - address % PAGE_SIZE).min(source.len() - at);
+        PageRange::find(address, len)?.with_pin(|| copy(at, len))?;
+        at += len;
+    }
+    Ok(())
+}
+
+/// An entry that begins in a region and ends outside.
+fn is_cut_off(entry: &iovec) -> bool {
+    in_region(entry) && PageRange::find(entry.iov_base as usize, entry.iov_len).is_err()
+}
+
+/// Calls `copy` with each entry's address and its share of `bounce`, in order.
+fn for_each_part(vector: &[iovec], mut bounce: &mut [u8], mut copy: impl FnMut(*mut u8, &mut [u8])) {
+    for entry in vector {
+        let (part, rest) = bounce.split_at_mut(entry.iov_len.min(bounce.len()));
+        if !part.is_empty() {
+            copy(entry.iov_base.cast(), part);
+        }
+        bounce = rest;
+    }
 }

@@ -18,9 +18,9 @@ use crate::sys;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicPtr, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 thread_local! {
     /// The worker that this thread is, or null. Const and without destructor: reading it in a signal handler is safe.
@@ -38,7 +38,8 @@ pub(crate) fn current_of(pager: &Pager) -> Option<&'static Worker> {
     current().filter(|worker| ptr::eq(worker.pager(), pager))
 }
 
-/// The part of a worker that other threads use. Lives as long as the instance.
+/// The part of a worker that other threads use. Never freed, but used again by later workers: whoever has just woken the last LWT of a worker may
+/// still be about to nudge it, and a nudge too many does no harm.
 #[derive(Debug)]
 pub(crate) struct WorkerShared {
     inbox: AtomicPtr<Lwt>,
@@ -46,20 +47,49 @@ pub(crate) struct WorkerShared {
     /// The worker sleeps, or is about to, and wants a write to `wake_fd` when something comes in.
     is_sleeping: AtomicBool,
     pub(crate) must_stop: AtomicBool,
+    /// A thread is this worker now.
+    is_entered: AtomicBool,
     wake_fd: OwnedFd,
+    /// Of all workers of its instance that it was.
     pub(crate) stats: Stats,
 }
 
+/// Those that no instance uses.
+static UNUSED: Mutex<Vec<&'static WorkerShared>> = Mutex::new(Vec::new());
+
+fn unused() -> MutexGuard<'static, Vec<&'static WorkerShared>> {
+    UNUSED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl WorkerShared {
-    fn new() -> Result<Self> {
-        Ok(Self {
-            inbox: AtomicPtr::new(ptr::null_mut()),
-            requests: AtomicPtr::new(ptr::null_mut()),
-            is_sleeping: AtomicBool::new(false),
-            must_stop: AtomicBool::new(false),
-            wake_fd: event_fd()?,
-            stats: Stats::default(),
-        })
+    /// One that is not in use, from those of the instance, of earlier instances, or new.
+    fn take(of_instance: &mut Vec<&'static Self>) -> Result<&'static Self> {
+        if let Some(shared) = of_instance.iter().find(|shared| !shared.is_entered.load(Acquire)) {
+            return Ok(shared);
+        }
+        let shared = match unused().pop() {
+            Some(shared) => {
+                shared.stats.reset();
+                shared
+            }
+            None => Box::leak(Box::new(Self {
+                inbox: AtomicPtr::new(ptr::null_mut()),
+                requests: AtomicPtr::new(ptr::null_mut()),
+                is_sleeping: AtomicBool::new(false),
+                must_stop: AtomicBool::new(false),
+                is_entered: AtomicBool::new(false),
+                wake_fd: event_fd()?,
+                stats: Stats::default(),
+            })),
+        };
+        of_instance.push(shared);
+        Ok(shared)
+    }
+
+    /// An instance ends: its workers, none of them entered any more, are free for others.
+    pub(crate) fn give_back(of_instance: &mut Vec<&'static Self>) {
+        of_instance.iter().for_each(|shared| shared.must_stop.store(false, Relaxed));
+        unused().append(of_instance);
     }
 
     /// Makes a suspended LWT of this worker ready. Async-signal-safe, from any thread.
@@ -106,7 +136,7 @@ fn push<T>(head: &AtomicPtr<T>, node: *mut T, next: &AtomicPtr<T>) {
 /// A worker; for its thread only.
 pub(crate) struct Worker {
     pager: Arc<Pager>,
-    shared: Arc<WorkerShared>,
+    shared: &'static WorkerShared,
     queue: IoQueue,
     buffers: Buffers,
     batches: [UnsafeCell<Batch>; MAX_BATCHES],
@@ -122,10 +152,18 @@ impl Worker {
         if current().is_some() {
             return Err(Error::new(ErrorKind::Busy, "this thread is a worker already"));
         }
-        let shared = Arc::new(WorkerShared::new()?);
+        // Held to the end, so that no more enter than were announced.
+        let mut workers = pager.workers();
+        let num_entered = workers.iter().filter(|worker| worker.is_entered.load(Relaxed)).count();
+        // One of them is the pager thread.
+        if num_entered > pager.config.max_workers {
+            let message = format!("there are {} workers already; set max_workers higher", num_entered - 1);
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        let shared = WorkerShared::take(&mut workers)?;
         let buffers = Buffers::new(pager.buffers_per_worker)?;
         let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), &[buffers.as_iovec()], pager.backend.file())?;
-        pager.workers().push(shared.clone());
+        shared.is_entered.store(true, Relaxed);
         let worker = Self {
             pager: pager.clone(),
             shared,
@@ -152,13 +190,18 @@ impl Worker {
             worker.queue.poll(true, |purpose, result| worker.complete(purpose, result));
         }
         CURRENT.set(ptr::null());
+        worker.shared.is_entered.store(false, Release);
         // SAFETY: leaked by `enter`; no LWT, completion or thread-local refers to it any more.
         drop(unsafe { Box::from_raw(ptr::from_ref(worker).cast_mut()) });
         Ok(())
     }
 
     /// One turn of the scheduler; with `wait`, sleeps first while there is nothing to do. Returns the number of LWTs that are ready again.
+    ///
+    /// # Panics
+    /// On an LWT: it would schedule itself.
     pub(crate) fn turn(&self, wait: bool) -> usize {
+        assert!(self.current_lwt.get().is_null(), "the scheduler runs on the worker's own stack, not on an LWT");
         self.shared.is_sleeping.store(false, SeqCst);
         self.take_in();
         let may_sleep = wait && self.ready.len() == 0 && self.prepare_sleep();
@@ -215,9 +258,9 @@ impl Worker {
         }
     }
 
-    /// Takes turns until no LWT of this worker is alive, or it is told to stop.
+    /// Takes turns until no LWT of this worker is alive and its evictions are over, or it is told to stop.
     pub(crate) fn run(&self) {
-        while self.num_lwts.get() > 0 && !self.shared.must_stop.load(Relaxed) {
+        while (self.num_lwts.get() > 0 || self.has_busy_batch()) && !self.shared.must_stop.load(Relaxed) {
             self.turn(true);
         }
     }
@@ -276,8 +319,8 @@ impl Worker {
         &self.pager
     }
 
-    pub(crate) fn shared(&self) -> &WorkerShared {
-        &self.shared
+    pub(crate) fn shared(&self) -> &'static WorkerShared {
+        self.shared
     }
 
     pub(crate) fn queue(&self) -> &IoQueue {

@@ -23,7 +23,7 @@ pub(crate) enum Write {
     Pending,
 }
 
-/// An array of slots. All methods but `reserve` are async-signal-safe.
+/// An array of slots. All methods are async-signal-safe; only `reserve` may block, when it has to allocate.
 pub(crate) trait Backend: Send + Sync + Debug {
     /// Number of slots.
     fn num_slots(&self) -> usize;

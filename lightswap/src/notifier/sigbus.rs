@@ -5,7 +5,6 @@
 //! handler runs (SA_NODEFER) and why it runs on the faulting stack (no SA_ONSTACK).
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork;
 use crate::region::{self, RegionInner};
 use crate::swap_in::{self, SwapInError};
 use crate::sys;
@@ -95,7 +94,7 @@ impl FaultError {
 }
 
 fn handle(region: &'static RegionInner, address: usize, code: i32, fault: FaultError) {
-    if fork::is_child() {
+    if region.is_inherited() {
         die(format_args!(
             "this process is a fork of one with a Lightswap region and touched a page of it ({address:#x}) that was swapped out; only the parent can page it in"
         ));
@@ -103,9 +102,9 @@ fn handle(region: &'static RegionInner, address: usize, code: i32, fault: FaultE
     if code == libc::BUS_MCEERR_AR || code == libc::BUS_MCEERR_AO {
         die(format_args!("hardware memory error at {address:#x}, in the region at {:#x}", region.start()));
     }
-    check_progress(address);
     let page = region.page_at(address);
     let is_write_protect = fault.is_write_to_present();
+    check_progress(address, page.entry().load().is_mapped() && !is_write_protect);
     match worker::current_of(&region.pager) {
         Some(worker) if is_write_protect => worker.stats().counters.write_protect_faults.add(1),
         Some(worker) => worker.stats().counters.faults.add(1),
@@ -119,12 +118,15 @@ fn handle(region: &'static RegionInner, address: usize, code: i32, fault: FaultE
         // Under our pin, no evictor relies on the protection of this page; see evict.rs.
         let _ = region.pager.uffd.write_protect(page.address(), 1, false);
     }
-    swap_in::unpin(page);
+    // A pin that is gone was taken by an unpin too many of the program's.
+    let _ = swap_in::unpin(page);
 }
 
-fn check_progress(address: usize) {
+/// Counts faults on a page that is there already. One may be, when another thread was faster; a thread that faults on one address now and then, and
+/// never on another, because the page was evicted meanwhile, is in order.
+fn check_progress(address: usize, is_spurious: bool) {
     let (last, count) = LAST_FAULT.get();
-    let count = if last == address { count + 1 } else { 0 };
+    let count = if last == address && is_spurious { count + 1 } else { 0 };
     LAST_FAULT.set((address, count));
     if count > MAX_REPEATS {
         die(format_args!("the access to {address:#x} faults again and again: was the region remapped, protected or discarded by other code?"));
@@ -193,5 +195,18 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
             let handler: extern "C" fn(libc::c_int) = unsafe { std::mem::transmute(address) };
             handler(signal);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_on_one_address_for_ever_are_in_order_if_its_page_was_missing() {
+        for count in 0..3 * MAX_REPEATS {
+            check_progress(4096, count % 2 == 0);
+        }
+        assert!(LAST_FAULT.get().1 <= 1);
     }
 }

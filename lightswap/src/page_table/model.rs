@@ -162,7 +162,7 @@ impl Page {
         while self.try_store(content).is_err() {
             self.unprotect();
         }
-        assert!(!self.entry().unpin() || self.entry().load().num_pins() < 2);
+        assert!(self.entry().unpin() == Some(false) || self.entry().load().num_pins() < 2);
     }
 
     /// Any code, in a transparent region: stores, and the fault handler sees to it that it can.
@@ -172,7 +172,7 @@ impl Page {
             if is_protected {
                 self.unprotect();
             }
-            self.entry().unpin();
+            let _ = self.entry().unpin();
         }
     }
 }
@@ -290,7 +290,7 @@ fn one_of_two_faults_brings_the_page_in() {
         });
         page.make_resident();
         page.read();
-        page.entry().unpin();
+        let _ = page.entry().unpin();
         faulter.join().unwrap();
         settle(&page, 22);
     });
@@ -308,7 +308,7 @@ fn a_fault_during_an_eviction_finds_the_last_content() {
         });
         page.make_resident();
         assert_eq!(page.read(), 7);
-        page.entry().unpin();
+        let _ = page.entry().unpin();
         evictor.join().unwrap();
         settle(&page, 7);
     });
@@ -366,7 +366,7 @@ fn an_unannounced_write_amid_touches_is_not_lost() {
     model(|| {
         let page = Page::swapped_out(1);
         page.make_resident();
-        page.entry().unpin();
+        let _ = page.entry().unpin();
         page.entry().forget_references();
         let threads = [
             thread::spawn({

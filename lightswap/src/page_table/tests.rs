@@ -18,7 +18,7 @@ fn a_page_goes_round() {
     assert!(!entry.finish_swap_in(1, Tick(0)));
     assert_eq!(entry.load().num_pins(), 1);
     assert!(entry.select_victim().is_none(), "a pinned page is no victim");
-    assert!(entry.unpin());
+    assert_eq!(entry.unpin(), Some(true));
 }
 
 #[test]
@@ -49,7 +49,7 @@ enum Step {
     Reference(u8),
     Pin(u8),
     Unpin,
-    BringIn { pins: u32, fails: bool },
+    BringIn { pins: u32, outcome: Outcome },
     Select,
     Write,
     BeginRemoval,
@@ -57,6 +57,13 @@ enum Step {
     FinishRemoval { is_zero: bool },
     Wait,
     Forget,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Failed,
+    Aborted,
 }
 
 /// The page as its users understand it.
@@ -98,20 +105,26 @@ fn take(step: Step, entry: &PageEntry, model: &mut Model) {
                 Err(word) => assert!(!model.is_mapped() && word.state() == model.state),
             }
         }
-        Step::Unpin if model.pins > 0 => {
+        Step::Unpin if model.pins == 0 => assert_eq!(entry.unpin(), None),
+        Step::Unpin => {
             model.pins -= 1;
-            assert_eq!(entry.unpin(), model.pins == 0);
+            assert_eq!(entry.unpin(), Some(model.pins == 0));
         }
-        Step::BringIn { pins, fails } if matches!(model.state, Untouched | SwappedOut) => {
+        Step::BringIn { pins, outcome } if matches!(model.state, Untouched | SwappedOut) => {
             let word = entry.load();
             assert!(entry.begin_swap_in(word) && !entry.begin_swap_in(word), "one owner");
             assert!(entry.set_waiters() && !entry.reference(Tick(0)) && entry.pin(Tick(0)).is_err());
-            if fails {
-                assert!(entry.fail_swap_in(5) && entry.cause() == 5);
-                model.state = Failed;
-            } else {
-                assert!(entry.finish_swap_in(pins, Tick(0)));
-                (model.state, model.pins, model.most_references) = (Resident, pins, 0);
+            match outcome {
+                Outcome::Done => {
+                    assert!(entry.finish_swap_in(pins, Tick(0)));
+                    (model.state, model.pins, model.most_references) = (Resident, pins, 0);
+                }
+                Outcome::Failed => {
+                    assert!(entry.fail_swap_in(5) && entry.cause() == 5);
+                    model.state = Failed;
+                }
+                // As it was before.
+                Outcome::Aborted => assert!(entry.abort_swap_in()),
             }
         }
         Step::Select => {
@@ -177,7 +190,9 @@ fn steps() -> impl proptest::strategy::Strategy<Value = Step> {
         2 => any::<u8>().prop_map(Step::Reference),
         2 => any::<u8>().prop_map(Step::Pin),
         3 => Just(Step::Unpin),
-        4 => (0..3u32, 0..40u8).prop_map(|(pins, dice)| Step::BringIn { pins, fails: dice == 0 }),
+        4 => (0..3u32).prop_map(|pins| Step::BringIn { pins, outcome: Outcome::Done }),
+        1 => Just(Step::BringIn { pins: 1, outcome: Outcome::Aborted }),
+        1 => Just(Step::BringIn { pins: 1, outcome: Outcome::Failed }),
         6 => Just(Step::Select),
         1 => Just(Step::Write),
         3 => Just(Step::BeginRemoval),

@@ -1,0 +1,145 @@
+//! What the integration tests share. Each test file is a program of its own and uses a part of it.
+#![allow(dead_code, reason = "see above")]
+
+pub mod child;
+pub mod pages;
+
+use lightswap::{Builder, ErrorKind, Lightswap};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+pub const PAGE: usize = lightswap::PAGE_SIZE;
+
+/// Pages of the smallest local memory an instance with one worker takes: 16 frames, and a buffer for the worker and one for the pager thread.
+pub const LEAST_PAGES: u64 = 18;
+
+/// The kinds of backend that every test of contents runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Memory,
+    File,
+}
+
+pub const BACKENDS: [Backend; 2] = [Backend::Memory, Backend::File];
+
+impl Backend {
+    /// A new backend of this kind with room for `num_pages` pages.
+    pub fn url(self, num_pages: usize) -> String {
+        let num_bytes = num_pages * PAGE;
+        match self {
+            Self::Memory => format!("memory:?size={num_bytes}"),
+            Self::File => format!("file:{}?size={num_bytes}", new_path("swap").display()),
+        }
+    }
+}
+
+/// A path in the directory for test files that no other test uses. Nothing is there yet.
+pub fn new_path(name: &str) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let unique = format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(unique)
+}
+
+/// A builder for `local_pages` pages of local memory over `url`.
+pub fn builder(local_pages: u64, url: impl Into<String>) -> Builder {
+    Lightswap::builder().local_memory(local_pages * PAGE as u64).backend(url)
+}
+
+/// Whether this kernel can run Lightswap at all. Says on standard error what is missing if not: the caller then skips its test.
+pub fn kernel_is_able() -> bool {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    let missing = MISSING.get_or_init(|| {
+        show_panics_of_lwts();
+        match builder(64, Backend::Memory.url(64)).open() {
+            Err(error) if matches!(error.kind(), ErrorKind::NoUserfaultfd | ErrorKind::NoIoUring) => Some(error.to_string()),
+            _ => None,
+        }
+    });
+    missing.as_ref().is_none_or(|reason| skip(reason))
+}
+
+/// A panic cannot unwind out of an LWT's stack: the process ends, and the message with it if the harness holds it back.
+fn show_panics_of_lwts() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if lightswap::lwt::on_lwt() {
+            let _ = writeln!(std::io::stderr(), "on an LWT: {info}");
+            std::process::abort();
+        }
+        usual(info);
+    }));
+}
+
+/// Says why a test is skipped; `false`.
+pub fn skip(reason: &str) -> bool {
+    eprintln!("skipped: {reason}");
+    false
+}
+
+pub fn is_root() -> bool {
+    // SAFETY: geteuid has no preconditions.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// A counter or gauge of the instance.
+pub fn stat(swap: &Lightswap, name: &str) -> u64 {
+    let stats = swap.stats();
+    stats.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("no statistic {name} in {stats:?}")).1
+}
+
+/// Waits for something that other threads bring about, and fails the test if they do not.
+pub fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_true() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Ends the process if the test that holds it takes longer than any sane run: a hang must not look like a slow test.
+pub struct Watchdog(std::sync::mpsc::Sender<()>);
+
+impl Watchdog {
+    pub fn new(what: &'static str, limit: Duration) -> Self {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            if receiver.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let _ = writeln!(std::io::stderr(), "{what} hangs: not done after {limit:?}");
+                std::process::abort();
+            }
+        });
+        Self(sender)
+    }
+}
+
+/// A small fast generator (xorshift64*): the same seed gives the same sequence everywhere.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(mix(seed) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.next() >> 16) as usize % limit
+    }
+}
+
+/// Scrambles a number (the finaliser of SplitMix64).
+pub fn mix(value: u64) -> u64 {
+    let value = (value ^ value >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let value = (value ^ value >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    value ^ value >> 31
+}

@@ -1,0 +1,107 @@
+//! A child of fork() reads what was resident, and is stopped with a message at a page that was not. It never reads zeroes for content.
+
+mod common;
+
+use common::child::{fork, in_child};
+use common::pages::{Pages, pattern};
+use common::{Backend, builder, kernel_is_able};
+use lightswap::Contract;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+fn swapped_out_page(pages: Pages) -> usize {
+    (0..pages.len()).find(|page| !pages.is_resident(*page)).expect("local memory is smaller than the region")
+}
+
+/// In a process of its own: opens, fills, and forks children in all kinds of ways.
+fn with_region(test: &str, contract: Contract, body: impl FnOnce(Pages)) -> Option<common::child::Ended> {
+    in_child(test, || {
+        if !kernel_is_able() {
+            return;
+        }
+        let swap = builder(100, Backend::File.url(400)).open().unwrap();
+        let region = swap.create_region(400 * common::PAGE, contract).unwrap();
+        let pages = Pages::of(&region);
+        (0..400).for_each(|page| pages.fill(page, 3));
+        body(pages);
+        (0..400).for_each(|page| pages.check(page, 3));
+        println!("the parent is well");
+    })
+}
+
+/// In a child: nothing of the harness may run, so a failure is an exit code.
+fn exit_unless(is_right: bool) {
+    if !is_right {
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(1) };
+    }
+}
+
+#[test]
+fn a_swapped_out_page_stops_the_child() {
+    for contract in [Contract::Transparent, Contract::Cooperative] {
+        let ended = with_region("a_swapped_out_page_stops_the_child", contract, |pages| {
+            let page = swapped_out_page(pages);
+            let by_access = fork(|| exit_unless(pages.word(page, 9) == pattern(page, 9, 3)));
+            assert!(libc::WIFSIGNALED(by_access) && libc::WTERMSIG(by_access) == libc::SIGABRT, "status {by_access:#x}");
+            let by_write = fork(|| pages.set_word(page, 9, 1));
+            assert!(libc::WIFSIGNALED(by_write) && libc::WTERMSIG(by_write) == libc::SIGABRT, "status {by_write:#x}");
+            let by_touch = fork(|| pages.touch(page, 1));
+            assert!(libc::WIFSIGNALED(by_touch) && libc::WTERMSIG(by_touch) == libc::SIGABRT, "status {by_touch:#x}");
+        });
+        let Some(ended) = ended else { return };
+        ended.expect_success();
+        if ended.stdout.contains("the parent is well") {
+            let messages = ended.stderr.lines().filter(|line| line.contains("lightswap: fatal: ") && line.contains("fork")).count();
+            assert_eq!(messages, 3, "one clear message for each child: {ended:?}");
+        }
+    }
+}
+
+#[test]
+fn resident_pages_read_right_in_the_child() {
+    let ended = with_region("resident_pages_read_right_in_the_child", Contract::Transparent, |pages| {
+        // The parent pages on while the child reads: what it evicts and overwrites must not show in the child.
+        let (mut told, tell) = std::io::pipe().unwrap();
+        // SAFETY: the child does system calls and memory accesses only, and exits.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            drop(tell);
+            let _ = std::io::Read::read(&mut told, &mut [0]);
+            // The child's copy of the page table says what was resident at the fork.
+            let resident = || (0..400).filter(|page| pages.is_resident(*page));
+            exit_unless(resident().count() > 50);
+            exit_unless(resident().all(|page| (0..512).all(|word| pages.word(page, word) == pattern(page, word, 3))));
+            // Writing is allowed, too, and private.
+            resident().for_each(|page| pages.set_word(page, 0, 77));
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(42) };
+        }
+        (0..400).for_each(|page| pages.fill(page, 8));
+        drop(tell);
+        let mut status = 0;
+        // SAFETY: waits for our child.
+        unsafe { libc::waitpid(pid, &mut status, 0) };
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 42, "status {status:#x}");
+        (0..400).for_each(|page| pages.check(page, 8));
+        (0..400).for_each(|page| pages.fill(page, 3));
+    });
+    if let Some(ended) = ended {
+        ended.expect_success();
+    }
+}
+
+#[test]
+fn other_programs_start_as_ever() {
+    let ended = with_region("other_programs_start_as_ever", Contract::Transparent, |_| {
+        // The standard library uses posix_spawn for the first, and fork and exec for the second.
+        assert!(Command::new("true").status().unwrap().success());
+        let mut command = Command::new("true");
+        // SAFETY: the hook does nothing.
+        unsafe { command.pre_exec(|| Ok(())) };
+        assert!(command.status().unwrap().success());
+    });
+    if let Some(ended) = ended {
+        ended.expect_success();
+    }
+}

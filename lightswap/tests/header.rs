@@ -1,0 +1,52 @@
+//! The C header is made from src/capi.rs and committed: this test compares the two, or with LIGHTSWAP_UPDATE_HEADER=1 writes the header.
+
+use cbindgen::{Builder, Config};
+use std::path::Path;
+
+#[test]
+fn the_header_is_that_of_the_source() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = Config::from_file(root.join("cbindgen.toml")).unwrap();
+    let bindings = Builder::new().with_src(root.join("src/capi.rs")).with_config(config).generate().unwrap();
+    let mut made = Vec::new();
+    bindings.write(&mut made);
+    let made = polish(&String::from_utf8(made).unwrap());
+    let path = root.join("include/lightswap.h");
+    if std::env::var_os("LIGHTSWAP_UPDATE_HEADER").is_some() {
+        std::fs::write(&path, &made).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap();
+    if let Some((line, (made, committed))) = made.lines().zip(committed.lines()).enumerate().find(|(_, (made, committed))| made != committed) {
+        panic!("include/lightswap.h differs at line {}: \"{committed}\" instead of \"{made}\"; {HINT}", line + 1);
+    }
+    assert_eq!(made.len(), committed.len(), "include/lightswap.h differs at its end; {HINT}");
+}
+
+const HINT: &str = "if src/capi.rs is right, run this test with LIGHTSWAP_UPDATE_HEADER=1";
+
+/// Comments of one line on one line, no runs of empty lines, and constants that belong together without gaps.
+fn polish(header: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut source = header.lines();
+    while let Some(line) = source.next() {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        if line.trim() == "/**" {
+            let text: Vec<&str> = source.by_ref().map(str::trim).take_while(|inner| *inner != "*/").collect();
+            for (number, part) in text.iter().enumerate() {
+                let (start, end) = (if number == 0 { "/*" } else { " *" }, if number + 1 == text.len() { " */" } else { "" });
+                lines.push(format!("{indent}{start} {}{end}", part.trim_start_matches('*').trim()));
+            }
+        } else if line.is_empty() && lines.last().is_some_and(|last| last.is_empty() || last.starts_with("#define LSW_")) {
+            // One empty line is enough, and between constants none.
+        } else {
+            if line.starts_with("typedef") && !lines.last().is_some_and(|last| last.is_empty() || last.ends_with("*/")) {
+                lines.push(String::new());
+            }
+            lines.push(line.to_owned());
+        }
+    }
+    // The last constant and what follows it belong apart.
+    let end = lines.iter().rposition(|line| line.starts_with("#define LSW_")).map_or(0, |last| last + 1);
+    lines.insert(end, String::new());
+    lines.join("\n") + "\n"
+}
