@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 use crate::cli::{LoadArguments, MicroCommand, ReportArguments, RunArguments, ServerArguments};
 use crate::configurations::{Binary, DRAM};
 use crate::environment::{Environment, command_line};
-use crate::generator::{Generator, Shape, TimedRun};
+use crate::generator::{Generator, Shape, TimedRun, WarmUp};
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab, Timing, is_root};
 use crate::micro::{fault, notify};
 use crate::report;
-use crate::results::{Details, Results, Run, write_file};
+use crate::results::{Details, EXTERNAL, Results, Run, write_file};
 use crate::server;
 use crate::table;
 
@@ -47,9 +47,9 @@ pub fn measure_data(lab: &mut Lab<'_>) -> Result<()> {
 pub const WITHOUT_ROOT: &str = "Not root: kernel-swap is left out and no cgroup limits are set, as swap files and cgroups take root; \
                                 lightswap then keeps to its local memory by itself.";
 
-/// Whether everything went well, for the exit code.
+/// Whether everything went well, for the exit code; `table::print` says what did not.
 pub fn is_clean(runs: &[Run]) -> bool {
-    runs.iter().all(|run| run.wrong_values == 0 && run.details.error.is_none())
+    runs.iter().all(|run| run.problems().is_empty())
 }
 
 pub fn run(arguments: &RunArguments) -> Result<bool> {
@@ -76,7 +76,7 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
                 results.runs.push(session.run(Timing {
                     workload,
                     distribution: arguments.timing.distribution,
-                    warm_up: arguments.timing.warm_up_seconds,
+                    warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
                     duration: arguments.timing.seconds,
                     repetition,
                     sweep: false,
@@ -108,7 +108,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
             TimedRun {
                 workload,
                 distribution: arguments.timing.distribution,
-                warm_up: arguments.timing.warm_up_seconds,
+                warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
                 duration: arguments.timing.seconds.max(Duration::from_millis(100)),
                 seed: 1,
             },
@@ -119,7 +119,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
         results.runs.push(Run {
             workload: workload.name().into(),
             server: "memcached".into(),
-            configuration: "external".into(),
+            configuration: EXTERNAL.into(),
             backend: "unknown".into(),
             local_memory_ratio: 1.0,
             connections: shape.connections,
@@ -132,7 +132,8 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
                 transport: arguments.server.to_string(),
                 records: shape.records,
                 value_size_bytes: shape.value_size,
-                warm_up_seconds: arguments.timing.warm_up_seconds.as_secs_f64(),
+                warm_up_seconds: outcome.warm_up.as_secs_f64(),
+                warm_up_operations: outcome.warm_up_operations,
                 duration_seconds: outcome.measured.as_secs_f64(),
                 operations: tally.operations,
                 latency_by_operation_us: tally.latency_by_operation(),

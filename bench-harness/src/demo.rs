@@ -10,6 +10,7 @@ use crate::commands::{WITHOUT_ROOT, is_clean, measure_data, set_up};
 use crate::configurations::{Configuration, DRAM, KERNEL_SWAP, LIGHTSWAP, LIGHTSWAP_DRAM, Memory};
 use crate::disk_probe;
 use crate::environment::command_line;
+use crate::generator::WarmUp;
 use crate::interrupt::Interrupted;
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab, Timing, is_root};
@@ -28,32 +29,49 @@ const NEARLY_BEST: f64 = 0.95;
 struct Plan {
     repetitions: u32,
     warm_up: Duration,
+    warm_up_max: Duration,
     duration: Duration,
     sweep_warm_up: Duration,
     sweep_duration: Duration,
     quick: bool,
+    /// Whether the baseline's threads are tried at every ratio. All others are tried at the smallest memory only, which saves time at nobody's expense
+    /// but Lightswap's.
+    sweep_baseline_everywhere: bool,
     probe_seconds: u64,
 }
 
 const DEFAULT: Plan = Plan {
     repetitions: 3,
     warm_up: Duration::from_secs(3),
-    duration: Duration::from_secs(6),
-    sweep_warm_up: Duration::from_secs(2),
-    sweep_duration: Duration::from_secs(3),
+    warm_up_max: Duration::from_secs(15),
+    duration: Duration::from_secs(4),
+    sweep_warm_up: Duration::from_secs(1),
+    sweep_duration: Duration::from_secs(2),
     quick: false,
+    sweep_baseline_everywhere: true,
     probe_seconds: 2,
 };
 
 const QUICK: Plan = Plan {
     repetitions: 1,
     warm_up: Duration::from_secs(2),
+    warm_up_max: Duration::from_secs(8),
     duration: Duration::from_secs(4),
     sweep_warm_up: Duration::from_millis(1500),
     sweep_duration: Duration::from_millis(2500),
     quick: true,
+    sweep_baseline_everywhere: false,
     probe_seconds: 1,
 };
+
+impl Plan {
+    /// As many operations as records fit into memory, so that the slower server, too, has had the chance to hold what is asked for. Where all
+    /// records are in memory after loading there is nothing to replace.
+    fn warm_up_of(&self, cell: &Cell, records: u64) -> WarmUp {
+        let operations = if cell.configuration.is_limited() { (records as f64 * cell.ratio) as u64 } else { 0 };
+        WarmUp { least: self.warm_up, most: self.warm_up_max, operations }
+    }
+}
 
 /// One server start and the workloads that run on it.
 #[derive(Debug, Clone)]
@@ -80,9 +98,14 @@ pub fn demo(arguments: &DemoArguments) -> Result<bool> {
     let mut runs = Vec::new();
     let mut steps = Vec::new();
     for configuration in configurations {
-        let groups = sweep(&lab, configuration, plan, &mut runs)?;
         let ratios: &[f64] = if configuration.is_limited() { &RATIOS } else { &[1.0] };
-        for &ratio in ratios {
+        let mut groups = Vec::new();
+        for (index, &ratio) in ratios.iter().enumerate() {
+            if plan.sweep_baseline_everywhere && configuration.memory == Memory::KernelSwap {
+                groups = sweep(&lab, configuration, ratio, plan, &mut runs)?;
+            } else if index == 0 {
+                groups = sweep(&lab, configuration, RATIOS[RATIOS.len() - 1], plan, &mut runs)?;
+            }
             steps.extend(groups.iter().map(|(server_threads, workloads)| Step {
                 cell: Cell { configuration, ratio, server_threads: *server_threads },
                 workloads: workloads.clone(),
@@ -95,7 +118,8 @@ pub fn demo(arguments: &DemoArguments) -> Result<bool> {
         eprintln!("repetition {repetition} of {}, after {:.0} s", plan.repetitions, started.elapsed().as_secs_f64());
         for index in 0..steps.len() {
             let step = if repetition % 2 == 1 { &steps[index] } else { &steps[steps.len() - 1 - index] };
-            let timing = |workload| Timing { workload, distribution: None, warm_up: plan.warm_up, duration: plan.duration, repetition, sweep: false };
+            let warm_up = plan.warm_up_of(&step.cell, lab.shape.records);
+            let timing = |workload| Timing { workload, distribution: None, warm_up, duration: plan.duration, repetition, sweep: false };
             runs.extend(run_step(&lab, step, timing)?);
         }
     }
@@ -151,8 +175,8 @@ fn run_step(lab: &Lab<'_>, step: &Step, timing: impl Fn(Workload) -> Timing) -> 
     Ok(runs)
 }
 
-/// Tries the configuration's thread counts at the smallest memory and says which to use for which workloads.
-fn sweep(lab: &Lab<'_>, configuration: &'static Configuration, plan: Plan, runs: &mut Vec<Run>) -> Result<Vec<(u32, Vec<Workload>)>> {
+/// Tries the configuration's thread counts at this ratio and says which to use for which workloads.
+fn sweep(lab: &Lab<'_>, configuration: &'static Configuration, ratio: f64, plan: Plan, runs: &mut Vec<Run>) -> Result<Vec<(u32, Vec<Workload>)>> {
     let counts = if plan.quick { configuration.threads_swept_quick } else { configuration.threads_swept };
     if counts.is_empty() {
         return Ok(vec![(configuration.default_threads, WORKLOADS.to_vec())]);
@@ -160,11 +184,11 @@ fn sweep(lab: &Lab<'_>, configuration: &'static Configuration, plan: Plan, runs:
     debug_assert!(matches!(configuration.memory, Memory::KernelSwap | Memory::Local));
     let mut swept = Vec::new();
     for &server_threads in counts {
-        let step = Step { cell: Cell { configuration, ratio: RATIOS[RATIOS.len() - 1], server_threads }, workloads: WORKLOADS.to_vec() };
+        let step = Step { cell: Cell { configuration, ratio, server_threads }, workloads: WORKLOADS.to_vec() };
         let timing = |workload| Timing {
             workload,
             distribution: None,
-            warm_up: plan.sweep_warm_up,
+            warm_up: WarmUp::of_time(plan.sweep_warm_up),
             duration: plan.sweep_duration,
             repetition: 1,
             sweep: true,

@@ -118,9 +118,12 @@ impl Driver<'_> {
                 last_answer = Instant::now();
                 let next = match next {
                     Step::SameOperation(pending) => pending,
-                    Step::Done => {
-                        completed += 1;
-                        self.tally.record(operation.operation, last_answer - operation.started);
+                    end @ (Step::Done | Step::Refused) => {
+                        // A refusal is quick and no work: as an operation it would flatter a server that is out of memory.
+                        if matches!(end, Step::Done) {
+                            completed += 1;
+                            self.tally.record(operation.operation, last_answer - operation.started);
+                        }
                         if stopping {
                             pending[token] = None;
                             in_flight -= 1;
@@ -193,7 +196,8 @@ impl Driver<'_> {
             }
             Parsed::Complete(Reply::Refused(text), length) => {
                 self.tally.server_error(text);
-                (false, length)
+                connection.consume(length);
+                return Ok(Some(Step::Refused));
             }
             Parsed::Complete(Reply::Miss | Reply::Stored, length) => (false, length),
         };
@@ -242,7 +246,7 @@ impl Driver<'_> {
         if pending.operation == Operation::Insert {
             self.keys.insert_answered(pending.key);
         }
-        Ok(Some(Step::Done))
+        Ok(Some(if stored { Step::Done } else { Step::Refused }))
     }
 }
 
@@ -252,4 +256,6 @@ enum Step {
     /// The second half of a read-modify-write.
     SameOperation(Pending),
     Done,
+    /// The server answered with an error.
+    Refused,
 }

@@ -20,6 +20,12 @@ pub struct Environment {
     pub cpus: usize,
     pub memory_bytes: u64,
     pub transparent_hugepages: String,
+    /// A compressed pool in front of the kernel's swap; absent where the kernel has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zswap: Option<String>,
+    /// The multi-generational LRU, a bit mask of its parts; absent where the kernel has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mglru: Option<String>,
     pub clock_source: String,
     pub file_system: String,
     pub disk: Option<DiskProbe>,
@@ -28,8 +34,12 @@ pub struct Environment {
     pub commit: String,
 }
 
+fn read_if_present(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
 fn read_trimmed(path: &str) -> String {
-    fs::read_to_string(path).map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
+    read_if_present(path).unwrap_or_else(|| "unknown".into())
 }
 
 fn first_line(program: &str, arguments: &[&str]) -> Option<String> {
@@ -85,6 +95,8 @@ impl Environment {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: kib_field(&read_trimmed("/proc/meminfo"), "MemTotal").unwrap_or(0),
             transparent_hugepages: read_trimmed("/sys/kernel/mm/transparent_hugepage/enabled"),
+            zswap: read_if_present("/sys/module/zswap/parameters/enabled"),
+            mglru: read_if_present("/sys/kernel/mm/lru_gen/enabled"),
             clock_source: read_trimmed("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
             file_system: file_system(directory),
             disk: None,

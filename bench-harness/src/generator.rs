@@ -25,12 +25,29 @@ pub struct Shape {
     pub client_threads: usize,
 }
 
+/// When to begin measuring: after `least`, and once `operations` were done since the records were loaded, but not later than after `most`.
+///
+/// A time alone would leave a slower server further from its steady state. Operations of workloads before this one count, as they ask for the same
+/// records on the same server.
+#[derive(Debug, Clone, Copy)]
+pub struct WarmUp {
+    pub least: Duration,
+    pub most: Duration,
+    pub operations: u64,
+}
+
+impl WarmUp {
+    pub fn of_time(time: Duration) -> Self {
+        Self { least: time, most: time, operations: 0 }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub struct TimedRun {
     pub workload: Workload,
     /// Instead of the workload's own.
     pub distribution: Option<Distribution>,
-    pub warm_up: Duration,
+    pub warm_up: WarmUp,
     pub duration: Duration,
     pub seed: u64,
 }
@@ -39,6 +56,9 @@ pub struct TimedRun {
 pub struct Outcome {
     pub tally: Tally,
     pub measured: Duration,
+    pub warm_up: Duration,
+    /// Since the records were loaded, until measuring began.
+    pub warm_up_operations: u64,
 }
 
 impl Outcome {
@@ -59,6 +79,8 @@ pub struct Generator {
     shape: Shape,
     keys: KeyTable,
     fleets: Vec<Fleet>,
+    /// Of all timed runs so far, warm-ups included.
+    operations: u64,
 }
 
 impl Generator {
@@ -74,7 +96,7 @@ impl Generator {
                 Fleet::connect(endpoint, count, input_capacity)
             })
             .collect::<Result<_>>()?;
-        Ok(Self { shape, keys: KeyTable::new(shape.records), fleets })
+        Ok(Self { shape, keys: KeyTable::new(shape.records), fleets, operations: 0 })
     }
 
     /// Sets every record once.
@@ -120,10 +142,11 @@ impl Generator {
         let shared = RunShared::new();
         let distribution = run.distribution.unwrap_or(run.workload.distribution());
         let chooser = KeyChooser::new(distribution, self.keys.existing(), 0);
-        let total_ms = (run.warm_up + run.duration).as_millis() as u64;
+        let total_ms = (run.warm_up.most + run.duration).as_millis() as u64;
         let mut progress = Progress::start(label, total_ms);
         let (keys, shape) = (&self.keys, self.shape);
         let count = self.fleets.len() as u64;
+        let operations_before = self.operations;
 
         let outcome = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..)
@@ -150,30 +173,38 @@ impl Generator {
                 .collect();
 
             let started = Instant::now();
-            let mut wait_until = |end: Instant| -> Result<()> {
-                while Instant::now() < end {
-                    interrupt::check()?;
-                    if shared.failed.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let left = end.saturating_duration_since(Instant::now());
-                    std::thread::sleep(left.min(Duration::from_millis(100)));
-                    let completed = shared.completed.load(Ordering::Relaxed);
-                    progress.update(started.elapsed().as_millis() as u64, &rate(completed, started.elapsed(), "ops"));
-                }
+            let mut sleep_until = |end: Instant, skipped: Duration| -> Result<()> {
+                interrupt::check()?;
+                let left = end.saturating_duration_since(Instant::now());
+                std::thread::sleep(left.min(Duration::from_millis(100)));
+                let completed = shared.completed.load(Ordering::Relaxed);
+                progress.update((started.elapsed() + skipped).as_millis() as u64, &rate(completed, started.elapsed(), "ops"));
                 Ok(())
             };
+            let failed = || shared.failed.load(Ordering::Relaxed);
+            let operations = || operations_before + shared.completed.load(Ordering::Relaxed);
             // Whatever happens here, the threads are told to stop, or the scope would wait for ever.
             let measured = (|| {
-                wait_until(started + run.warm_up)?;
+                let (least, most) = (started + run.warm_up.least, started + run.warm_up.most);
+                while !failed() {
+                    let end = if operations() < run.warm_up.operations { most } else { least };
+                    if Instant::now() >= end {
+                        break;
+                    }
+                    sleep_until(end, Duration::ZERO)?;
+                }
                 at_boundary(Boundary::Start)?;
                 shared.enter(Phase::Measure);
                 let measure_started = Instant::now();
-                wait_until(measure_started + run.duration)?;
+                let (warm_up, warm_up_operations) = (started.elapsed(), operations());
+                let end = measure_started + run.duration;
+                while !failed() && Instant::now() < end {
+                    sleep_until(end, run.warm_up.most.saturating_sub(warm_up))?;
+                }
                 let measured = measure_started.elapsed();
                 shared.enter(Phase::Stop);
                 at_boundary(Boundary::End)?;
-                Ok(measured)
+                Ok((measured, warm_up, warm_up_operations))
             })();
             shared.enter(Phase::Stop);
             let mut tally = Tally::new();
@@ -187,9 +218,11 @@ impl Generator {
             interrupt::check()?;
             match failure {
                 Some(error) => Err(error),
-                None => measured.map(|measured| Outcome { tally, measured }),
+                None => measured.map(|(measured, warm_up, warm_up_operations)| Outcome { tally, measured, warm_up, warm_up_operations }),
             }
-        })?;
+        });
+        self.operations += shared.completed.load(Ordering::Relaxed);
+        let outcome = outcome?;
         progress.finish(&format!("{:.0} ops/s, p99 {:.1} ms", outcome.operations_per_second(), outcome.tally.latency().p99 / 1_000.0));
         Ok(outcome)
     }

@@ -9,7 +9,7 @@ use crate::budget::{FixedOverhead, backend_bytes, hash_power, local_memory_bytes
 use crate::cgroup::{Cgroup, KernelSwap};
 use crate::configurations::{Binary, Configuration, Memory, lightswap_arguments};
 use crate::endpoint::Endpoint;
-use crate::generator::{Boundary, Generator, Shape, TimedRun};
+use crate::generator::{Boundary, Generator, Shape, TimedRun, WarmUp};
 use crate::interrupt::Interrupted;
 use crate::journal::{Guard, Journal, Leftover, change_setting};
 use crate::process::{self, Usage};
@@ -78,7 +78,7 @@ impl Cell {
 pub struct Timing {
     pub workload: Workload,
     pub distribution: Option<Distribution>,
-    pub warm_up: Duration,
+    pub warm_up: WarmUp,
     pub duration: Duration,
     pub repetition: u32,
     pub sweep: bool,
@@ -342,7 +342,8 @@ impl Session<'_> {
                 records: self.shape.records,
                 value_size_bytes: self.shape.value_size,
                 data_bytes: self.data_bytes,
-                warm_up_seconds: timing.warm_up.as_secs_f64(),
+                warm_up_seconds: outcome.warm_up.as_secs_f64(),
+                warm_up_operations: outcome.warm_up_operations,
                 duration_seconds: outcome.measured.as_secs_f64(),
                 operations: tally.operations,
                 latency_by_operation_us: tally.latency_by_operation(),

@@ -35,7 +35,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_position(done.min(self.total));
             bar.set_prefix(detail.to_owned());
-        } else if self.last_line.elapsed() >= LINE_INTERVAL {
+        } else if !detail.is_empty() && self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
             let percent = done.min(self.total) * 100 / self.total;
             eprintln!("{}: {percent} % {detail}", self.label);

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use crate::chart::{Bar, Group, bars, escape};
 use crate::results::Results;
-use crate::summary::{Spread, Summary, comparison, sweep, verdicts};
+use crate::summary::{Spread, Summary, comparison, sweep, sweep_note, verdicts};
 use crate::table::{HEADINGS, NUM_TEXT_COLUMNS, line};
-use crate::units::{format_count, format_ms};
+use crate::units::{MIB, format_count, format_ms};
 
 const STYLE: &str = include_str!("report.css");
 
@@ -32,8 +32,9 @@ pub fn html(files: &[Results]) -> String {
     }
     let swept = sweep(&runs);
     if !swept.is_empty() {
-        html += "<h2>Server threads tried first</h2><p class=\"faint\">The best count of each configuration is used above.</p>\n\
-                 <div class=\"charts\">\n";
+        html += "<h2>Server threads tried first</h2><p class=\"faint\">The best count of each configuration is used above";
+        html += &escape(&sweep_note(&runs));
+        html += ".</p>\n<div class=\"charts\">\n";
         write_sweep(&mut html, &swept);
         html += "</div>\n";
     }
@@ -56,28 +57,30 @@ fn write_verdicts(html: &mut String, summaries: &[Summary]) {
 
 fn write_problems(html: &mut String, files: &[Results]) {
     for run in files.iter().flat_map(|file| &file.runs) {
-        let name = format!("{} {}", run.configuration, run.workload);
-        if let Some(error) = &run.details.error {
-            let text = escape(&format!("{name} failed: {error}"));
-            let _ = writeln!(*html, "<p class=\"bad\">{text}</p>");
-        }
-        if run.wrong_values > 0 {
-            let text = escape(&format!("{name}: {} wrong values", run.wrong_values));
-            let _ = writeln!(*html, "<p class=\"bad\">{text}</p>");
+        for problem in run.problems() {
+            let text = format!("{} {} at {:.0} %: {problem}", run.configuration, run.workload, run.local_memory_ratio * 100.0);
+            let _ = writeln!(*html, "<p class=\"bad\">{}</p>", escape(&text));
         }
     }
+}
+
+fn with_shape(title: String, summary: &Summary) -> String {
+    if summary.shape.is_empty() { title } else { format!("{title}, {}", summary.shape) }
 }
 
 /// One group for each memory ratio.
 fn groups_by_ratio(summaries: &[&Summary], value: fn(&Summary) -> Spread) -> Vec<Group> {
     summaries
-        .chunk_by(|a, b| a.local_memory_ratio == b.local_memory_ratio)
+        .chunk_by(|a, b| a.local_memory_ratio == b.local_memory_ratio && a.shape == b.shape)
         .map(|group| Group {
-            title: if group[0].local_memory_ratio >= 1.0 {
-                "everything in memory".into()
-            } else {
-                format!("{:.0} % of the data in memory", group[0].local_memory_ratio * 100.0)
-            },
+            title: with_shape(
+                if group[0].local_memory_ratio >= 1.0 {
+                    "everything in memory".into()
+                } else {
+                    format!("{:.0} % of the data in memory", group[0].local_memory_ratio * 100.0)
+                },
+                group[0],
+            ),
             bars: group
                 .iter()
                 .map(|summary| Bar {
@@ -103,7 +106,7 @@ fn write_charts(html: &mut String, summaries: &[Summary]) {
             &groups_by_ratio(&rows, |summary| summary.operations_per_second),
             format_count,
         );
-        *html += &bars("99th percentile of latency", "milliseconds; shorter is better", &groups_by_ratio(&rows, |summary| summary.p99_us), format_ms);
+        *html += &bars("Latency, 99th percentile", "ms; shorter is better", &groups_by_ratio(&rows, |summary| summary.p99_us), format_ms);
         *html += "</div>\n";
     }
 }
@@ -112,13 +115,16 @@ fn write_sweep(html: &mut String, swept: &[Summary]) {
     let same_workload = |a: &Summary, b: &Summary| a.workload == b.workload;
     for of_workload in swept.chunk_by(same_workload) {
         let groups: Vec<Group> = of_workload
-            .chunk_by(|a, b| a.configuration == b.configuration && a.local_memory_ratio == b.local_memory_ratio)
+            .chunk_by(|a, b| a.configuration == b.configuration && a.local_memory_ratio == b.local_memory_ratio && a.shape == b.shape)
             .map(|group| Group {
-                title: format!("{}, {:.0} % of the data in memory", group[0].configuration, group[0].local_memory_ratio * 100.0),
+                title: with_shape(
+                    format!("{}, {:.0} % of the data in memory", group[0].configuration, group[0].local_memory_ratio * 100.0),
+                    &group[0],
+                ),
                 bars: group
                     .iter()
                     .map(|summary| Bar {
-                        label: format!("{} threads", summary.server_threads),
+                        label: format!("{} thread{}", summary.server_threads, if summary.server_threads == 1 { "" } else { "s" }),
                         class: summary.configuration.clone(),
                         value: summary.operations_per_second,
                         has_spread: summary.repetitions > 1,
@@ -127,7 +133,7 @@ fn write_sweep(html: &mut String, swept: &[Summary]) {
             })
             .collect();
         let title = format!("Throughput of {}", of_workload[0].workload);
-        *html += &bars(&title, "operations a second", &groups, format_count);
+        *html += &bars(&title, "operations a second; longer is better", &groups, format_count);
     }
 }
 
@@ -163,19 +169,42 @@ fn write_micro(html: &mut String, files: &[Results]) {
     *html += "</pre>\n";
 }
 
+/// One field of the environment for people: a name and a text with units.
+fn fact(name: &str, value: &Value) -> (String, String) {
+    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let text = match (name, value) {
+        ("started_unix_seconds", Value::Number(_)) => return ("started".into(), format!("{value} s after 1970 (UTC)")),
+        ("memory_bytes", Value::Number(_)) => return ("memory".into(), format!("{} MiB", format_count(number(value) / MIB as f64))),
+        ("disk", Value::Object(disk)) => {
+            let measurements = disk.get("measurements").and_then(Value::as_array).into_iter().flatten();
+            let lines = measurements.map(|measured| {
+                format!(
+                    "{} at depth {}: {}/s, p50 {} ms, p99 {} ms",
+                    plain(&measured["operation"]),
+                    measured["depth"],
+                    format_count(number(&measured["operations_per_second"])),
+                    format_ms(number(&measured["p50_us"])),
+                    format_ms(number(&measured["p99_us"]))
+                )
+            });
+            format!("{}: {}", disk.get("tool").map_or_else(String::new, plain), lines.collect::<Vec<_>>().join("; "))
+        }
+        (_, Value::Object(fields)) => fields.iter().map(|(name, value)| format!("{name}: {}", plain(value))).collect::<Vec<_>>().join("; "),
+        (_, other) => plain(other),
+    };
+    (name.replace('_', " "), text)
+}
+
 fn write_environments(html: &mut String, files: &[Results]) {
     *html += "<h2>Measured with</h2>\n";
     for file in files {
         let _ = writeln!(*html, "<pre>{}</pre>", escape(&file.command));
         if let Value::Object(fields) = &file.environment {
-            *html += "<div class=\"wide\"><table>\n";
+            *html += "<div class=\"wide\"><table class=\"facts\">\n";
             for (name, value) in fields {
-                let text = match value {
-                    Value::String(text) => text.clone(),
-                    other => other.to_string(),
-                };
-                let _ =
-                    writeln!(*html, "<tr><td class=\"text\">{}</td><td class=\"text\">{}</td></tr>", escape(&name.replace('_', " ")), escape(&text));
+                let (name, text) = fact(name, value);
+                let _ = writeln!(*html, "<tr><td class=\"text\">{}</td><td class=\"text\">{}</td></tr>", escape(&name), escape(&text));
             }
             *html += "</table></div>\n";
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::tally::LatencyUs;
+use crate::ycsb::Workload;
 
 /// One measured workload on one server.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -34,6 +35,36 @@ pub struct Run {
     pub details: Details,
 }
 
+impl Run {
+    /// Why the run is no good, if so.
+    pub fn problems(&self) -> Vec<String> {
+        if let Some(error) = &self.details.error {
+            return vec![format!("failed: {error}")];
+        }
+        let first = |example: &Option<String>| example.as_deref().map_or_else(String::new, |text| format!("; the first: {text}"));
+        let mut problems = Vec::new();
+        if self.wrong_values > 0 {
+            problems.push(format!("{} WRONG VALUES{}", self.wrong_values, first(&self.details.first_wrong_value)));
+        }
+        if self.details.server_errors > 0 {
+            problems.push(format!("the server refused {} operations{}", self.details.server_errors, first(&self.details.first_server_error)));
+        }
+        // The servers of a lab have room for all records. One that others started may have less, and D inserts as long as it runs.
+        if self.configuration != EXTERNAL && self.workload != Workload::D.name() {
+            if self.details.evictions > 0 {
+                problems.push(format!("the server evicted {} records, though it has room for all", self.details.evictions));
+            }
+            if self.hit_ratio < 1.0 {
+                problems.push(format!("{:.4} % of the reads were misses, though every record was stored", (1.0 - self.hit_ratio) * 100.0));
+            }
+        }
+        problems
+    }
+}
+
+/// The configuration of a server that was there before.
+pub const EXTERNAL: &str = "external";
+
 /// Fields beyond the stable ones; readers must do without them.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -48,6 +79,8 @@ pub struct Details {
     pub value_size_bytes: usize,
     pub data_bytes: u64,
     pub warm_up_seconds: f64,
+    /// On this server before measuring began, those of workloads before this one included.
+    pub warm_up_operations: u64,
     pub duration_seconds: f64,
     pub operations: u64,
     pub latency_by_operation_us: BTreeMap<String, LatencyUs>,
@@ -175,6 +208,19 @@ mod tests {
         let micro: Vec<Micro> = serde_json::from_str(text).unwrap();
         let again = serde_json::to_value(&micro).unwrap();
         assert_eq!(again, serde_json::from_str::<Value>(text).unwrap());
+    }
+
+    #[test]
+    fn what_no_server_with_room_for_all_does_is_a_problem() {
+        let good = Run { workload: "ycsb-c".into(), configuration: "lightswap".into(), hit_ratio: 1.0, ..Run::default() };
+        assert!(good.problems().is_empty());
+        let evicting = |run: &Run| Run { hit_ratio: 0.5, details: Details { evictions: 1, ..Details::default() }, ..run.clone() };
+        assert_eq!(evicting(&good).problems().len(), 2);
+        for exempt in [Run { configuration: EXTERNAL.into(), ..good.clone() }, Run { workload: "ycsb-d".into(), ..good.clone() }] {
+            assert!(evicting(&exempt).problems().is_empty());
+        }
+        let refusing = Run { configuration: EXTERNAL.into(), details: Details { server_errors: 2, ..Details::default() }, ..good };
+        assert!(refusing.problems()[0].contains("refused 2"));
     }
 
     #[test]

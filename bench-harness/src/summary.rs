@@ -1,5 +1,7 @@
 //! Repetitions of the same cell, as a median and a spread.
 
+use std::collections::BTreeSet;
+
 use crate::results::Run;
 
 /// Median, smallest and largest of the repetitions.
@@ -23,6 +25,8 @@ impl Spread {
 #[derive(Debug, Clone)]
 pub struct Summary {
     pub workload: String,
+    /// Records and connections in words; empty when all summaries have the same.
+    pub shape: String,
     pub configuration: String,
     pub local_memory_ratio: f64,
     pub server_threads: u32,
@@ -39,13 +43,21 @@ pub struct Summary {
     pub limit_bytes: Option<u64>,
 }
 
+/// Records, value size and connections: runs that differ in these are never repetitions of each other.
+type Shape = (u64, usize, usize);
+
+fn shape(run: &Run) -> Shape {
+    (run.details.records, run.details.value_size_bytes, run.connections)
+}
+
 /// In the order in which people compare: workload, then from much memory to little, then configuration.
-fn order(run: &Run) -> (String, u64, usize, String, String, String, u32) {
+fn order(run: &Run) -> (String, Shape, u64, usize, String, String, String, u32) {
     let known = ["dram", "lightswap-dram", "kernel-swap", "lightswap"];
     let position = known.iter().position(|name| *name == run.configuration).unwrap_or(known.len());
     let memory_missing = ((10.0 - run.local_memory_ratio).max(0.0) * 1e6) as u64;
     (
         run.workload.clone(),
+        shape(run),
         memory_missing,
         position,
         run.configuration.clone(),
@@ -59,7 +71,11 @@ fn order(run: &Run) -> (String, u64, usize, String, String, String, u32) {
 pub fn summarize(runs: &[Run], wanted: impl Fn(&Run) -> bool) -> Vec<Summary> {
     let mut runs: Vec<&Run> = runs.iter().filter(|run| run.details.error.is_none() && wanted(run)).collect();
     runs.sort_by_key(|run| order(run));
-    runs.chunk_by(|a, b| order(a) == order(b)).filter_map(summarize_cell).collect()
+    let mut summaries: Vec<Summary> = runs.chunk_by(|a, b| order(a) == order(b)).filter_map(summarize_cell).collect();
+    if runs.windows(2).all(|pair| shape(pair[0]) == shape(pair[1])) {
+        summaries.iter_mut().for_each(|summary| summary.shape.clear());
+    }
+    summaries
 }
 
 fn summarize_cell(runs: &[&Run]) -> Option<Summary> {
@@ -71,6 +87,7 @@ fn summarize_cell(runs: &[&Run]) -> Option<Summary> {
     })?;
     Some(Summary {
         workload: first.workload.clone(),
+        shape: format!("{} records of {} B, {} connections", first.details.records, first.details.value_size_bytes, first.connections),
         configuration: first.configuration.clone(),
         local_memory_ratio: first.local_memory_ratio,
         server_threads: first.server_threads,
@@ -94,6 +111,25 @@ pub fn comparison(runs: &[Run]) -> Vec<Summary> {
 
 pub fn sweep(runs: &[Run]) -> Vec<Summary> {
     summarize(runs, |run| run.details.sweep)
+}
+
+/// Says so when threads were tried only at some of the ratios that are compared; else empty.
+pub fn sweep_note(runs: &[Run]) -> String {
+    let ratios = |wanted: &dyn Fn(&Run) -> bool| -> BTreeSet<u64> {
+        runs.iter().filter(|run| wanted(run)).map(|run| (run.local_memory_ratio * 100.0).round() as u64).collect()
+    };
+    let mut notes: Vec<String> = Vec::new();
+    let configurations: BTreeSet<&str> = runs.iter().filter(|run| run.details.sweep).map(|run| run.configuration.as_str()).collect();
+    for configuration in configurations {
+        let tried = ratios(&|run| run.details.sweep && run.configuration == configuration);
+        let compared = ratios(&|run| !run.details.sweep && run.configuration == configuration);
+        let words = |ratios: Vec<u64>| ratios.iter().map(|ratio| format!("{ratio} %")).collect::<Vec<_>>().join(", ");
+        let untried: Vec<u64> = compared.difference(&tried).copied().collect();
+        if !untried.is_empty() {
+            notes.push(format!("{configuration} at {} memory only, the best used at {} too", words(tried.into_iter().collect()), words(untried)));
+        }
+    }
+    if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) }
 }
 
 /// One configuration against its baseline in the same cell.
@@ -139,6 +175,7 @@ pub fn verdicts(summaries: &[Summary]) -> Vec<Verdict> {
                 .filter(|other| {
                     other.configuration == name
                         && other.workload == summary.workload
+                        && other.shape == summary.shape
                         && other.local_memory_ratio == summary.local_memory_ratio
                         && other.transport == summary.transport
                 })
@@ -147,7 +184,7 @@ pub fn verdicts(summaries: &[Summary]) -> Vec<Verdict> {
                     speed(a).total_cmp(&speed(b))
                 })?;
             Some(Verdict {
-                workload: summary.workload.clone(),
+                workload: if summary.shape.is_empty() { summary.workload.clone() } else { format!("{} ({})", summary.workload, summary.shape) },
                 local_memory_ratio: summary.local_memory_ratio,
                 configuration: summary.configuration.clone(),
                 baseline: name.to_owned(),
@@ -204,6 +241,34 @@ pub mod tests {
         assert_eq!(verdicts.len(), 1);
         assert!((verdicts[0].throughput_ratio - 3.0).abs() < 1e-9);
         assert_eq!(sweep(&runs).len(), 1);
+    }
+
+    #[test]
+    fn runs_of_different_shapes_are_not_merged_or_compared() {
+        let mut runs = vec![run("kernel-swap", 0.25, 100.0), run("kernel-swap", 0.25, 200.0), run("lightswap", 0.25, 300.0)];
+        assert_eq!(comparison(&runs)[0].shape, "");
+        runs[0].details.records = 5;
+        runs[2].details.records = 5;
+        let summaries = comparison(&runs);
+        assert_eq!(summaries.len(), 3);
+        let verdicts = verdicts(&summaries);
+        assert!((verdicts[0].throughput_ratio - 3.0).abs() < 1e-9);
+        assert!(verdicts[0].workload.contains("5 records"));
+        for change in [|run: &mut Run| run.connections = 9, |run: &mut Run| run.details.value_size_bytes = 9] {
+            let mut runs = vec![run("dram", 1.0, 1.0), run("dram", 1.0, 2.0)];
+            change(&mut runs[0]);
+            assert_eq!(comparison(&runs).len(), 2);
+        }
+    }
+
+    #[test]
+    fn ratios_without_a_sweep_are_named() {
+        let mut swept = run("kernel-swap", 0.25, 1.0);
+        swept.details.sweep = true;
+        let mut runs = vec![swept.clone(), run("kernel-swap", 0.25, 1.0), run("kernel-swap", 0.5, 1.0), run("dram", 1.0, 1.0)];
+        assert_eq!(sweep_note(&runs), " (kernel-swap at 25 % memory only, the best used at 50 % too)");
+        runs.push(Run { local_memory_ratio: 0.5, ..swept });
+        assert_eq!(sweep_note(&runs), "");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use crate::results::{Micro, Results};
-use crate::summary::{Spread, Summary, comparison, sweep, verdicts};
+use crate::summary::{Spread, Summary, comparison, sweep, sweep_note, verdicts};
 use crate::units::{MIB, format_count, format_ms};
 
 fn with_spread(spread: Spread, repetitions: usize, format: fn(f64) -> String) -> String {
@@ -19,7 +19,7 @@ pub const NUM_TEXT_COLUMNS: usize = 3;
 pub fn line(summary: &Summary) -> [String; 11] {
     let mib = |bytes: u64| format_count((bytes / MIB) as f64);
     [
-        summary.workload.clone(),
+        if summary.shape.is_empty() { summary.workload.clone() } else { format!("{}, {}", summary.workload, summary.shape) },
         format!("{:.0} %", summary.local_memory_ratio * 100.0),
         summary.configuration.clone(),
         summary.server_threads.to_string(),
@@ -81,7 +81,7 @@ fn micro_table(micro: &[Micro]) -> String {
 pub fn print(results: &Results) {
     let swept = sweep(&results.runs);
     if !swept.is_empty() {
-        println!("Server threads tried before the comparison:");
+        println!("Server threads tried before the comparison{}:", sweep_note(&results.runs));
         println!("{}\n", summaries_table(&swept));
     }
     let summaries = comparison(&results.runs);
@@ -96,17 +96,8 @@ pub fn print(results: &Results) {
         println!("{}", verdict.sentence());
     }
     for run in &results.runs {
-        if let Some(error) = &run.details.error {
-            println!("failed: {} {}: {error}", run.configuration, run.workload);
-        }
-        if run.wrong_values > 0 {
-            println!(
-                "WRONG VALUES: {} in {} {}; the first: {}",
-                run.wrong_values,
-                run.configuration,
-                run.workload,
-                run.details.first_wrong_value.as_deref().unwrap_or("unknown")
-            );
+        for problem in run.problems() {
+            println!("{} {} at {:.0} %: {problem}", run.configuration, run.workload, run.local_memory_ratio * 100.0);
         }
     }
 }

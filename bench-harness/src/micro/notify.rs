@@ -53,6 +53,7 @@ pub fn run(options: &Options) -> Result<Vec<Micro>> {
     }
     let total = points.len() as u64 * u64::from(options.repetitions);
     let mut progress = Progress::start("notification", total);
+    let mut num_done = 0;
     for repetition in 0..options.repetitions {
         for point in &mut points {
             interrupt::check()?;
@@ -61,7 +62,8 @@ pub fn run(options: &Options) -> Result<Vec<Micro>> {
                 _ => measure(options, point.lwts as usize, point.workers as usize, u64::from(repetition))?,
             };
             point.measured.push((quantile_us(&latencies_ns, 0.5), quantile_us(&latencies_ns, 0.99)));
-            progress.update(point.measured.len() as u64, point.notifier);
+            num_done += 1;
+            progress.update(num_done, "");
         }
     }
     progress.finish(&format!("{total} measurements"));
