@@ -332,27 +332,38 @@ fn receiving_races_with_protection() {
     if !kernel_is_able() {
         return;
     }
-    let swap = builder(64, Backend::Memory.url(400)).open().unwrap();
-    let region = swap.create_region(400 * PAGE, Contract::Transparent).unwrap();
+    // Large batches, so that many pages lie between the victims of one; and many messages for each batch.
+    let swap = builder(4096, Backend::Memory.url(6000)).open().unwrap();
+    let region = swap.create_region(6000 * PAGE, Contract::Transparent).unwrap();
     let pages = Pages::of(&region);
-    (0..400).for_each(|page| pages.fill(page, 1));
+    (0..6000).for_each(|page| pages.set_word(page, 1, 1));
     let must_stop = AtomicBool::new(false);
     let (one, two) = UnixDatagram::pair().unwrap();
+    two.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     std::thread::scope(|scope| {
         for seed in 0..2 {
             let must_stop = &must_stop;
             scope.spawn(move || {
                 let mut random = Random::new(seed);
                 while !must_stop.load(Relaxed) {
-                    pages.set_word(200 + random.below(200), 5, 1);
+                    pages.set_word(random.below(6000), 5, random.next());
                 }
             });
         }
-        for round in 0..4000u64 {
+        let mut random = Random::new(9);
+        let start = std::time::Instant::now();
+        let mut round = 0u64;
+        while start.elapsed() < Duration::from_secs(2) {
             one.send(&round.to_ne_bytes()).unwrap();
-            let page = (round as usize * 7) % 200;
-            assert_eq!(read(two.as_raw_fd(), pages.address(page), 8), 8, "round {round}: {}", std::io::Error::last_os_error());
+            let page = random.below(6000);
+            pages.touch(page, 1);
+            let result = read(two.as_raw_fd(), pages.address(page), 8);
+            if result != 8 {
+                must_stop.store(true, Relaxed);
+            }
+            assert_eq!(result, 8, "message {round} was lost: {}", std::io::Error::last_os_error());
             assert_eq!(pages.word(page, 0), round);
+            round += 1;
         }
         must_stop.store(true, Relaxed);
     });
