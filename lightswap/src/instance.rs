@@ -310,7 +310,7 @@ impl Drop for WorkerHandle {
     }
 }
 
-/// Makes each page of `len` bytes at `address` resident and marks it referenced; all reads go out together. Suspends the LWT or blocks the
+/// Makes each page of `len` bytes at `address` resident and marks it referenced; on an LWT all reads go out together. Suspends the LWT or blocks the
 /// thread. The pages may leave again any time after.
 ///
 /// # Errors

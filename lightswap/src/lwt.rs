@@ -49,7 +49,7 @@ pub(crate) fn suspend() {
 
 /// Makes a suspended LWT ready, from any thread. Each suspension is owed exactly one wake-up. Async-signal-safe.
 pub(crate) fn wake(lwt: *mut Lwt) {
-    // SAFETY: a suspended LWT is alive until it is woken, and its home lives as long as the instance.
+    // SAFETY: a suspended LWT is alive until it is woken, and its home is never freed.
     let home = unsafe { &*(*lwt).home };
     match worker::current() {
         Some(worker) if ptr::eq(worker.shared(), home) => worker.push_ready(lwt),

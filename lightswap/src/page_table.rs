@@ -16,7 +16,7 @@
 //!
 //! References tell the CLOCK hand which pages are used again and again. All references within one tick of the eviction clock (a sixteenth of local memory
 //! evicted) count once: a request touches a page several times in a row, and a page that is used by one request only should leave at the
-//! hand's first pass, as in S3-FIFO. In simulation (YCSB's zipfian, a quarter in memory) this saves 5 % of the swap-ins against counting each.
+//! hand's first pass, as in S3-FIFO.
 //!
 //! The word also says whether the backend holds the page's content as of the recorded hash (STORED): set at a removal, cleared before a write
 //! to the slot starts. An Evicting page that is STORED and still has that hash is clean.

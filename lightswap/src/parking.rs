@@ -45,7 +45,8 @@ fn bucket(key: usize) -> &'static Bucket {
     &BUCKETS[key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (usize::BITS - NUM_BUCKETS.trailing_zeros())]
 }
 
-/// Suspends the calling LWT, or blocks the calling OS thread, until an unpark of `key`.
+/// Suspends the calling LWT, or blocks the calling OS thread, until an unpark of `key`; a late unpark for an earlier use of the address ends it, too, so
+/// callers look again.
 ///
 /// `still_needed` runs after the caller is queued, under the bucket's lock; if it returns `false` there is no wait. It must not suspend, park,
 /// unpark or touch region memory.
