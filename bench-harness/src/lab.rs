@@ -356,6 +356,7 @@ impl Session<'_> {
                 cgroup_peak_bytes: self.cgroup.as_ref().and_then(Cgroup::peak_bytes),
                 server_command: self.server_command.clone(),
                 server_statistics,
+                ..Details::default()
             },
             ..self.cell.empty_run(timing.workload, timing.repetition)
         })

@@ -233,7 +233,7 @@ mod tests {
             environment: serde_json::json!({"kernel": "6 <b>", "cpus": 2}),
             command: "lightswap-bench demo".into(),
             runs: vec![run("dram", 1.0, 900.0), run("kernel-swap", 0.25, 100.0), run("lightswap", 0.25, 300.0), swept, failed],
-            micro: Vec::new(),
+            ..Results::default()
         };
         let text = html(&[results]);
         assert!(text.contains("3.00 times the operations of kernel-swap"));

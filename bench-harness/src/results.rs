@@ -97,16 +97,53 @@ pub struct Details {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_peak_bytes: Option<u64>,
     pub server_command: String,
+    /// What identifies the cell within its repetition; a run of the same name and repetition need not be made again.
+    pub cell: String,
+    /// Everything of the configuration that a sweep tries or has chosen, such as `server_threads`, `page_cluster`, `ext_threads`.
+    pub settings: BTreeMap<String, String>,
+    /// Of keys: zipfian, uniform, latest, sequential.
+    pub distribution: String,
+    /// Sizes of values and their shares in percent, such as `100:40,1000:40,4096:20`; empty where all have `value_size_bytes`.
+    pub value_mix: String,
+    /// The program that made the load.
+    pub generator: String,
+    /// Open loop: requests a second that were due. Latencies then count from when a request was due. Absent in a closed loop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due_per_second: Option<f64>,
+    pub generator_cpu_seconds: f64,
+    /// Upper bounds in microseconds, rising, and how many operations lie below each and above the one before; empty buckets are left out.
+    pub latency_buckets: Vec<(f64, u64)>,
+    /// The measured time in equal pieces.
+    pub time_line: Vec<Moment>,
     /// What the server itself says at the end of the run (`stats lightswap`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub server_statistics: BTreeMap<String, String>,
+}
+
+/// A piece of a run's time line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Moment {
+    /// End of the piece, from the start of measuring.
+    pub at_seconds: f64,
+    pub operations_per_second: f64,
+    /// Major faults of the kernel, or swap-ins where the server pages for itself.
+    pub faults_per_second: f64,
+    pub resident_bytes: u64,
+}
+
+/// A configuration that was asked for and could not be run here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    pub configuration: String,
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum Micro {
     Notify {
-        /// "bare" is a plain handler without Lightswap.
+        /// "sigbus", "monitor", or later "ebpf"; "bare" is a plain SIGBUS handler without Lightswap, "kernel" the kernel's own first-touch fault from
+        /// access to access.
         notifier: String,
         lwts: u32,
         workers: u32,
@@ -129,6 +166,52 @@ pub enum Micro {
         depth: u32,
         reads_per_second: f64,
     },
+    /// From the faulting access to the retried one, one fault at a time, others idle.
+    FaultLatency {
+        /// "lightswap" or "kernel".
+        pager: String,
+        /// Lightswap's backend, or the kernel's swap device: memory, file, swap-ssd, swap-zram.
+        backend: String,
+        /// sigbus, monitor, kernel; "touch" when asked for before the access.
+        notifier: String,
+        p50_us: f64,
+        p99_us: f64,
+    },
+    /// One step of the faults of `FaultLatency`: notify, queue, io, map, resume; evict is the time spent on evicting, a page.
+    FaultStep {
+        backend: String,
+        notifier: String,
+        step: String,
+        p50_us: f64,
+    },
+    /// Random accesses of several threads to memory that the kernel swaps, in a cgroup.
+    KernelSwap {
+        device: String,
+        threads: u32,
+        faults_per_second: f64,
+        cpu_us_per_fault: f64,
+    },
+    /// From one LWT to another of the same worker.
+    LwtSwitch {
+        lwts: u32,
+        switch_ns: f64,
+    },
+    /// The same number of resident and swapped pages in regions of several sizes, spread over all of the region.
+    RegionSize {
+        region_bytes: u64,
+        create_us: f64,
+        cpu_us_per_fault: f64,
+        /// Resident memory of the process beyond local memory and backend after the faults.
+        metadata_bytes: u64,
+    },
+    /// What a load generator can do, against a server of its own that answers without work ("null") or a real one.
+    Generator {
+        generator: String,
+        server: String,
+        connections: u32,
+        requests_per_second: f64,
+        generator_cpu_us_per_request: f64,
+    },
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -138,6 +221,8 @@ pub struct Results {
     pub command: String,
     pub runs: Vec<Run>,
     pub micro: Vec<Micro>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
 }
 
 impl Results {
