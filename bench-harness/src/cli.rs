@@ -11,7 +11,7 @@ use crate::generator::Shape;
 use crate::lab::Transport;
 use crate::micro::{fault, notify};
 use crate::units::parse_size;
-use crate::values::{VALUE_SIZE_MAX, VALUE_SIZE_MIN};
+use crate::value_sizes::{ValueSizes, parse_value_size};
 use crate::ycsb::{Distribution, Workload};
 
 /// Workloads, baselines and reports for Lightswap.
@@ -67,6 +67,9 @@ pub struct ShapeArguments {
     /// (`writeallfields=true`), so records keep their size
     #[arg(long, value_name = "SIZE", default_value = "1000", value_parser = parse_value_size)]
     pub value_size: usize,
+    /// Values of several sizes instead: sizes and the percent of the records that have them. Every record keeps its size
+    #[arg(long, value_name = "SIZE:PERCENT,...", conflicts_with = "value_size")]
+    pub value_mix: Option<ValueSizes>,
     /// Connections, each with one operation under way
     #[arg(long, default_value_t = 64, value_parser = parse_connections)]
     pub connections: usize,
@@ -77,7 +80,8 @@ pub struct ShapeArguments {
 
 impl ShapeArguments {
     pub fn shape(&self) -> Shape {
-        Shape { records: self.records, value_size: self.value_size, connections: self.connections, client_threads: self.client_threads }
+        let value_sizes = self.value_mix.unwrap_or(ValueSizes::fixed(self.value_size));
+        Shape { records: self.records, value_sizes, connections: self.connections, client_threads: self.client_threads }
     }
 }
 
@@ -95,6 +99,10 @@ pub struct TimingArguments {
     /// Seconds of measuring
     #[arg(long, default_value = "10", value_parser = parse_seconds)]
     pub seconds: Duration,
+    /// An open loop: this many operations a second are due, evenly spaced, and latencies count from when they were due; without it each connection
+    /// asks again when it was answered
+    #[arg(long, value_name = "OPERATIONS", value_parser = parse_rate)]
+    pub rate: Option<f64>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -191,11 +199,6 @@ pub struct ReportArguments {
     pub out: PathBuf,
 }
 
-fn parse_value_size(text: &str) -> Result<usize, String> {
-    let size = usize::try_from(parse_size(text)?).map_err(|e| e.to_string())?;
-    if (VALUE_SIZE_MIN..=VALUE_SIZE_MAX).contains(&size) { Ok(size) } else { Err(format!("values have {VALUE_SIZE_MIN} to {VALUE_SIZE_MAX} bytes")) }
-}
-
 fn parse_connections(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=20_000) => Ok(count),
@@ -207,6 +210,13 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err("a number of seconds from 0 to 86400 is needed".into()),
+    }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (0.01..=1e8).contains(&rate) => Ok(rate),
+        _ => Err("a number of operations a second from 0.01 to 1e8 is needed".into()),
     }
 }
 
@@ -240,6 +250,10 @@ mod tests {
             "load 127.0.0.1:1 --value-size 8",
             "load 127.0.0.1:1 --connections 0",
             "load 127.0.0.1:1 --records 0",
+            "load 127.0.0.1:1 --rate 0",
+            "load 127.0.0.1:1 --rate nan",
+            "load 127.0.0.1:1 --value-mix 100:50",
+            "load 127.0.0.1:1 --value-size 100 --value-mix 100:50,200:50",
             "report --out x",
         ] {
             let words = std::iter::once("lightswap-bench").chain(line.split(' '));
@@ -255,6 +269,7 @@ mod tests {
             "load unix:/tmp/x --only-load",
             "run --configuration dram --server-argument -v",
             "report --out x y.json z.json",
+            "load 127.0.0.1:1 --value-mix 100:25,1000:25,4k:25,16384:25 --rate 1e4",
             "clean",
         ] {
             let words = std::iter::once("lightswap-bench").chain(line.split(' '));

@@ -11,6 +11,7 @@ use crate::generator::{Generator, Shape, TimedRun, WarmUp};
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab, Timing, is_root};
 use crate::micro::{fault, notify};
+use crate::outcome::Sample;
 use crate::report;
 use crate::results::{Details, EXTERNAL, Results, Run, write_file};
 use crate::server;
@@ -78,6 +79,7 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
                     distribution: arguments.timing.distribution,
                     warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
                     duration: arguments.timing.seconds,
+                    due_per_second: arguments.timing.rate,
                     repetition,
                     sweep: false,
                 })?);
@@ -103,17 +105,16 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
     };
     let workloads = if arguments.only_load { &[] } else { arguments.timing.workload.as_slice() };
     for &workload in workloads {
-        let outcome = generator.run(
-            workload.name(),
-            TimedRun {
-                workload,
-                distribution: arguments.timing.distribution,
-                warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
-                duration: arguments.timing.seconds.max(Duration::from_millis(100)),
-                seed: 1,
-            },
-            |_| Ok(()),
-        )?;
+        let run = TimedRun {
+            workload,
+            distribution: arguments.timing.distribution,
+            warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
+            duration: arguments.timing.seconds.max(Duration::from_millis(100)),
+            due_per_second: arguments.timing.rate,
+            seed: 1,
+        };
+        let outcome = generator.run(workload.name(), run, |_| Ok(Sample::default()))?;
+        let details = outcome.details(&shape, &run);
         let operations_per_second = outcome.operations_per_second();
         let tally = outcome.tally;
         results.runs.push(Run {
@@ -128,20 +129,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
             latency_us: tally.latency(),
             hit_ratio: tally.hit_ratio(),
             wrong_values: tally.wrong_values,
-            details: Details {
-                transport: arguments.server.to_string(),
-                records: shape.records,
-                value_size_bytes: shape.value_size,
-                warm_up_seconds: outcome.warm_up.as_secs_f64(),
-                warm_up_operations: outcome.warm_up_operations,
-                duration_seconds: outcome.measured.as_secs_f64(),
-                operations: tally.operations,
-                latency_by_operation_us: tally.latency_by_operation(),
-                server_errors: tally.server_errors,
-                first_server_error: tally.first_server_error,
-                first_wrong_value: tally.first_wrong_value,
-                ..Details::default()
-            },
+            details: Details { transport: arguments.server.to_string(), ..details },
             ..Run::default()
         });
     }

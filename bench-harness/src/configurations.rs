@@ -120,7 +120,7 @@ impl Configuration {
 
     /// memcached's arguments that all configurations share, for these records.
     pub fn common_arguments(&self, shape: &Shape, server_threads: u32, endpoint: &Endpoint) -> Vec<String> {
-        let memory_mib = server_memory_mib(shape.records, shape.value_size);
+        let memory_mib = server_memory_mib(shape.records, &shape.value_sizes);
         let mut arguments = vec![
             "-U".into(),
             "0".into(),
@@ -154,10 +154,11 @@ pub fn lightswap_arguments(local_memory_bytes: u64, backend_path: &str, memory_m
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::value_sizes::ValueSizes;
 
     #[test]
     fn all_configurations_share_their_arguments() {
-        let shape = Shape { records: 1_000, value_size: 1_000, connections: 64, client_threads: 1 };
+        let shape = Shape { records: 1_000, value_sizes: ValueSizes::fixed(1_000), connections: 64, client_threads: 1 };
         let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
         let expected = DRAM.common_arguments(&shape, 2, &endpoint);
         for name in Name::value_variants() {

@@ -119,7 +119,8 @@ pub fn demo(arguments: &DemoArguments) -> Result<bool> {
         for index in 0..steps.len() {
             let step = if repetition % 2 == 1 { &steps[index] } else { &steps[steps.len() - 1 - index] };
             let warm_up = plan.warm_up_of(&step.cell, lab.shape.records);
-            let timing = |workload| Timing { workload, distribution: None, warm_up, duration: plan.duration, repetition, sweep: false };
+            let timing =
+                |workload| Timing { workload, distribution: None, warm_up, duration: plan.duration, due_per_second: None, repetition, sweep: false };
             runs.extend(run_step(&lab, step, timing)?);
         }
     }
@@ -190,6 +191,7 @@ fn sweep(lab: &Lab<'_>, configuration: &'static Configuration, ratio: f64, plan:
             distribution: None,
             warm_up: WarmUp::of_time(plan.sweep_warm_up),
             duration: plan.sweep_duration,
+            due_per_second: None,
             repetition: 1,
             sweep: true,
         };

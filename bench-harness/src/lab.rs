@@ -9,9 +9,10 @@ use crate::budget::{FixedOverhead, backend_bytes, hash_power, local_memory_bytes
 use crate::cgroup::{Cgroup, KernelSwap};
 use crate::configurations::{Binary, Configuration, Memory, lightswap_arguments};
 use crate::endpoint::Endpoint;
-use crate::generator::{Boundary, Generator, Shape, TimedRun, WarmUp};
+use crate::generator::{Generator, Shape, TimedRun, WarmUp};
 use crate::interrupt::Interrupted;
 use crate::journal::{Guard, Journal, Leftover, change_setting};
+use crate::outcome::{Boundary, Sample};
 use crate::process::{self, Usage};
 use crate::results::{Details, Run};
 use crate::server::{self, Server};
@@ -80,6 +81,7 @@ pub struct Timing {
     pub distribution: Option<Distribution>,
     pub warm_up: WarmUp,
     pub duration: Duration,
+    pub due_per_second: Option<f64>,
     pub repetition: u32,
     pub sweep: bool,
 }
@@ -135,7 +137,7 @@ impl<'a> Lab<'a> {
     }
 
     fn memory_mib(&self) -> u64 {
-        server_memory_mib(self.shape.records, self.shape.value_size)
+        server_memory_mib(self.shape.records, &self.shape.value_sizes)
     }
 
     pub fn limit_bytes(&self, cell: &Cell) -> Result<Option<u64>> {
@@ -280,6 +282,14 @@ fn explain(error: Error, server: &mut Server, cgroup: Option<&Cgroup>, cell: &Ce
     error.context(format!("{}: the server runs, but its client failed", cell.label()))
 }
 
+/// Page faults that the server handled itself.
+fn swap_ins(server: &Server<'_>, binary: Binary) -> Result<u64> {
+    match binary {
+        Binary::Stock => Ok(0),
+        Binary::Lightswap => Ok(server.statistics("lightswap")?.get("swap_ins").and_then(|text| text.parse().ok()).unwrap_or(0)),
+    }
+}
+
 impl Session<'_> {
     /// The server's resident set after loading: the size of the data, when nothing limits it.
     pub fn resident_bytes(&self) -> Result<u64> {
@@ -294,17 +304,20 @@ impl Session<'_> {
             distribution: timing.distribution,
             warm_up: timing.warm_up,
             duration: timing.duration,
+            due_per_second: timing.due_per_second,
             seed: u64::from(timing.repetition) + 1,
         };
         let mut before = Usage::default();
         let mut after = Usage::default();
+        let (server, binary) = (&self.server, self.cell.configuration.binary);
         let result = self.generator.run(&label, run, |boundary| {
             let usage = process::usage(pid)?;
             match boundary {
                 Boundary::Start => before = usage,
+                Boundary::Tick => {}
                 Boundary::End => after = usage,
             }
-            Ok(())
+            Ok(Sample { faults: usage.major_faults + swap_ins(server, binary)?, resident_bytes: process::resident(pid)?.now_bytes })
         });
         let outcome = match result {
             Ok(outcome) => outcome,
@@ -322,6 +335,7 @@ impl Session<'_> {
             Binary::Lightswap => self.server.statistics("lightswap")?,
         };
         let operations_per_second = outcome.operations_per_second();
+        let details = outcome.details(&self.shape, &run);
         let tally = outcome.tally;
         Ok(Run {
             connections: self.shape.connections,
@@ -339,24 +353,14 @@ impl Session<'_> {
                     Transport::Tcp => "tcp".into(),
                     Transport::Unix => "unix".into(),
                 },
-                records: self.shape.records,
-                value_size_bytes: self.shape.value_size,
                 data_bytes: self.data_bytes,
-                warm_up_seconds: outcome.warm_up.as_secs_f64(),
-                warm_up_operations: outcome.warm_up_operations,
-                duration_seconds: outcome.measured.as_secs_f64(),
-                operations: tally.operations,
-                latency_by_operation_us: tally.latency_by_operation(),
-                server_errors: tally.server_errors,
-                first_server_error: tally.first_server_error,
-                first_wrong_value: tally.first_wrong_value,
                 evictions,
                 major_faults: after.major_faults - before.major_faults,
                 local_memory_bytes: self.local_memory_bytes,
                 cgroup_peak_bytes: self.cgroup.as_ref().and_then(Cgroup::peak_bytes),
                 server_command: self.server_command.clone(),
                 server_statistics,
-                ..Details::default()
+                ..details
             },
             ..self.cell.empty_run(timing.workload, timing.repetition)
         })

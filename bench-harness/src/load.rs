@@ -10,6 +10,7 @@ use crate::interrupt;
 use crate::keys::KeyTable;
 use crate::poller::NO_EVENT;
 use crate::protocol::{Parsed, Reply, Store, append_store, parse_store_reply};
+use crate::value_sizes::ValueSizes;
 
 /// Bytes of requests that one connection has under way.
 const PIPELINE_BYTES: usize = 32 * 1024;
@@ -30,7 +31,7 @@ pub struct LoadShared {
 pub struct Loader<'a> {
     pub fleet: &'a mut Fleet,
     pub keys: &'a KeyTable,
-    pub value_size: usize,
+    pub value_sizes: ValueSizes,
     /// This thread sets the keys `first`, `first + step`, ... below `records`.
     pub first: u64,
     pub step: u64,
@@ -40,7 +41,7 @@ pub struct Loader<'a> {
 impl Loader<'_> {
     pub fn run(self, shared: &LoadShared) -> Result<()> {
         let Fleet { connections, poller } = self.fleet;
-        let batch = (PIPELINE_BYTES / self.value_size).clamp(1, 64);
+        let batch = (PIPELINE_BYTES / self.value_sizes.mean()).clamp(1, 64);
         let mut next = self.first;
         // Keys that the server refused, to be sent again.
         let mut again: Vec<u64> = Vec::new();
@@ -67,7 +68,7 @@ impl Loader<'_> {
                         None => break,
                     };
                     let version = self.keys.write_sent(key);
-                    append_store(Store::Set, key, version, self.value_size, &mut connection.output);
+                    append_store(Store::Set, key, version, self.value_sizes.of(key), &mut connection.output);
                     under_way[token].push_back(key);
                 }
                 if connection.output.is_empty() {

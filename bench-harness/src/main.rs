@@ -21,6 +21,8 @@ mod load;
 #[cfg(test)]
 mod load_tests;
 mod micro;
+mod outcome;
+mod pace;
 mod poller;
 mod process;
 mod progress;
@@ -34,6 +36,7 @@ mod swapfile;
 mod table;
 mod tally;
 mod units;
+mod value_sizes;
 mod values;
 mod ycsb;
 

@@ -83,6 +83,8 @@ pub struct Details {
     pub warm_up_operations: u64,
     pub duration_seconds: f64,
     pub operations: u64,
+    /// Open loop: due in the measured time and not finished at its end. They are in the latencies, with the time until then.
+    pub unfinished_operations: u64,
     pub latency_by_operation_us: BTreeMap<String, LatencyUs>,
     pub server_errors: u64,
     #[serde(skip_serializing_if = "Option::is_none")]

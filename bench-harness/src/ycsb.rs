@@ -92,6 +92,18 @@ pub enum Distribution {
     Sequential,
 }
 
+impl Distribution {
+    /// As results name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zipfian => "zipfian",
+            Self::Latest => "latest",
+            Self::Uniform => "uniform",
+            Self::Sequential => "sequential",
+        }
+    }
+}
+
 /// Draws key numbers; one per load thread.
 #[derive(Debug, Clone)]
 pub enum KeyChooser {
