@@ -16,7 +16,7 @@ use crate::outcome::{Boundary, Sample};
 use crate::process::{self, Usage};
 use crate::results::{Details, Run};
 use crate::server::{self, Server};
-use crate::swapfile::{ActiveSwap, SwapFile};
+use crate::swap::{ActiveSwap, SwapDevice, SwapKind};
 use crate::units::MIB;
 use crate::ycsb::{Distribution, Workload};
 use lightswap::format_size;
@@ -40,7 +40,7 @@ pub struct Lab<'a> {
     pub lightswap_arguments: Vec<String>,
     /// What stock memcached needs resident for the records; memory limits are parts of it.
     pub data_bytes: Option<u64>,
-    swap_file: Option<SwapFile<'a>>,
+    swap_file: Option<SwapDevice<'a>>,
 }
 
 /// One cell of a comparison.
@@ -154,9 +154,8 @@ impl<'a> Lab<'a> {
             bail!("kernel-swap takes root: it makes a cgroup, a swap file and changes kernel settings");
         }
         if configuration.memory == Memory::KernelSwap && self.swap_file.is_none() {
-            let path = self.directory.join("lightswap-bench.swap");
             let size_bytes = backend_bytes(self.memory_mib());
-            self.swap_file = Some(SwapFile::create(self.journal, &path, size_bytes)?);
+            self.swap_file = Some(SwapDevice::create(self.journal, SwapKind::File, &self.directory, size_bytes)?);
         }
         Ok(())
     }

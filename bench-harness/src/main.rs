@@ -32,7 +32,7 @@ mod report;
 mod results;
 mod server;
 mod summary;
-mod swapfile;
+mod swap;
 mod table;
 mod tally;
 mod units;
