@@ -6,7 +6,7 @@ use crate::value_sizes::ValueSizes;
 pub const PAGE_BYTES: u64 = 4 * KIB;
 
 /// Item header, CAS number, longest key with its end, value with its line end.
-fn item_bytes(value_size: usize) -> u64 {
+pub fn item_bytes(value_size: usize) -> u64 {
     48 + 8 + 24 + value_size as u64 + 2
 }
 

@@ -20,7 +20,7 @@ use crate::tally::Tally;
 use crate::value_sizes::ValueSizes;
 use crate::ycsb::{Distribution, KEY_LENGTH_MAX, KeyChooser, Workload};
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     pub records: u64,
     pub value_sizes: ValueSizes,
@@ -88,8 +88,8 @@ impl Generator {
         Ok(Self { shape, keys: KeyTable::new(shape.records), fleets, operations: 0 })
     }
 
-    /// Sets every record once.
-    pub fn load(&mut self, label: &str) -> Result<()> {
+    /// Sets every record once, no faster than `records_per_second` if that is given.
+    pub fn load(&mut self, label: &str, records_per_second: Option<f64>) -> Result<()> {
         let shared = LoadShared::default();
         let mut progress = Progress::start(label, self.shape.records);
         let (keys, shape) = (&self.keys, self.shape);
@@ -99,7 +99,7 @@ impl Generator {
             let threads: Vec<_> = (0..)
                 .zip(&mut self.fleets)
                 .map(|(first, fleet)| {
-                    let loader = Loader { fleet, keys, value_sizes: shape.value_sizes, first, step, records: shape.records };
+                    let loader = Loader { fleet, keys, value_sizes: shape.value_sizes, first, step, records: shape.records, records_per_second: records_per_second.map(|rate| rate / step as f64) };
                     let shared = &shared;
                     scope.spawn(move || {
                         let result = loader.run(shared);

@@ -98,6 +98,13 @@ pub struct Details {
     pub local_memory_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_peak_bytes: Option<u64>,
+    /// Memory for swapped-out pages that is not part of the limit: all of a backend in the server's process (its cgroup's limit is higher by this), or
+    /// what a zram device used at the end of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_memory_bytes: Option<u64>,
+    /// Where records were loaded no faster than this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_records_per_second: Option<f64>,
     pub server_command: String,
     /// What identifies the cell within its repetition; a run of the same name and repetition need not be made again.
     pub cell: String,

@@ -20,7 +20,8 @@ const SWAP_FLAG_PREFER: i32 = 0x8000;
 const HIGHEST_PRIORITY: i32 = 0x7fff;
 
 /// What the kernel swaps to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SwapKind {
     /// A file on the disk, as large as asked for.
     File,
@@ -81,6 +82,15 @@ impl<'a> SwapDevice<'a> {
             return Err(io::Error::last_os_error()).with_context(|| format!("cannot swap to {}; {hint}", self.path.display()));
         }
         Ok(ActiveSwap { path: &self.path })
+    }
+}
+
+impl ActiveSwap<'_> {
+    /// The memory that a zram device takes now, its own bookkeeping included.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        let name = self.path.file_name()?.to_str()?;
+        let text = fs::read_to_string(format!("/sys/block/{name}/mm_stat")).ok()?;
+        text.split_whitespace().nth(2)?.parse().ok()
     }
 }
 
