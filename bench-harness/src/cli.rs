@@ -1,9 +1,12 @@
 //! The command line.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
 use crate::configurations;
 use crate::endpoint::Endpoint;
@@ -87,8 +90,8 @@ impl ShapeArguments {
 
 #[derive(Debug, Clone, Args)]
 pub struct TimingArguments {
-    /// YCSB core workloads, run one after the other on the same data. E scans, which memcached cannot
-    #[arg(long, value_enum, value_delimiter = ',', ignore_case = true, default_value = "c")]
+    /// YCSB core workloads and two plainer ones, run one after the other on the same data. E scans, which memcached cannot
+    #[arg(long, value_parser = WorkloadParser, value_delimiter = ',', ignore_case = true, default_value = "c")]
     pub workload: Vec<Workload>,
     /// Draw keys by this distribution instead of the workload's own
     #[arg(long, value_enum)]
@@ -213,6 +216,26 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The workloads there are, and for E why it is not among them.
+#[derive(Clone)]
+struct WorkloadParser;
+
+impl TypedValueParser for WorkloadParser {
+    type Value = Workload;
+
+    fn parse_ref(&self, command: &clap::Command, argument: Option<&Arg>, value: &OsStr) -> Result<Workload, clap::Error> {
+        if value.eq_ignore_ascii_case("e") || value.eq_ignore_ascii_case("ycsb-e") {
+            let sentence = "YCSB E scans ranges of keys, which memcached cannot do; leave it out of --workload\n";
+            return Err(clap::Error::raw(ErrorKind::InvalidValue, sentence).with_cmd(command));
+        }
+        EnumValueParser::<Workload>::new().parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Workload::value_variants().iter().filter_map(ValueEnum::to_possible_value)))
+    }
+}
+
 fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if (0.01..=1e8).contains(&rate) => Ok(rate),
@@ -262,11 +285,28 @@ mod tests {
     }
 
     #[test]
+    fn refusals_help() {
+        for (line, part) in [
+            ("run --configuration dram --workload a,unifrom", "'uniform'"),
+            ("run --configuration dram --workload sequental", "'sequential'"),
+            ("run --configuration dram --workload ycsb-x", "a, b, c, d, f, uniform, sequential"),
+            ("run --configuration dram --workload e", "YCSB E scans ranges of keys, which memcached cannot do"),
+            ("load 127.0.0.1:1 --workload c,YCSB-E", "YCSB E scans"),
+            ("load 127.0.0.1:1 --value-mix 100:50,7:50", "in \"7:50\" at character 8"),
+        ] {
+            let words = std::iter::once("lightswap-bench").chain(line.split(' '));
+            let error = Cli::try_parse_from(words).expect_err(line).to_string();
+            assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+
+    #[test]
     fn good_input_is_accepted() {
         for line in [
             "demo --quick --out a --html b --memcached-stock c --memcached-lightswap d --directory e",
             "run --workload C,a --configuration kernel-swap --ratio 0.5 --server-threads 2,4 --json x",
             "load unix:/tmp/x --only-load",
+            "load unix:/tmp/x --workload ycsb-a,Uniform,sequential",
             "run --configuration dram --server-argument -v",
             "report --out x y.json z.json",
             "load 127.0.0.1:1 --value-mix 100:25,1000:25,4k:25,16384:25 --rate 1e4",

@@ -1,4 +1,4 @@
-//! The YCSB core workloads, faithful to the Java original: its generators, its key names and its operation mixes.
+//! The YCSB core workloads, faithful to the Java original: its generators, its key names and its operation mixes; and two plainer ones.
 //!
 //! The request distribution of YCSB's "zipfian" workloads is not Zipf over the records: it is Zipf over ten billion items,
 //! hashed onto the records. That is much flatter, so a plain Zipf would flatter every swap result.
@@ -170,19 +170,28 @@ pub enum Operation {
     ReadModifyWrite,
 }
 
-/// The core workloads. E scans, which memcached cannot do, so it is not offered.
+/// What can be run on memcached: all core workloads but E, which scans, and reads of two other distributions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Workload {
     /// 50 % reads, 50 % updates, zipfian
+    #[value(alias = "ycsb-a")]
     A,
     /// 95 % reads, 5 % updates, zipfian
+    #[value(alias = "ycsb-b")]
     B,
     /// reads only, zipfian
+    #[value(alias = "ycsb-c")]
     C,
     /// 95 % reads, 5 % inserts, latest
+    #[value(alias = "ycsb-d")]
     D,
     /// 50 % reads, 50 % read-modify-writes, zipfian
+    #[value(alias = "ycsb-f")]
     F,
+    /// reads only, every key as likely
+    Uniform,
+    /// reads only, every key in turn
+    Sequential,
 }
 
 impl Workload {
@@ -193,6 +202,8 @@ impl Workload {
             Self::C => "ycsb-c",
             Self::D => "ycsb-d",
             Self::F => "ycsb-f",
+            Self::Uniform => "uniform",
+            Self::Sequential => "sequential",
         }
     }
 
@@ -200,6 +211,8 @@ impl Workload {
         match self {
             Self::A | Self::B | Self::C | Self::F => Distribution::Zipfian,
             Self::D => Distribution::Latest,
+            Self::Uniform => Distribution::Uniform,
+            Self::Sequential => Distribution::Sequential,
         }
     }
 
@@ -208,7 +221,7 @@ impl Workload {
         match self {
             Self::A => (50, Operation::Update),
             Self::B => (5, Operation::Update),
-            Self::C => (0, Operation::Read),
+            Self::C | Self::Uniform | Self::Sequential => (0, Operation::Read),
             Self::D => (5, Operation::Insert),
             Self::F => (50, Operation::ReadModifyWrite),
         }
