@@ -8,7 +8,6 @@ use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
-use crate::configurations;
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
 use crate::lab::Transport;
@@ -29,8 +28,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Compare dram, kernel-swap and lightswap at 50 % and 25 % local memory
+    /// Compare dram, kernel-swap-ssd and lightswap at 50 % and 25 % local memory
     Demo(DemoArguments),
+    /// Compare all configurations over local memory, workloads, value sizes and request rates; takes up where a run was ended
+    Grid(GridArguments),
+    /// List the configurations, what they are and whether they can run here
+    Configurations,
     /// Start a server in one configuration, load it and run workloads on it
     Run(RunArguments),
     /// Load any running memcached and run workloads on it
@@ -151,9 +154,42 @@ pub struct DemoArguments {
 }
 
 #[derive(Debug, Args)]
+pub struct GridArguments {
+    /// One repetition, fewer cells, short runs
+    #[arg(long)]
+    pub quick: bool,
+    /// Only say what would be measured and how long it takes
+    #[arg(long)]
+    pub plan: bool,
+    /// Measure everything again, whatever the results say
+    #[arg(long)]
+    pub fresh: bool,
+    /// Only these; names or paths of files. All when not given
+    #[arg(long, value_name = "NAME|FILE.toml", value_delimiter = ',')]
+    pub configurations: Vec<String>,
+    /// Only these workloads
+    #[arg(long, value_parser = WorkloadParser, value_delimiter = ',', ignore_case = true)]
+    pub workloads: Vec<Workload>,
+    /// Memory limits as parts of the data; 1 stands for the configurations without a limit
+    #[arg(long, value_delimiter = ',', value_parser = parse_ratio)]
+    pub ratios: Vec<f64>,
+    /// Repetitions of every cell, instead of the plan's own numbers
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repetitions: Option<u32>,
+    /// Where the results go. Cells that are there already are not measured again
+    #[arg(long, value_name = "FILE", default_value = "results/grid.json")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub server: ServerArguments,
+    #[command(flatten)]
+    pub shape: ShapeArguments,
+}
+
+#[derive(Debug, Args)]
 pub struct RunArguments {
-    #[arg(long, value_enum)]
-    pub configuration: configurations::Name,
+    /// A name that `configurations` lists, or the path of a file of the same form
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub configuration: String,
     /// Memory limit of the whole server process as a part of the data: what stock memcached needs resident
     #[arg(long, default_value = "0.25", value_parser = parse_ratio)]
     pub ratio: f64,
@@ -265,7 +301,9 @@ mod tests {
         for line in [
             "run --configuration lightswap --ratio 0",
             "run --configuration lightswap --ratio nan",
-            "run --configuration nothing",
+            "grid --workloads x",
+            "grid --ratios 0.5,2",
+            "grid --repetitions 0",
             "run --configuration dram --workload e",
             "load localhost",
             "load 127.0.0.1:1 --seconds -1",
@@ -304,12 +342,14 @@ mod tests {
     fn good_input_is_accepted() {
         for line in [
             "demo --quick --out a --html b --memcached-stock c --memcached-lightswap d --directory e",
-            "run --workload C,a --configuration kernel-swap --ratio 0.5 --server-threads 2,4 --json x",
+            "run --workload C,a --configuration kernel-swap-ssd --ratio 0.5 --server-threads 2,4 --json x",
             "load unix:/tmp/x --only-load",
             "load unix:/tmp/x --workload ycsb-a,Uniform,sequential",
             "run --configuration dram --server-argument -v",
             "report --out x y.json z.json",
             "load 127.0.0.1:1 --value-mix 100:25,1000:25,4k:25,16384:25 --rate 1e4",
+            "grid --plan --quick --configurations dram,lightswap --workloads a,ycsb-c --ratios 1,0.25 --repetitions 2",
+            "configurations",
             "clean",
         ] {
             let words = std::iter::once("lightswap-bench").chain(line.split(' '));

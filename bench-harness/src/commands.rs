@@ -1,31 +1,32 @@
-//! The subcommands `run`, `load` and `report`.
+//! The subcommands `configurations`, `run`, `load`, `micro` and `report`.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::cli::{LoadArguments, MicroCommand, ReportArguments, RunArguments, ServerArguments};
-use crate::configurations::{Binary, DRAM};
+use crate::configuration::{Settings, built_in, find};
 use crate::environment::{Environment, command_line};
 use crate::generator::{Generator, Shape, TimedRun, WarmUp};
 use crate::journal::Journal;
-use crate::lab::{Cell, Lab, Timing, is_root};
+use crate::lab::{Cell, Lab};
 use crate::micro::{fault, notify};
 use crate::outcome::Sample;
 use crate::report;
 use crate::results::{Details, EXTERNAL, Results, Run, write_file};
 use crate::server;
+use crate::session::Timing;
 use crate::table;
 
 /// A lab with the binaries of the command line, and the environment it runs in.
-pub fn set_up<'a>(journal: &'a Journal, arguments: &ServerArguments, shape: Shape) -> Result<(Lab<'a>, Environment)> {
-    let mut lab = Lab::new(journal, &arguments.directory, shape)?;
+pub fn set_up<'a>(journal: &'a Journal, arguments: &ServerArguments) -> Result<(Lab<'a>, Environment)> {
+    let mut lab = Lab::new(journal, &arguments.directory)?;
     lab.stock = Some(arguments.memcached_stock.clone());
     lab.lightswap = arguments.memcached_lightswap.clone();
     lab.transport = arguments.transport;
     lab.server_arguments = arguments.server_argument.clone();
     lab.lightswap_arguments = arguments.lightswap_argument.clone();
-    let mut environment = Environment::collect(&lab.directory);
+    let mut environment = Environment::collect(&std::path::absolute(&lab.directory)?);
     let binaries = [("memcached-stock", &lab.stock), ("memcached-lightswap", &lab.lightswap)];
     for (name, binary) in binaries {
         if let Some(version) = binary.as_deref().and_then(|path| server::version(path).ok()) {
@@ -36,17 +37,15 @@ pub fn set_up<'a>(journal: &'a Journal, arguments: &ServerArguments, shape: Shap
 }
 
 /// The resident set of stock memcached with all records, which memory limits are parts of.
-pub fn measure_data(lab: &mut Lab<'_>) -> Result<()> {
-    let cell = Cell { configuration: &DRAM, ratio: 1.0, server_threads: DRAM.default_threads };
-    let session = lab.session(cell).context("cannot measure the size of the data with stock memcached")?;
+pub fn measure_data(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
+    let configuration = find("dram")?;
+    let cell = Cell { settings: configuration.settings.clone(), configuration, ratio: 1.0, shape };
+    let session = lab.session(&cell).context("cannot measure the size of the data with stock memcached")?;
     let data_bytes = session.resident_bytes()?;
     session.finish();
-    lab.data_bytes = Some(data_bytes);
+    lab.set_data_bytes(shape, data_bytes);
     Ok(())
 }
-
-pub const WITHOUT_ROOT: &str = "Not root: kernel-swap is left out and no cgroup limits are set, as swap files and cgroups take root; \
-                                lightswap then keeps to its local memory by itself.";
 
 /// Whether everything went well, for the exit code; `table::print` says what did not.
 pub fn is_clean(runs: &[Run]) -> bool {
@@ -54,25 +53,34 @@ pub fn is_clean(runs: &[Run]) -> bool {
 }
 
 pub fn run(arguments: &RunArguments) -> Result<bool> {
-    let configuration = arguments.configuration.configuration();
-    let journal = Journal::open()?;
-    let (mut lab, environment) = set_up(&journal, &arguments.server, arguments.shape.shape())?;
-    lab.binary(configuration.binary)?;
-    if !is_root() {
-        eprintln!("{WITHOUT_ROOT}");
+    let configuration = find(&arguments.configuration)?;
+    if let Some(obstacle) = configuration.obstacle() {
+        bail!("{} cannot run here: {obstacle}", configuration.name);
     }
-    lab.prepare(configuration)?;
-    lab.data_bytes = arguments.data_size;
-    if configuration.is_limited() && lab.data_bytes.is_none() {
-        lab.binary(Binary::Stock)?;
-        measure_data(&mut lab)?;
+    let shape = arguments.shape.shape();
+    let journal = Journal::open()?;
+    let (mut lab, environment) = set_up(&journal, &arguments.server)?;
+    server::version(lab.binary(configuration.binary)?)?;
+    let ratio = if configuration.is_limited() { arguments.ratio } else { 1.0 };
+    let cell = Cell { settings: configuration.settings.clone(), configuration, ratio, shape };
+    if cell.configuration.is_limited() && !lab.limits_memory() {
+        eprintln!("No memory limit is set here, as it takes root and a cgroup; the server keeps to its local memory by itself.");
+    }
+    lab.prepare(&cell.configuration, cell.backend_bytes())?;
+    match arguments.data_size {
+        Some(bytes) => lab.set_data_bytes(shape, bytes),
+        None if cell.configuration.is_limited() => measure_data(&mut lab, shape)?,
+        None => {}
     }
     let mut results = Results { environment: serde_json::to_value(environment)?, command: command_line(), ..Results::default() };
-    let thread_counts = if arguments.server_threads.is_empty() { vec![configuration.default_threads] } else { arguments.server_threads.clone() };
+    let thread_counts = &arguments.server_threads;
+    let all_settings: Vec<Settings> = match thread_counts.as_slice() {
+        [] => vec![cell.settings.clone()],
+        counts => counts.iter().map(|&count| cell.configuration.with_threads(count)).collect(),
+    };
     for repetition in 1..=arguments.repetitions {
-        for &server_threads in &thread_counts {
-            let mut session =
-                lab.session(Cell { configuration, ratio: if configuration.is_limited() { arguments.ratio } else { 1.0 }, server_threads })?;
+        for settings in &all_settings {
+            let mut session = lab.session(&Cell { settings: settings.clone(), ..cell.clone() })?;
             for &workload in &arguments.timing.workload {
                 results.runs.push(session.run(Timing {
                     workload,
@@ -94,10 +102,19 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
     Ok(is_clean(&results.runs))
 }
 
+/// All configurations, a line each.
+pub fn configurations() -> Result<bool> {
+    for configuration in built_in()? {
+        let note = configuration.obstacle().map_or_else(String::new, |obstacle| format!(" (not here: {obstacle})"));
+        println!("{:16} {}{note}", configuration.name, configuration.about);
+    }
+    Ok(true)
+}
+
 pub fn load(arguments: &LoadArguments) -> Result<bool> {
     let shape = arguments.shape.shape();
     let mut generator = Generator::connect(&arguments.server, shape)?;
-    generator.load("loading")?;
+    generator.load("loading", None)?;
     let mut results = Results {
         environment: serde_json::to_value(Environment::collect(std::path::Path::new("/")))?,
         command: command_line(),

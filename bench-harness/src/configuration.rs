@@ -254,7 +254,8 @@ pub fn find(name: &str) -> Result<Rc<Configuration>> {
 /// "did you mean a, b?", or all names when none is near.
 fn nearest(name: &str) -> String {
     let names = BUILT_IN.map(|(known, _)| known);
-    let mut near: Vec<(f64, &str)> = names.iter().map(|known| (strsim::jaro_winkler(name, known), *known)).filter(|(score, _)| *score > 0.8).collect();
+    let mut near: Vec<(f64, &str)> =
+        names.iter().map(|known| (strsim::jaro_winkler(name, known), *known)).filter(|(score, _)| *score > 0.8).collect();
     near.sort_by(|a, b| b.0.total_cmp(&a.0));
     match near.as_slice() {
         [] => format!("there are {}", names.join(", ")),

@@ -99,7 +99,15 @@ impl Generator {
             let threads: Vec<_> = (0..)
                 .zip(&mut self.fleets)
                 .map(|(first, fleet)| {
-                    let loader = Loader { fleet, keys, value_sizes: shape.value_sizes, first, step, records: shape.records, records_per_second: records_per_second.map(|rate| rate / step as f64) };
+                    let loader = Loader {
+                        fleet,
+                        keys,
+                        value_sizes: shape.value_sizes,
+                        first,
+                        step,
+                        records: shape.records,
+                        records_per_second: records_per_second.map(|rate| rate / step as f64),
+                    };
                     let shared = &shared;
                     scope.spawn(move || {
                         let result = loader.run(shared);

@@ -6,13 +6,15 @@ mod chart;
 mod cli;
 mod client;
 mod commands;
-mod configurations;
+mod configuration;
 mod demo;
 mod disk_probe;
 mod drive;
 mod endpoint;
 mod environment;
+mod extstore;
 mod generator;
+mod grid;
 mod interrupt;
 mod journal;
 mod keys;
@@ -23,16 +25,21 @@ mod load_tests;
 mod micro;
 mod outcome;
 mod pace;
+mod plan;
 mod poller;
+mod preflight;
 mod process;
 mod progress;
 mod protocol;
 mod random;
 mod report;
 mod results;
+mod resume;
 mod server;
+mod session;
 mod summary;
 mod swap;
+mod sweep;
 mod table;
 mod tally;
 mod units;
@@ -52,6 +59,8 @@ fn execute(cli: &Cli) -> Result<bool> {
     interrupt::install()?;
     match &cli.command {
         Command::Demo(arguments) => demo::demo(arguments),
+        Command::Grid(arguments) => demo::grid(arguments),
+        Command::Configurations => commands::configurations(),
         Command::Run(arguments) => commands::run(arguments),
         Command::Load(arguments) => commands::load(arguments),
         Command::Micro(command) => commands::micro(command),

@@ -227,12 +227,12 @@ mod tests {
     fn the_report_is_self_contained_and_escaped() {
         let mut failed = run("lightswap", 0.25, 1.0);
         failed.details.error = Some("<script>alert(1)</script>".into());
-        let mut swept = run("kernel-swap", 0.25, 80.0);
+        let mut swept = run("kernel-swap-ssd", 0.25, 80.0);
         swept.details.sweep = true;
         let results = Results {
             environment: serde_json::json!({"kernel": "6 <b>", "cpus": 2}),
             command: "lightswap-bench demo".into(),
-            runs: vec![run("dram", 1.0, 900.0), run("kernel-swap", 0.25, 100.0), run("lightswap", 0.25, 300.0), swept, failed],
+            runs: vec![run("dram", 1.0, 900.0), run("kernel-swap-ssd", 0.25, 100.0), run("lightswap", 0.25, 300.0), swept, failed],
             ..Results::default()
         };
         let text = html(&[results]);

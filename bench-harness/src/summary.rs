@@ -12,6 +12,11 @@ pub struct Spread {
     pub max: f64,
 }
 
+/// Absent where there are no numbers.
+pub fn median(numbers: Vec<f64>) -> Option<f64> {
+    Spread::of(numbers).map(|spread| spread.median)
+}
+
 impl Spread {
     fn of(mut numbers: Vec<f64>) -> Option<Self> {
         numbers.sort_by(f64::total_cmp);
@@ -52,7 +57,7 @@ fn shape(run: &Run) -> Shape {
 
 /// In the order in which people compare: workload, then from much memory to little, then configuration.
 fn order(run: &Run) -> (String, Shape, u64, usize, String, String, String, u32) {
-    let known = ["dram", "lightswap-dram", "kernel-swap", "lightswap"];
+    let known = ["dram", "lightswap-dram", "kernel-swap-ssd", "lightswap"];
     let position = known.iter().position(|name| *name == run.configuration).unwrap_or(known.len());
     let memory_missing = ((10.0 - run.local_memory_ratio).max(0.0) * 1e6) as u64;
     (
@@ -161,7 +166,7 @@ impl Verdict {
 
 pub fn verdicts(summaries: &[Summary]) -> Vec<Verdict> {
     let baseline_of = |configuration: &str| match configuration {
-        "lightswap" => Some("kernel-swap"),
+        "lightswap" => Some("kernel-swap-ssd"),
         "lightswap-dram" => Some("dram"),
         _ => None,
     };
@@ -216,13 +221,13 @@ pub mod tests {
     fn repetitions_become_a_median_and_a_spread() {
         let mut runs = vec![
             run("lightswap", 0.25, 300.0),
-            run("kernel-swap", 0.25, 90.0),
-            run("kernel-swap", 0.25, 110.0),
-            run("kernel-swap", 0.25, 100.0),
+            run("kernel-swap-ssd", 0.25, 90.0),
+            run("kernel-swap-ssd", 0.25, 110.0),
+            run("kernel-swap-ssd", 0.25, 100.0),
             run("dram", 1.0, 900.0),
         ];
         runs[1].wrong_values = 1;
-        let mut swept = run("kernel-swap", 0.25, 9_999.0);
+        let mut swept = run("kernel-swap-ssd", 0.25, 9_999.0);
         swept.details.sweep = true;
         let mut failed = run("lightswap", 0.25, 0.0);
         failed.details.error = Some("it died".into());
@@ -230,7 +235,7 @@ pub mod tests {
 
         let summaries = comparison(&runs);
         let names: Vec<&str> = summaries.iter().map(|s| s.configuration.as_str()).collect();
-        assert_eq!(names, ["dram", "kernel-swap", "lightswap"]);
+        assert_eq!(names, ["dram", "kernel-swap-ssd", "lightswap"]);
         let kernel = &summaries[1];
         assert_eq!(kernel.repetitions, 3);
         assert_eq!(kernel.wrong_values, 1);
@@ -245,7 +250,7 @@ pub mod tests {
 
     #[test]
     fn runs_of_different_shapes_are_not_merged_or_compared() {
-        let mut runs = vec![run("kernel-swap", 0.25, 100.0), run("kernel-swap", 0.25, 200.0), run("lightswap", 0.25, 300.0)];
+        let mut runs = vec![run("kernel-swap-ssd", 0.25, 100.0), run("kernel-swap-ssd", 0.25, 200.0), run("lightswap", 0.25, 300.0)];
         assert_eq!(comparison(&runs)[0].shape, "");
         runs[0].details.records = 5;
         runs[2].details.records = 5;
@@ -263,10 +268,10 @@ pub mod tests {
 
     #[test]
     fn ratios_without_a_sweep_are_named() {
-        let mut swept = run("kernel-swap", 0.25, 1.0);
+        let mut swept = run("kernel-swap-ssd", 0.25, 1.0);
         swept.details.sweep = true;
-        let mut runs = vec![swept.clone(), run("kernel-swap", 0.25, 1.0), run("kernel-swap", 0.5, 1.0), run("dram", 1.0, 1.0)];
-        assert_eq!(sweep_note(&runs), " (kernel-swap at 25 % memory only, the best used at 50 % too)");
+        let mut runs = vec![swept.clone(), run("kernel-swap-ssd", 0.25, 1.0), run("kernel-swap-ssd", 0.5, 1.0), run("dram", 1.0, 1.0)];
+        assert_eq!(sweep_note(&runs), " (kernel-swap-ssd at 25 % memory only, the best used at 50 % too)");
         runs.push(Run { local_memory_ratio: 0.5, ..swept });
         assert_eq!(sweep_note(&runs), "");
     }

@@ -1,6 +1,7 @@
 //! Swap space for the kernel-swap baselines: made, switched on and off, removed.
 
 mod file;
+pub use file::free_bytes;
 pub mod zram;
 
 use std::ffi::CString;
