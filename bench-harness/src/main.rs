@@ -13,6 +13,7 @@ mod drive;
 mod endpoint;
 mod environment;
 mod generator;
+mod generator_ceiling;
 mod interrupt;
 mod journal;
 mod keys;
@@ -20,7 +21,9 @@ mod lab;
 mod load;
 #[cfg(test)]
 mod load_tests;
+mod memtier;
 mod micro;
+mod null_server;
 mod outcome;
 mod pace;
 mod poller;
@@ -54,6 +57,7 @@ fn execute(cli: &Cli) -> Result<bool> {
         Command::Demo(arguments) => demo::demo(arguments),
         Command::Run(arguments) => commands::run(arguments),
         Command::Load(arguments) => commands::load(arguments),
+        Command::NullServer(options) => null_server::run(options).map(|()| true),
         Command::Micro(command) => commands::micro(command),
         Command::Report(arguments) => commands::report(arguments),
         // Opening the journal removes what it lists.
