@@ -10,8 +10,11 @@ use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
+use crate::generator_ceiling;
 use crate::lab::Transport;
+use crate::memtier;
 use crate::micro::{fault, notify};
+use crate::null_server;
 use crate::units::parse_size;
 use crate::value_sizes::{ValueSizes, parse_value_size};
 use crate::ycsb::{Distribution, Workload};
@@ -41,6 +44,9 @@ pub enum Command {
     /// Measure the core library in this process: notification and fault handling
     #[command(subcommand)]
     Micro(MicroCommand),
+    /// Serve made-up values; the ceiling of load generators is measured against it
+    #[command(hide = true)]
+    NullServer(null_server::Options),
     /// Make an HTML report of result files
     Report(ReportArguments),
     /// Remove what a killed run left: servers, cgroups, swap files, kernel settings
@@ -53,6 +59,8 @@ pub enum MicroCommand {
     Notify(MicroArguments<notify::Options>),
     /// Faults per second and CPU a fault, all included; with --backend file beside fio
     Fault(MicroArguments<fault::Options>),
+    /// What this load generator can do and what a request costs it, beside memtier_benchmark when that is on PATH
+    Generator(MicroArguments<generator_ceiling::Options>),
 }
 
 #[derive(Debug, Args)]
@@ -222,6 +230,9 @@ pub struct LoadArguments {
     /// Write the results as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Then also run memtier_benchmark, if it is on PATH: its records are loaded beside the others, and 10 % of its operations are writes
+    #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "rate")]
+    pub memtier: Vec<memtier::Pattern>,
     #[command(flatten)]
     pub timing: TimingArguments,
     #[command(flatten)]

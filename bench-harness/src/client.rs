@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use anyhow::{Context, Result};
 
@@ -21,8 +21,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn open(endpoint: &Endpoint, input_capacity: usize) -> io::Result<Self> {
-        let socket = endpoint.connect()?;
+    /// Of a connected socket.
+    pub fn new(socket: File, input_capacity: usize) -> io::Result<Self> {
         // SAFETY: the descriptor is open and no pointer is passed.
         let result = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
         if result < 0 {
@@ -96,6 +96,12 @@ impl Connection {
     }
 }
 
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 /// The connections of one load thread.
 #[derive(Debug)]
 pub struct Fleet {
@@ -108,7 +114,7 @@ impl Fleet {
         let poller = Poller::new().context("cannot create an epoll instance")?;
         let mut connections = Vec::with_capacity(count);
         for token in 0..count {
-            let connection = Connection::open(endpoint, input_capacity).with_context(|| {
+            let connection = endpoint.connect().and_then(|socket| Connection::new(socket, input_capacity)).with_context(|| {
                 format!(
                     "cannot open connection {} of {count} to the server at {endpoint}; is it running, and does it allow that many \
                      connections (-c)?",

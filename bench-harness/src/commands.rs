@@ -1,5 +1,6 @@
 //! The subcommands `configurations`, `run`, `load`, `micro` and `report`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -8,12 +9,14 @@ use crate::cli::{LoadArguments, MicroCommand, ReportArguments, RunArguments, Ser
 use crate::configuration::{Settings, built_in, find};
 use crate::environment::{Environment, command_line};
 use crate::generator::{Generator, Shape, TimedRun, WarmUp};
+use crate::generator_ceiling;
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab};
+use crate::memtier;
 use crate::micro::{fault, notify};
 use crate::outcome::Sample;
 use crate::report;
-use crate::results::{Details, EXTERNAL, Results, Run, write_file};
+use crate::results::{Details, EXTERNAL, Results, Run, Skipped, write_file};
 use crate::server;
 use crate::session::Timing;
 use crate::table;
@@ -115,11 +118,8 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
     let shape = arguments.shape.shape();
     let mut generator = Generator::connect(&arguments.server, shape)?;
     generator.load("loading", None)?;
-    let mut results = Results {
-        environment: serde_json::to_value(Environment::collect(std::path::Path::new("/")))?,
-        command: command_line(),
-        ..Results::default()
-    };
+    let mut results =
+        Results { environment: serde_json::to_value(Environment::collect(Path::new("/")))?, command: command_line(), ..Results::default() };
     let workloads = if arguments.only_load { &[] } else { arguments.timing.workload.as_slice() };
     for &workload in workloads {
         let run = TimedRun {
@@ -150,6 +150,17 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
             ..Run::default()
         });
     }
+    drop(generator);
+    if !arguments.memtier.is_empty() {
+        match memtier::find() {
+            Some(program) => results.runs.extend(load_with_memtier(&program, arguments)?),
+            None => {
+                let reason = format!("{} is not on PATH", memtier::NAME);
+                eprintln!("{reason}: its runs are left out.");
+                results.skipped.push(Skipped { configuration: memtier::NAME.into(), reason });
+            }
+        }
+    }
     table::print(&results);
     if let Some(path) = &arguments.json {
         results.write(path)?;
@@ -157,12 +168,26 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
     Ok(is_clean(&results.runs))
 }
 
+fn load_with_memtier(program: &Path, arguments: &LoadArguments) -> Result<Vec<Run>> {
+    let (shape, timing) = (arguments.shape.shape(), &arguments.timing);
+    memtier::load(program, &arguments.server, shape)?;
+    let plans = arguments.memtier.iter().map(|&pattern| memtier::Plan {
+        shape,
+        pattern,
+        percent_writes: 10,
+        warm_up: timing.warm_up_seconds,
+        duration: timing.seconds,
+    });
+    plans.map(|plan| memtier::run(program, &arguments.server, &plan)).collect()
+}
+
 pub fn micro(command: &MicroCommand) -> Result<bool> {
     let (micro, json) = match command {
         MicroCommand::Notify(arguments) => (notify::run(&arguments.options)?, &arguments.json),
+        MicroCommand::Generator(arguments) => (generator_ceiling::run(&arguments.options)?, &arguments.json),
         MicroCommand::Fault(arguments) => (fault::run(&arguments.options)?, &arguments.json),
     };
-    let environment = serde_json::to_value(Environment::collect(std::path::Path::new(".")))?;
+    let environment = serde_json::to_value(Environment::collect(Path::new(".")))?;
     let results = Results { environment, command: command_line(), micro, ..Results::default() };
     table::print(&results);
     if let Some(path) = json {

@@ -14,6 +14,7 @@ mod endpoint;
 mod environment;
 mod extstore;
 mod generator;
+mod generator_ceiling;
 mod grid;
 mod interrupt;
 mod journal;
@@ -22,7 +23,9 @@ mod lab;
 mod load;
 #[cfg(test)]
 mod load_tests;
+mod memtier;
 mod micro;
+mod null_server;
 mod outcome;
 mod pace;
 mod plan;
@@ -63,6 +66,7 @@ fn execute(cli: &Cli) -> Result<bool> {
         Command::Configurations => commands::configurations(),
         Command::Run(arguments) => commands::run(arguments),
         Command::Load(arguments) => commands::load(arguments),
+        Command::NullServer(options) => null_server::run(options).map(|()| true),
         Command::Micro(command) => commands::micro(command),
         Command::Report(arguments) => commands::report(arguments),
         // Opening the journal removes what it lists.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use lightswap::{Contract, Lightswap, PAGE_SIZE, Region};
 
 /// Median of at least one number.
-fn median(mut numbers: Vec<f64>) -> f64 {
+pub fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     let middle = numbers.len() / 2;
     if numbers.len() % 2 == 1 { numbers[middle] } else { f64::midpoint(numbers[middle - 1], numbers[middle]) }
