@@ -9,7 +9,7 @@ use crate::configurations;
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
 use crate::lab::Transport;
-use crate::micro::{fault, notify};
+use crate::micro;
 use crate::units::parse_size;
 use crate::values::{VALUE_SIZE_MAX, VALUE_SIZE_MIN};
 use crate::ycsb::{Distribution, Workload};
@@ -32,30 +32,13 @@ pub enum Command {
     Run(RunArguments),
     /// Load any running memcached and run workloads on it
     Load(LoadArguments),
-    /// Measure the core library in this process: notification and fault handling
+    /// Measure single steps: notification, fault handling, kernel swap beside them
     #[command(subcommand)]
-    Micro(MicroCommand),
+    Micro(micro::Command),
     /// Make an HTML report of result files
     Report(ReportArguments),
     /// Remove what a killed run left: servers, cgroups, swap files, kernel settings
     Clean,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum MicroCommand {
-    /// Latency from the faulting access to the handler, over the number of LWTs, beside a bare SIGBUS handler
-    Notify(MicroArguments<notify::Options>),
-    /// Faults per second and CPU a fault, all included; with --backend file beside fio
-    Fault(MicroArguments<fault::Options>),
-}
-
-#[derive(Debug, Args)]
-pub struct MicroArguments<O: Args> {
-    #[command(flatten)]
-    pub options: O,
-    /// Write the results as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cli::{LoadArguments, MicroCommand, ReportArguments, RunArguments, ServerArguments};
+use crate::cli::{LoadArguments, ReportArguments, RunArguments, ServerArguments};
 use crate::configurations::{Binary, DRAM};
 use crate::environment::{Environment, command_line};
 use crate::generator::{Generator, Shape, TimedRun, WarmUp};
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab, Timing, is_root};
-use crate::micro::{fault, notify};
 use crate::report;
 use crate::results::{Details, EXTERNAL, Results, Run, write_file};
 use crate::server;
@@ -150,20 +149,6 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
         results.write(path)?;
     }
     Ok(is_clean(&results.runs))
-}
-
-pub fn micro(command: &MicroCommand) -> Result<bool> {
-    let (micro, json) = match command {
-        MicroCommand::Notify(arguments) => (notify::run(&arguments.options)?, &arguments.json),
-        MicroCommand::Fault(arguments) => (fault::run(&arguments.options)?, &arguments.json),
-    };
-    let environment = serde_json::to_value(Environment::collect(std::path::Path::new(".")))?;
-    let results = Results { environment, command: command_line(), micro, ..Results::default() };
-    table::print(&results);
-    if let Some(path) = json {
-        results.write(path)?;
-    }
-    Ok(true)
 }
 
 pub fn report(arguments: &ReportArguments) -> Result<bool> {

@@ -51,7 +51,7 @@ fn execute(cli: &Cli) -> Result<bool> {
         Command::Demo(arguments) => demo::demo(arguments),
         Command::Run(arguments) => commands::run(arguments),
         Command::Load(arguments) => commands::load(arguments),
-        Command::Micro(command) => commands::micro(command),
+        Command::Micro(command) => micro::run(command),
         Command::Report(arguments) => commands::report(arguments),
         // Opening the journal removes what it lists.
         Command::Clean => journal::Journal::open().map(|_| true),
