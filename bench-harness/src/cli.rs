@@ -10,10 +10,9 @@ use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
-use crate::generator_ceiling;
 use crate::lab::Transport;
 use crate::memtier;
-use crate::micro::{fault, notify};
+use crate::micro;
 use crate::null_server;
 use crate::units::parse_size;
 use crate::value_sizes::{ValueSizes, parse_value_size};
@@ -41,9 +40,9 @@ pub enum Command {
     Run(RunArguments),
     /// Load any running memcached and run workloads on it
     Load(LoadArguments),
-    /// Measure the core library in this process: notification and fault handling
+    /// Measure single steps: notification, fault handling, kernel swap beside them
     #[command(subcommand)]
-    Micro(MicroCommand),
+    Micro(micro::Command),
     /// Serve made-up values; the ceiling of load generators is measured against it
     #[command(hide = true)]
     NullServer(null_server::Options),
@@ -51,25 +50,6 @@ pub enum Command {
     Report(ReportArguments),
     /// Remove what a killed run left: servers, cgroups, swap files, kernel settings
     Clean,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum MicroCommand {
-    /// Latency from the faulting access to the handler, over the number of LWTs, beside a bare SIGBUS handler
-    Notify(MicroArguments<notify::Options>),
-    /// Faults per second and CPU a fault, all included; with --backend file beside fio
-    Fault(MicroArguments<fault::Options>),
-    /// What this load generator can do and what a request costs it, beside memtier_benchmark when that is on PATH
-    Generator(MicroArguments<generator_ceiling::Options>),
-}
-
-#[derive(Debug, Args)]
-pub struct MicroArguments<O: Args> {
-    #[command(flatten)]
-    pub options: O,
-    /// Write the results as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

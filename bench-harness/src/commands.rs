@@ -1,19 +1,17 @@
-//! The subcommands `configurations`, `run`, `load`, `micro` and `report`.
+//! The subcommands `configurations`, `run`, `load` and `report`.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cli::{LoadArguments, MicroCommand, ReportArguments, RunArguments, ServerArguments};
+use crate::cli::{LoadArguments, ReportArguments, RunArguments, ServerArguments};
 use crate::configuration::{Settings, built_in, find};
 use crate::environment::{Environment, command_line};
 use crate::generator::{Generator, Shape, TimedRun, WarmUp};
-use crate::generator_ceiling;
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab};
 use crate::memtier;
-use crate::micro::{fault, notify};
 use crate::outcome::Sample;
 use crate::report;
 use crate::results::{Details, EXTERNAL, Results, Run, Skipped, write_file};
@@ -117,7 +115,7 @@ pub fn configurations() -> Result<bool> {
 pub fn load(arguments: &LoadArguments) -> Result<bool> {
     let shape = arguments.shape.shape();
     let mut generator = Generator::connect(&arguments.server, shape)?;
-    generator.load("loading", None)?;
+    generator.load("loading")?;
     let mut results =
         Results { environment: serde_json::to_value(Environment::collect(Path::new("/")))?, command: command_line(), ..Results::default() };
     let workloads = if arguments.only_load { &[] } else { arguments.timing.workload.as_slice() };
@@ -179,21 +177,6 @@ fn load_with_memtier(program: &Path, arguments: &LoadArguments) -> Result<Vec<Ru
         duration: timing.seconds,
     });
     plans.map(|plan| memtier::run(program, &arguments.server, &plan)).collect()
-}
-
-pub fn micro(command: &MicroCommand) -> Result<bool> {
-    let (micro, json) = match command {
-        MicroCommand::Notify(arguments) => (notify::run(&arguments.options)?, &arguments.json),
-        MicroCommand::Generator(arguments) => (generator_ceiling::run(&arguments.options)?, &arguments.json),
-        MicroCommand::Fault(arguments) => (fault::run(&arguments.options)?, &arguments.json),
-    };
-    let environment = serde_json::to_value(Environment::collect(Path::new(".")))?;
-    let results = Results { environment, command: command_line(), micro, ..Results::default() };
-    table::print(&results);
-    if let Some(path) = json {
-        results.write(path)?;
-    }
-    Ok(true)
 }
 
 pub fn report(arguments: &ReportArguments) -> Result<bool> {

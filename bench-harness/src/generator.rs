@@ -88,8 +88,13 @@ impl Generator {
         Ok(Self { shape, keys: KeyTable::new(shape.records), fleets, operations: 0 })
     }
 
+    /// Sets every record once.
+    pub fn load(&mut self, label: &str) -> Result<()> {
+        self.load_slowly(label, None)
+    }
+
     /// Sets every record once, no faster than `records_per_second` if that is given.
-    pub fn load(&mut self, label: &str, records_per_second: Option<f64>) -> Result<()> {
+    pub fn load_slowly(&mut self, label: &str, records_per_second: Option<f64>) -> Result<()> {
         let shared = LoadShared::default();
         let mut progress = Progress::start(label, self.shape.records);
         let (keys, shape) = (&self.keys, self.shape);

@@ -156,16 +156,15 @@ impl Options {
     }
 }
 
-pub fn run(options: &Options) -> Result<Vec<Micro>> {
-    let journal = Journal::open()?;
+pub fn run(journal: &Journal, options: &Options) -> Result<Vec<Micro>> {
     let own_binary = std::env::current_exe().context("cannot find the own program")?;
     let memtier = memtier::find();
     if memtier.is_none() {
         eprintln!("{} is not on PATH: there is nothing to compare with, only the own ceiling is measured.", memtier::NAME);
     }
-    let mut targets = vec![options.start(&journal, NULL, &own_binary)?];
+    let mut targets = vec![options.start(journal, NULL, &own_binary)?];
     if let Some(binary) = &options.memcached_stock {
-        let target = options.start(&journal, MEMCACHED, binary)?;
+        let target = options.start(journal, MEMCACHED, binary)?;
         if let Some(program) = &memtier {
             memtier::load(program, target.server.endpoint(), options.shape())?;
         }

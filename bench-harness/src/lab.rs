@@ -339,7 +339,7 @@ impl<'a> Lab<'a> {
                 extstore::make_room(server.endpoint(), &cell.shape)?;
             }
             let mut generator = Generator::connect(server.endpoint(), cell.shape)?;
-            generator.load(&label, load_rate)?;
+            generator.load_slowly(&label, load_rate)?;
             Ok(generator)
         })();
         let generator = match loaded {

@@ -67,7 +67,7 @@ fn execute(cli: &Cli) -> Result<bool> {
         Command::Run(arguments) => commands::run(arguments),
         Command::Load(arguments) => commands::load(arguments),
         Command::NullServer(options) => null_server::run(options).map(|()| true),
-        Command::Micro(command) => commands::micro(command),
+        Command::Micro(command) => micro::run(command),
         Command::Report(arguments) => commands::report(arguments),
         // Opening the journal removes what it lists.
         Command::Clean => journal::Journal::open().map(|_| true),

@@ -152,7 +152,7 @@ pub struct Skipped {
 pub enum Micro {
     Notify {
         /// "sigbus", "monitor", or later "ebpf"; "bare" is a plain SIGBUS handler without Lightswap, "kernel" the kernel's own first-touch fault from
-        /// access to access.
+        /// access to access. "sigbus-suspended": each LWT waits inside its handler for a disk, so that as many signal frames are alive as LWTs.
         notifier: String,
         lwts: u32,
         workers: u32,

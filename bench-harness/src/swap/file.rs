@@ -25,9 +25,8 @@ pub fn free_bytes(directory: &Path) -> Result<u64> {
     Ok(info.f_bavail * info.f_frsize)
 }
 
-/// Every byte is written: a file with holes is refused as swap, and blocks that were never written are slow at first use.
-pub fn create(journal: &Journal, path: PathBuf, size_bytes: u64) -> Result<(PathBuf, Guard<'_>)> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
+/// An error if a swap file of this size does not fit the directory's file system.
+pub fn check_room(directory: &Path, size_bytes: u64) -> Result<()> {
     let free = free_bytes(directory)?;
     if free < size_bytes + 64 * MIB {
         bail!(
@@ -37,6 +36,12 @@ pub fn create(journal: &Journal, path: PathBuf, size_bytes: u64) -> Result<(Path
             format_size(free)
         );
     }
+    Ok(())
+}
+
+/// Every byte is written: a file with holes is refused as swap, and blocks that were never written are slow at first use.
+pub fn create(journal: &Journal, path: PathBuf, size_bytes: u64) -> Result<(PathBuf, Guard<'_>)> {
+    check_room(path.parent().unwrap_or(Path::new("/")), size_bytes)?;
     // A file of this name is ours, left by a run before a reboot.
     deactivate(&path)?;
     remove_file(&path)?;
@@ -81,5 +86,7 @@ mod tests {
     fn free_space_is_known() {
         assert!(free_bytes(Path::new("/")).unwrap() > 0);
         assert!(free_bytes(Path::new("/no/such/place")).is_err());
+        let error = check_room(Path::new("/"), 1 << 60).unwrap_err().to_string();
+        assert!(error.contains("make room"), "{error}");
     }
 }

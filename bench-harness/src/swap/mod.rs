@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail};
 use crate::journal::{Guard, Journal};
 use crate::lab::is_root;
 
+pub use file::check_room;
+
 const PAGE_SIZE: usize = 4096;
 /// From <sys/swap.h>; the libc crate lacks them.
 const SWAP_FLAG_PREFER: i32 = 0x8000;
@@ -64,7 +66,11 @@ impl<'a> SwapDevice<'a> {
             bail!("{obstacle}");
         }
         let (path, guard) = match kind {
-            SwapKind::File => file::create(journal, directory.join("lightswap-bench.swap"), size_bytes)?,
+            SwapKind::File => {
+                // The kernel lists swap space by its absolute path.
+                let directory = directory.canonicalize().with_context(|| format!("cannot use the directory {}", directory.display()))?;
+                file::create(journal, directory.join("lightswap-bench.swap"), size_bytes)?
+            }
             SwapKind::Zram => zram::create(journal, size_bytes)?,
         };
         Ok(Self { path, kind, _guard: guard })
