@@ -15,6 +15,7 @@ use crate::generator::{Shape, WarmUp};
 use crate::interrupt::Interrupted;
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab, is_root};
+use crate::memtier;
 use crate::plan::{Load, Measurement, Plan, REFERENCE, Target, data_label, swept_like};
 use crate::preflight::{self, default_cell};
 use crate::results::{Details, Results, Run};
@@ -161,7 +162,7 @@ impl Runner<'_, '_> {
                     }
                 }
             }
-            left.push((name, timing));
+            left.push((name, measurement.load, timing));
         }
         if left.is_empty() {
             return Ok(runs);
@@ -170,9 +171,17 @@ impl Runner<'_, '_> {
         let all = (|| -> Result<()> {
             self.measure_data_of(&cell.shape)?;
             self.lab.prepare(&cell.configuration, self.largest_swap(&cell.configuration))?;
-            let mut session = self.lab.session(&cell)?;
-            for (name, timing) in &left {
-                let run = session.run(*timing)?;
+            // A target has either memtier's measurements or others.
+            let memtier = memtier::find().filter(|_| matches!(left[0].1, Load::Memtier(_)));
+            let mut session = match &memtier {
+                Some(program) => self.lab.memtier_session(&cell, program)?,
+                None => self.lab.session(&cell)?,
+            };
+            for (name, load, timing) in &left {
+                let run = match (load, &memtier) {
+                    (Load::Memtier(pattern), Some(program)) => session.run_memtier(program, *pattern, *timing)?,
+                    _ => session.run(*timing)?,
+                };
                 runs.push(run.clone());
                 self.store.add(name, run)?;
                 num_done += 1;
@@ -193,8 +202,12 @@ impl Runner<'_, '_> {
             return Ok(runs);
         }
         eprintln!("failed: {error:#}");
-        for (name, timing) in &left[num_done..] {
-            let empty = cell.empty_run(timing.workload.name(), timing.repetition);
+        for (name, load, timing) in &left[num_done..] {
+            let workload = match load {
+                Load::Memtier(pattern) => format!("memtier-{}", pattern.name()),
+                _ => timing.workload.name().into(),
+            };
+            let empty = cell.empty_run(&workload, timing.repetition);
             let details = Details { sweep: timing.sweep, due_per_second: timing.due_per_second, error: Some(format!("{error:#}")), ..empty.details };
             self.store.add(name, Run { details, ..empty })?;
         }

@@ -17,6 +17,7 @@ use crate::extstore;
 use crate::generator::{Generator, Shape};
 use crate::interrupt::Interrupted;
 use crate::journal::{Guard, Journal, Leftover, change_setting};
+use crate::memtier;
 use crate::process;
 use crate::results::{Details, Run};
 use crate::server::{self, Server};
@@ -102,6 +103,16 @@ impl std::fmt::Display for NotPossible {
 }
 
 impl std::error::Error for NotPossible {}
+
+/// Who loads them: keys differ.
+#[derive(Debug, Clone, Copy)]
+enum Records<'p> {
+    /// No faster than `rate` records a second.
+    Own {
+        rate: Option<f64>,
+    },
+    Memtier(&'p Path),
+}
 
 /// How the memory of a cell is divided.
 #[derive(Debug, Clone, Copy, Default)]
@@ -247,11 +258,11 @@ impl<'a> Lab<'a> {
     pub fn session(&self, cell: &Cell) -> Result<Session<'_>> {
         let plan = self.memory_plan(cell)?;
         if plan.extstore.is_none() {
-            return self.start(cell, plan, None);
+            return self.start(cell, plan, Records::Own { rate: None });
         }
         for attempt in 0..extstore::LOAD_ATTEMPTS {
             let rate = extstore::load_rate(&cell.shape, attempt);
-            let session = self.start(cell, plan, Some(rate))?;
+            let session = self.start(cell, plan, Records::Own { rate: Some(rate) })?;
             match session.evictions()? {
                 0 => return Ok(session),
                 evictions => eprintln!("{}: {evictions} records evicted when loaded at {rate:.0}/s; once more, slower", cell.label()),
@@ -260,6 +271,11 @@ impl<'a> Lab<'a> {
         }
         let slowest = extstore::load_rate(&cell.shape, extstore::LOAD_ATTEMPTS - 1);
         bail!("{}: records are evicted even when they are loaded at {slowest:.0}/s", cell.label())
+    }
+
+    /// The same with the records of memtier_benchmark.
+    pub fn memtier_session(&self, cell: &Cell, program: &Path) -> Result<Session<'_>> {
+        self.start(cell, self.memory_plan(cell)?, Records::Memtier(program))
     }
 
     /// The server's arguments and the files that it makes.
@@ -303,7 +319,7 @@ impl<'a> Lab<'a> {
         Ok((arguments, files))
     }
 
-    fn start(&self, cell: &Cell, plan: MemoryPlan, load_rate: Option<f64>) -> Result<Session<'_>> {
+    fn start(&self, cell: &Cell, plan: MemoryPlan, records: Records<'_>) -> Result<Session<'_>> {
         let configuration = &cell.configuration;
         let binary = self.binary(configuration.binary)?;
         let values: BTreeMap<&str, String> = cell.settings.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
@@ -339,7 +355,10 @@ impl<'a> Lab<'a> {
                 extstore::make_room(server.endpoint(), &cell.shape)?;
             }
             let mut generator = Generator::connect(server.endpoint(), cell.shape)?;
-            generator.load_slowly(&label, load_rate)?;
+            match records {
+                Records::Own { rate } => generator.load_slowly(&label, rate)?,
+                Records::Memtier(program) => memtier::load(program, server.endpoint(), cell.shape)?,
+            }
             Ok(generator)
         })();
         let generator = match loaded {
@@ -361,7 +380,10 @@ impl<'a> Lab<'a> {
             cell: cell.clone(),
             transport: self.transport,
             plan,
-            load_rate,
+            load_rate: match records {
+                Records::Own { rate } => rate,
+                Records::Memtier(_) => None,
+            },
             data_bytes,
             server_command: words.map(|word| without_machine_paths(&word)).collect::<Vec<_>>().join(" "),
         })

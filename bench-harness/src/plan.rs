@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::configuration::{Binary, Configuration, Memory, find};
 use crate::generator::{Shape, WarmUp};
+use crate::memtier::Pattern;
 use crate::value_sizes::ValueSizes;
 use crate::ycsb::Workload;
 
@@ -17,6 +18,8 @@ pub enum Load {
     Closed,
     /// So many are due a second: this percent of what `REFERENCE` served in a closed loop at the same ratio.
     Open { percent: u32 },
+    /// By memtier_benchmark, with its own records; the workload is then only what its settings are chosen by.
+    Memtier(Pattern),
 }
 
 /// The configuration whose throughput the rates of open loops are parts of: all get the same rates.
@@ -101,6 +104,8 @@ const DEMO: [&str; 4] = ["dram", "lightswap-dram", "kernel-swap-ssd", "lightswap
 const GRID_RATIOS: [f64; 5] = [1.0, 0.75, 0.5, 0.25, 0.1];
 const GRID_RATIOS_QUICK: [f64; 3] = [1.0, 0.5, 0.25];
 const DEMO_RATIOS: [f64; 3] = [1.0, 0.5, 0.25];
+/// A second opinion, where there is one.
+pub const MEMTIER_STAGE: &str = "memtier";
 /// The ratio at which more than C and A is compared.
 const FOCUS: f64 = 0.25;
 
@@ -201,6 +206,19 @@ impl Plan {
             let open = percents.iter().map(|&percent| Measurement { workload: Workload::C, load: Load::Open { percent } }).collect();
             let targets = of(&["kernel-swap-ssd", "lightswap"], wishes.shape, open);
             stages.push(Stage { name: "open loop", repetitions: fewer, targets });
+
+            let patterns = if wishes.quick { vec![Pattern::Uniform] } else { vec![Pattern::Uniform, Pattern::Zipfian] };
+            let second_opinion =
+                patterns.into_iter().map(|pattern| Measurement { workload: Workload::C, load: Load::Memtier(pattern) }).collect::<Vec<_>>();
+            let mut targets = of(&["kernel-swap-ssd", "lightswap"], wishes.shape, second_opinion.clone());
+            let dram = configurations.iter().filter(|configuration| configuration.name == "dram" && ratios.contains(&1.0));
+            targets.extend(dram.map(|configuration| Target {
+                configuration: Rc::clone(configuration),
+                ratio: 1.0,
+                shape: wishes.shape,
+                measurements: second_opinion.clone(),
+            }));
+            stages.push(Stage { name: MEMTIER_STAGE, repetitions: wishes.repetitions.unwrap_or(1), targets });
         }
         let times = if wishes.quick { QUICK_TIMES } else { TIMES };
         Self { stages, sweep_ratios: focus.into_iter().collect(), times, quick: wishes.quick }.filtered(wishes)
@@ -332,6 +350,7 @@ impl Measurement {
         match self.load {
             Load::Closed => self.workload.name().into(),
             Load::Open { percent } => format!("{} open {percent} %", self.workload.name()),
+            Load::Memtier(pattern) => format!("memtier {}", pattern.name()),
         }
     }
 }
@@ -349,7 +368,7 @@ pub mod tests {
     fn the_grid_has_every_configuration_at_its_ratios() {
         let plan = Plan::grid(&wishes()).unwrap();
         let names: Vec<&str> = plan.stages.iter().map(|stage| stage.name).collect();
-        assert_eq!(names, ["local memory", "workloads", "value sizes", "open loop"]);
+        assert_eq!(names, ["local memory", "workloads", "value sizes", "open loop", "memtier"]);
         let first = &plan.stages[0];
         assert_eq!((first.repetitions, first.targets.len()), (3, 2 + 7 * 4));
         assert!(first.targets.iter().all(|target| target.configuration.is_limited() == (target.ratio < 1.0)));

@@ -8,7 +8,8 @@ use lightswap::format_size;
 
 use crate::configuration::{Binary, Memory};
 use crate::lab::{Cell, Lab, NotPossible};
-use crate::plan::{Plan, Target};
+use crate::memtier;
+use crate::plan::{MEMTIER_STAGE, Plan, Target};
 use crate::process::kib_field;
 use crate::server;
 use crate::swap::{SwapKind, free_bytes};
@@ -62,6 +63,10 @@ pub fn default_cell(target: &Target) -> Cell {
 /// Leaves out of the plan what cannot run here, with the reasons.
 pub fn leave_out_impossible(plan: &mut Plan, has_lightswap: bool) -> Vec<(String, String)> {
     let mut left_out = Vec::new();
+    if plan.stages.iter().any(|stage| stage.name == MEMTIER_STAGE) && memtier::find().is_none() {
+        plan.stages.retain(|stage| stage.name != MEMTIER_STAGE);
+        left_out.push((memtier::NAME.into(), "it is not on PATH".into()));
+    }
     for configuration in plan.configurations() {
         let no_binary =
             || (configuration.binary == Binary::Lightswap && !has_lightswap).then(|| "no --memcached-lightswap PATH was given".to_owned());

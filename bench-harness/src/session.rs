@@ -1,6 +1,7 @@
 //! A running, loaded server and the workloads that run on it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -10,6 +11,7 @@ use crate::configuration::Memory;
 use crate::generator::{Generator, TimedRun, WarmUp};
 use crate::journal::Guard;
 use crate::lab::{Cell, MemoryPlan, Transport, explain};
+use crate::memtier::{self, Pattern};
 use crate::outcome::{Boundary, Sample};
 use crate::process::{self, Usage};
 use crate::results::{Details, Run};
@@ -27,6 +29,9 @@ pub struct Timing {
     pub repetition: u32,
     pub sweep: bool,
 }
+
+/// memtier_benchmark's own default is one write in eleven operations.
+pub const MEMTIER_PERCENT_WRITES: u32 = 10;
 
 /// What it holds is dropped in this order: connections first, kernel settings last.
 #[derive(Debug)]
@@ -129,6 +134,49 @@ impl Session<'_> {
                 ..self.memory_details(details)
             },
             ..self.with_memory(empty)?
+        })
+    }
+
+    /// The same by memtier_benchmark, on records of its own that `Lab::session` loaded. Nothing but its name says which workload it is.
+    pub fn run_memtier(&mut self, program: &Path, pattern: Pattern, timing: Timing) -> Result<Run> {
+        let plan = memtier::Plan {
+            shape: self.cell.shape,
+            pattern,
+            percent_writes: MEMTIER_PERCENT_WRITES,
+            // A run of its own, so that CPU time and faults are those of the measured time.
+            warm_up: Duration::ZERO,
+            duration: timing.duration,
+        };
+        let warm_up = memtier::Plan { duration: timing.warm_up.most, ..plan };
+        let pid = self.server.pid();
+        let measured = memtier::run(program, self.server.endpoint(), &warm_up).and_then(|_| {
+            let before = process::usage(pid)?;
+            let run = memtier::run(program, self.server.endpoint(), &plan)?;
+            let after = process::usage(pid)?;
+            Ok((run, after.cpu_seconds - before.cpu_seconds, after.major_faults - before.major_faults))
+        });
+        let (run, server_cpu_seconds, major_faults) = match measured {
+            Ok(measured) => measured,
+            Err(error) => return Err(explain(error, &mut self.server, self.cgroup.as_ref(), &self.cell)),
+        };
+        let statistics = self.server.statistics("")?;
+        let empty = self.cell.empty_run(&run.workload, timing.repetition);
+        let details = Details {
+            evictions: number(&statistics, "evictions"),
+            major_faults,
+            warm_up_seconds: timing.warm_up.most.as_secs_f64(),
+            server_statistics: self.paging_statistics(statistics)?,
+            settings: empty.details.settings.clone(),
+            ..self.memory_details(run.details)
+        };
+        self.with_memory(Run {
+            connections: run.connections,
+            operations_per_second: run.operations_per_second,
+            latency_us: run.latency_us,
+            hit_ratio: run.hit_ratio,
+            server_cpu_seconds,
+            details,
+            ..empty
         })
     }
 
