@@ -16,6 +16,8 @@ mod extstore;
 mod generator;
 mod generator_ceiling;
 mod grid;
+#[cfg(test)]
+mod grid_tests;
 mod interrupt;
 mod journal;
 mod keys;
