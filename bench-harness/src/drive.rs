@@ -231,10 +231,10 @@ impl Driver<'_> {
             return tally;
         };
         for pending in work.pending.iter().flatten().filter(|pending| pending.started >= since) {
-            tally.record_unfinished(pending.operation, end.saturating_duration_since(pending.started));
+            tally.record_unfinished(pending.operation, end.saturating_duration_since(pending.started), 1);
         }
-        while let Some(due) = pace.take(end) {
-            tally.record_unfinished(self.workload.next_operation(&mut self.random), end - due);
+        for (due, count) in pace.take_rest(end) {
+            tally.record_unfinished(self.workload.next_operation(&mut self.random), end.saturating_duration_since(due), count);
         }
         tally
     }

@@ -37,8 +37,13 @@ impl Pace {
     /// When the next operation is due that was not taken.
     #[inline]
     pub fn next_due(&self) -> Instant {
+        self.due(self.taken)
+    }
+
+    #[inline]
+    fn due(&self, number: u64) -> Instant {
         // From the count and not from the time before: nothing adds up. A float is exact to the nanosecond for a hundred days.
-        self.start + Duration::from_nanos((self.first_ns + self.step_ns * self.taken as f64) as u64)
+        self.start + Duration::from_nanos((self.first_ns + self.step_ns * number as f64) as u64)
     }
 
     /// Takes the oldest operation that is due.
@@ -50,6 +55,22 @@ impl Pace {
         }
         self.taken += 1;
         Some(due)
+    }
+
+    /// Takes all operations that are due at the end of a run: when, and how many. However many they are, these are few groups, each with the time of
+    /// its middle.
+    pub fn take_rest(&mut self, end: Instant) -> Vec<(Instant, u64)> {
+        const GROUPS_MAX: u64 = 10_000;
+        let end_ns = end.saturating_duration_since(self.start).as_nanos() as f64;
+        let num_due = if end_ns < self.first_ns { 0 } else { ((end_ns - self.first_ns) / self.step_ns) as u64 + 1 };
+        let group = num_due.saturating_sub(self.taken).div_ceil(GROUPS_MAX);
+        let mut groups = Vec::new();
+        while self.taken < num_due {
+            let count = group.min(num_due - self.taken);
+            groups.push((self.due(self.taken + count / 2), count));
+            self.taken += count;
+        }
+        groups
     }
 }
 
@@ -82,6 +103,24 @@ mod tests {
         assert_eq!(pace.next_due(), start + Duration::from_secs(1_000_000));
     }
 
+    #[test]
+    fn the_rest_is_all_that_is_due_and_was_not_taken() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start, 1_000.0, 1, 2);
+        assert_eq!(pace.take_rest(start), []);
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(pace.take(at(1)), Some(at(1)));
+        assert_eq!(pace.take_rest(at(6)), [(at(3), 1), (at(5), 1)]);
+        assert_eq!(pace.take_rest(at(6)), []);
+        // A day of a rate that nobody reaches takes no time.
+        let mut pace = Pace::new(start, 1e8, 0, 1);
+        let day = start + Duration::from_secs(86_400);
+        let groups = pace.take_rest(day);
+        assert!(groups.len() <= 10_000);
+        assert!(groups.iter().map(|group| group.1).sum::<u64>().abs_diff(8_640_000_000_000) <= 1);
+        assert!(groups.iter().map(|group| group.0).is_sorted_by(|a, b| a < b) && groups.iter().all(|group| (start..day).contains(&group.0)));
+    }
+
     /// One connection and a server that takes 100 us an operation, but does nothing from second 4 to 5; times are computed, nobody waits.
     fn simulate(rate: f64) -> Tally {
         let start = Instant::now();
@@ -100,11 +139,11 @@ mod tests {
             if now <= end {
                 tally.record(Operation::Read, now - due);
             } else {
-                tally.record_unfinished(Operation::Read, end - due);
+                tally.record_unfinished(Operation::Read, end - due, 1);
             }
         }
-        while let Some(due) = pace.take(end) {
-            tally.record_unfinished(Operation::Read, end - due);
+        for (due, count) in pace.take_rest(end) {
+            tally.record_unfinished(Operation::Read, end - due, count);
         }
         tally
     }

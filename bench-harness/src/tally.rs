@@ -80,19 +80,19 @@ impl Tally {
     #[inline]
     pub fn record(&mut self, operation: Operation, latency: Duration) {
         self.operations += 1;
-        self.record_latency(operation, latency);
+        self.record_latency(operation, latency, 1);
     }
 
-    /// An operation that took at least this long: the run ended before it.
-    pub fn record_unfinished(&mut self, operation: Operation, latency_so_far: Duration) {
-        self.unfinished += 1;
-        self.record_latency(operation, latency_so_far);
+    /// Operations that took at least this long: the run ended before them.
+    pub fn record_unfinished(&mut self, operation: Operation, latency_so_far: Duration, count: u64) {
+        self.unfinished += count;
+        self.record_latency(operation, latency_so_far, count);
     }
 
     #[inline]
-    fn record_latency(&mut self, operation: Operation, latency: Duration) {
+    fn record_latency(&mut self, operation: Operation, latency: Duration, count: u64) {
         let latency_us = u64::try_from(latency.as_micros()).unwrap_or(LATENCY_MAX_US);
-        self.histograms[histogram_index(operation)].saturating_record(latency_us);
+        self.histograms[histogram_index(operation)].saturating_record_n(latency_us, count);
     }
 
     pub fn wrong_value(&mut self, describe: impl FnOnce() -> String) {
@@ -206,7 +206,7 @@ mod tests {
         for us in [0, 1, 2, 9, 10, 11, 99, 100, 126, 160, 999_000] {
             tally.record(Operation::Read, Duration::from_micros(us));
         }
-        tally.record_unfinished(Operation::Update, Duration::from_secs(3_600));
+        tally.record_unfinished(Operation::Update, Duration::from_secs(3_600), 1);
         let buckets = tally.latency_buckets();
         assert_eq!(&buckets[..6], [(1.0, 2), (2.0, 1), (10.0, 2), (12.5, 1), (100.0, 2), (160.0, 2)]);
         assert_eq!(buckets[6], (1e6, 1));
