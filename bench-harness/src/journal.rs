@@ -93,7 +93,7 @@ fn state_directory() -> PathBuf {
     if user == 0 {
         return PathBuf::from("/run/lightswap-bench");
     }
-    match std::env::var_os("XDG_RUNTIME_DIR") {
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty()) {
         Some(directory) => PathBuf::from(directory).join("lightswap-bench"),
         None => std::env::temp_dir().join(format!("lightswap-bench-{user}")),
     }

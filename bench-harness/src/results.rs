@@ -230,6 +230,10 @@ pub struct Results {
     pub command: String,
     pub runs: Vec<Run>,
     pub micro: Vec<Micro>,
+    /// Smallest and largest of the repetitions for each record of `micro`, of its first measured number (such as `p50_us` or `faults_per_second`), of which
+    /// the record has the median. Empty in older files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub micro_ranges: Vec<(f64, f64)>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
 }

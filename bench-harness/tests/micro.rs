@@ -49,6 +49,7 @@ fn measure(name: &str, arguments: &[&str]) -> (Vec<Value>, Vec<Value>) {
     let output = bench(&all);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let results: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!(results["micro_ranges"].as_array().map(Vec::len), results["micro"].as_array().map(Vec::len));
     let list = |field: &str| results[field].as_array().cloned().unwrap_or_default();
     assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 1, "only the results are left in the directory");
     (list("micro"), list("skipped"))
@@ -95,4 +96,14 @@ fn notifications_are_measured_over_lwts() {
         assert!(notifiers.contains(&expected), "{expected} is not in {notifiers:?}");
     }
     assert!(micro.iter().all(|record| is_positive(record, "p50_us")));
+}
+
+#[test]
+fn single_faults_are_timed_beside_those_of_the_kernel() {
+    let (micro, skipped) = measure("steps", &["--region", "64MiB", "--faults", "512"]);
+    let latencies: Vec<&Value> = micro.iter().filter(|record| record["name"] == "fault_latency").collect();
+    let of = |pager: &str| latencies.iter().filter(|record| record["pager"] == pager).count();
+    assert_eq!(of("kernel") + skipped.len(), 2);
+    assert!(of("lightswap") >= 4 && micro.iter().any(|record| record["step"] == "notify"));
+    assert!(micro.iter().all(|record| is_positive(record, "p50_us")), "{micro:?}");
 }

@@ -103,7 +103,9 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     }
     progress.finish(&format!("{total} measurements"));
     let backend = if file.is_some() { "file" } else { "memory" };
-    findings.micro.extend(points.into_iter().map(|point| point.record(backend)));
+    for point in points {
+        point.record(backend, &mut findings);
+    }
     Ok(findings)
 }
 
@@ -126,19 +128,24 @@ fn points(options: &Options, on_disk: bool, with_fio: bool) -> Vec<Point> {
 }
 
 impl Point {
-    fn record(self, backend: &str) -> Micro {
-        let faults_per_second = median(self.faults_per_second);
+    fn record(self, backend: &str, findings: &mut Findings) {
+        let (workers, lwts) = (self.workers, self.lwts);
         match self.kind {
-            Kind::Fio => Micro::DiskRead { tool: "fio".into(), jobs: self.workers, depth: self.lwts, reads_per_second: faults_per_second },
-            Kind::Lightswap { contract, touches } => Micro::Fault {
+            Kind::Fio => findings.add(self.faults_per_second, |reads_per_second| Micro::DiskRead {
+                tool: "fio".into(),
+                jobs: workers,
+                depth: lwts,
+                reads_per_second,
+            }),
+            Kind::Lightswap { contract, touches } => findings.add(self.faults_per_second, |faults_per_second| Micro::Fault {
                 backend: backend.into(),
                 contract: if contract == Contract::Transparent { "transparent" } else { "cooperative" }.into(),
                 path: if touches { "touch" } else { "fault" }.into(),
-                workers: self.workers,
-                lwts: self.lwts,
+                workers,
+                lwts,
                 faults_per_second,
                 cpu_us_per_fault: median(self.cpu_us_per_fault),
-            },
+            }),
         }
     }
 }

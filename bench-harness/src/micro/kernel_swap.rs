@@ -84,15 +84,15 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
         }
     }
     progress.finish(&format!("{total} measurements"));
-    findings.micro.extend(points.into_iter().map(|(device, threads, measured)| {
+    for (device, threads, measured) in points {
         let (rates, cpu_us): (Vec<f64>, Vec<f64>) = measured.into_iter().unzip();
-        Micro::KernelSwap {
+        findings.add(rates, |faults_per_second| Micro::KernelSwap {
             device: name(devices.devices[device].0).into(),
             threads,
-            faults_per_second: median(rates),
+            faults_per_second,
             cpu_us_per_fault: median(cpu_us),
-        }
-    }));
+        });
+    }
     Ok(findings)
 }
 

@@ -60,19 +60,22 @@ pub struct Arguments<O: Args> {
 #[derive(Debug, Default)]
 struct Findings {
     micro: Vec<Micro>,
+    ranges: Vec<(f64, f64)>,
     skipped: Vec<Skipped>,
 }
 
 impl Findings {
+    /// A record of its first number's median, given what the repetitions found.
+    fn add(&mut self, repetitions: Vec<f64>, record: impl FnOnce(f64) -> Micro) {
+        let smallest = repetitions.iter().copied().fold(f64::INFINITY, f64::min);
+        let largest = repetitions.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        self.ranges.push((smallest, largest));
+        self.micro.push(record(median(repetitions)));
+    }
+
     fn skip(&mut self, what: &str, reason: String) {
         eprintln!("{what} is left out: {reason}");
         self.skipped.push(Skipped { configuration: what.into(), reason });
-    }
-}
-
-impl From<Vec<Micro>> for Findings {
-    fn from(micro: Vec<Micro>) -> Self {
-        Self { micro, skipped: Vec::new() }
     }
 }
 
@@ -93,7 +96,14 @@ pub fn run(command: &Command) -> Result<bool> {
         Command::KernelChild(_) => unreachable!("handled above"),
     };
     let environment = serde_json::to_value(Environment::collect(Path::new(".")))?;
-    let results = Results { environment, command: command_line(), micro: findings.micro, skipped: findings.skipped, ..Results::default() };
+    let results = Results {
+        environment,
+        command: command_line(),
+        micro: findings.micro,
+        micro_ranges: findings.ranges,
+        skipped: findings.skipped,
+        ..Results::default()
+    };
     table::print(&results);
     if let Some(path) = json {
         results.write(path)?;
@@ -168,6 +178,14 @@ mod tests {
         assert_eq!((quantile_us(&sorted, 0.5), quantile_us(&sorted, 1.0)), (51.0, 100.0));
         assert_eq!(quantile_us(&[], 0.5), 0.0);
         assert_eq!((latency_ns(5, 3), latency_ns(0, 1 << 40)), (0, u32::MAX));
+    }
+
+    #[test]
+    fn a_record_has_the_median_and_a_range() {
+        let mut findings = Findings::default();
+        findings.add(vec![3.0, 1.0, 2.0], |switch_ns| Micro::LwtSwitch { lwts: 2, switch_ns });
+        assert_eq!(findings.micro, [Micro::LwtSwitch { lwts: 2, switch_ns: 2.0 }]);
+        assert_eq!(findings.ranges, [(1.0, 3.0)]);
     }
 
     #[test]

@@ -91,7 +91,12 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
         }
     }
     progress.finish(&format!("{total} measurements"));
-    Ok(points.into_iter().map(Point::record).collect::<Vec<_>>().into())
+    let mut findings = Findings::default();
+    for Point { notifier, lwts, workers, measured } in points {
+        let (p50, p99): (Vec<f64>, Vec<f64>) = measured.into_iter().unzip();
+        findings.add(p50, |p50_us| Micro::Notify { notifier: notifier.name().into(), lwts, workers, p50_us, p99_us: median(p99) });
+    }
+    Ok(findings)
 }
 
 /// Notifiers alternate for each number of LWTs.
@@ -109,13 +114,6 @@ fn points(options: &Options) -> Vec<Point> {
         }
     }
     points
-}
-
-impl Point {
-    fn record(self) -> Micro {
-        let (p50, p99) = self.measured.into_iter().unzip();
-        Micro::Notify { notifier: self.notifier.name().into(), lwts: self.lwts, workers: self.workers, p50_us: median(p50), p99_us: median(p99) }
-    }
 }
 
 /// Notification latencies in nanoseconds, sorted.

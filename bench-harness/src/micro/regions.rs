@@ -56,17 +56,17 @@ pub fn run(options: &Options) -> Result<Findings> {
     }
     progress.finish(&format!("{total} measurements"));
     println!("{} B of metadata for a page of a region, resident or not, once the page or one near it was used", Region::METADATA_BYTES_PER_PAGE);
-    Ok(points.into_iter().map(|(size, measured)| record(size, &measured)).collect::<Vec<_>>().into())
-}
-
-fn record(region_bytes: u64, measured: &[Measured]) -> Micro {
-    let of = |number: fn(&Measured) -> f64| median(measured.iter().map(number).collect());
-    Micro::RegionSize {
-        region_bytes,
-        create_us: of(|measured| measured.create_us),
-        cpu_us_per_fault: of(|measured| measured.cpu_us_per_fault),
-        metadata_bytes: of(|measured| measured.metadata_bytes) as u64,
+    let mut findings = Findings::default();
+    for (region_bytes, measured) in points {
+        let all = |number: fn(&Measured) -> f64| measured.iter().map(number).collect::<Vec<_>>();
+        findings.add(all(|measured| measured.create_us), |create_us| Micro::RegionSize {
+            region_bytes,
+            create_us,
+            cpu_us_per_fault: median(all(|measured| measured.cpu_us_per_fault)),
+            metadata_bytes: median(all(|measured| measured.metadata_bytes)) as u64,
+        });
     }
+    Ok(findings)
 }
 
 fn resident_bytes() -> Result<u64> {

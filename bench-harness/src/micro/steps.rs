@@ -38,6 +38,13 @@ pub struct Options {
     repetitions: u32,
 }
 
+impl Options {
+    /// The pages that were filled last have no copy in the swap space: so many faults evict (nearly) all of them before anything is timed.
+    fn warm_up_faults(&self) -> usize {
+        (self.region as f64 * self.ratio * 2.0) as usize / PAGE_SIZE
+    }
+}
+
 /// Steps by their names in results and in the library's statistics.
 const STEPS: [(&str, &str); 5] = [
     ("queue", "step_queue_p50_ns"),
@@ -50,7 +57,6 @@ const STEPS: [(&str, &str); 5] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Sigbus,
-    Monitor,
     Touch,
 }
 
@@ -58,7 +64,6 @@ impl Way {
     fn name(self) -> &'static str {
         match self {
             Self::Sigbus => "sigbus",
-            Self::Monitor => "monitor",
             Self::Touch => "touch",
         }
     }
@@ -85,7 +90,7 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     // What is compared is measured side by side: first everything on the disk, then everything in memory.
     let mut pagers = Vec::new();
     for on_disk in [true, false] {
-        pagers.extend([Way::Sigbus, Way::Monitor, Way::Touch].map(|way| Pager::Lightswap { on_disk, way }));
+        pagers.extend([Way::Sigbus, Way::Touch].map(|way| Pager::Lightswap { on_disk, way }));
         let device = devices.devices.iter().position(|(kind, _)| (*kind == SwapKind::File) == on_disk);
         pagers.extend(device.map(|device| Pager::Kernel { device }));
     }
@@ -99,8 +104,10 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
             measured.push(match *pager {
                 Pager::Lightswap { on_disk, way } => measure(options, on_disk.then_some(&file), way, u64::from(repetition))?,
                 Pager::Kernel { device } => {
-                    let request = Request::Time { num_faults: options.faults as usize, seed: u64::from(repetition) };
-                    match devices.session(device)?.ask(request)? {
+                    let seed = u64::from(repetition);
+                    let mut session = devices.session(device)?;
+                    session.ask(Request::Time { num_faults: options.warm_up_faults(), seed: !seed })?;
+                    match session.ask(Request::Time { num_faults: options.faults as usize, seed })? {
                         Reply::Latency { p50_us, p99_us } => Measured { p50_us, p99_us, steps: Vec::new() },
                         other => bail!("the measuring process answered {other:?} to a request for latencies"),
                     }
@@ -112,27 +119,30 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     }
     progress.finish(&format!("{total} measurements of {} faults", options.faults));
     for (pager, measured) in points {
-        record(pager, &devices, &measured, &mut findings.micro);
+        record(pager, &devices, &measured, &mut findings);
     }
     Ok(findings)
 }
 
-fn record(pager: Pager, devices: &Devices, measured: &[Measured], micro: &mut Vec<Micro>) {
+fn record(pager: Pager, devices: &Devices, measured: &[Measured], findings: &mut Findings) {
     let (pager, backend, notifier) = match pager {
         Pager::Lightswap { on_disk, way } => ("lightswap", if on_disk { "file" } else { "memory" }, way.name()),
         Pager::Kernel { device } => ("kernel", name(devices.devices[device].0), "kernel"),
     };
-    let of = |number: fn(&Measured) -> f64| median(measured.iter().map(number).collect());
-    micro.push(Micro::FaultLatency {
+    findings.add(measured.iter().map(|measured| measured.p50_us).collect(), |p50_us| Micro::FaultLatency {
         pager: pager.into(),
         backend: backend.into(),
         notifier: notifier.into(),
-        p50_us: of(|measured| measured.p50_us),
-        p99_us: of(|measured| measured.p99_us),
+        p50_us,
+        p99_us: median(measured.iter().map(|measured| measured.p99_us).collect()),
     });
     for (index, (step, _)) in measured[0].steps.iter().enumerate() {
-        let p50_us = median(measured.iter().map(|measured| measured.steps[index].1).collect());
-        micro.push(Micro::FaultStep { backend: backend.into(), notifier: notifier.into(), step: (*step).into(), p50_us });
+        findings.add(measured.iter().map(|measured| measured.steps[index].1).collect(), |p50_us| Micro::FaultStep {
+            backend: backend.into(),
+            notifier: notifier.into(),
+            step: (*step).into(),
+            p50_us,
+        });
     }
 }
 
@@ -153,7 +163,11 @@ fn measure(options: &Options, file: Option<&DiskFile>, way: Way, seed: u64) -> R
     let times = Rc::new(RefCell::new(Times::default()));
     let worker = filled.swap.enter_worker()?;
     let (of_lwt, num_faults) = (Rc::clone(&times), options.faults as usize);
-    worker.start(move || *of_lwt.borrow_mut() = fault_repeatedly(pages, way, num_faults, Random::new(seed)))?;
+    let warm_up_faults = options.warm_up_faults();
+    worker.start(move || {
+        fault_repeatedly(pages, way, warm_up_faults, Random::new(!seed));
+        *of_lwt.borrow_mut() = fault_repeatedly(pages, way, num_faults, Random::new(seed));
+    })?;
     worker.run();
     drop(worker);
     let mut times = times.take();
@@ -163,8 +177,9 @@ fn measure(options: &Options, file: Option<&DiskFile>, way: Way, seed: u64) -> R
     if way != Way::Touch {
         steps.push(("notify", quantile_us(&times.notify_ns, 0.5)));
     }
+    let stats = filled.swap.stats();
     for (step, statistic) in STEPS {
-        steps.push((step, filled.statistic(statistic)? as f64 / 1e3));
+        steps.extend(stats.iter().find(|(name, _)| *name == statistic).map(|(_, ns)| (step, *ns as f64 / 1e3)));
     }
     Ok(Measured { p50_us: quantile_us(&times.whole_ns, 0.5), p99_us: quantile_us(&times.whole_ns, 0.99), steps })
 }

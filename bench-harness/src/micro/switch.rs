@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lightswap::{Lightswap, lwt};
 
-use super::{Findings, median, now_ns};
+use super::{Findings, now_ns};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::results::Micro;
@@ -35,8 +35,11 @@ pub fn run(options: &Options) -> Result<Findings> {
         }
     }
     progress.finish(&format!("{total} measurements"));
-    let record = |(lwts, switch_ns)| Micro::LwtSwitch { lwts, switch_ns: median(switch_ns) };
-    Ok(points.into_iter().map(record).collect::<Vec<_>>().into())
+    let mut findings = Findings::default();
+    for (lwts, switch_ns) in points {
+        findings.add(switch_ns, |switch_ns| Micro::LwtSwitch { lwts, switch_ns });
+    }
+    Ok(findings)
 }
 
 /// Nanoseconds a switch.
