@@ -17,7 +17,7 @@ use crate::interrupt;
 use crate::journal::{Guard, Journal, Leftover};
 use crate::lab::{Transport, is_root};
 use crate::memtier;
-use crate::micro::median;
+use crate::micro::{Findings, median};
 use crate::outcome::{GENERATOR, Sample};
 use crate::results::Micro;
 use crate::server::{self, Server};
@@ -156,11 +156,12 @@ impl Options {
     }
 }
 
-pub fn run(journal: &Journal, options: &Options) -> Result<Vec<Micro>> {
+pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
+    let mut findings = Findings::default();
     let own_binary = std::env::current_exe().context("cannot find the own program")?;
     let memtier = memtier::find();
     if memtier.is_none() {
-        eprintln!("{} is not on PATH: there is nothing to compare with, only the own ceiling is measured.", memtier::NAME);
+        findings.skip(memtier::NAME, "it is not on PATH; there is nothing to compare with, only the own ceiling is measured".into());
     }
     let mut targets = vec![options.start(journal, NULL, &own_binary)?];
     if let Some(binary) = &options.memcached_stock {
@@ -187,14 +188,14 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Vec<Micro>> {
         drop(target.generator);
         target.server.stop();
     }
-    let measured = points.into_iter().flatten().filter(|point| !point.cpu_us.is_empty());
-    Ok(measured
-        .map(|point| Micro::Generator {
+    for point in points.into_iter().flatten().filter(|point| !point.cpu_us.is_empty()) {
+        findings.add(point.requests_per_second, |requests_per_second| Micro::Generator {
             generator: point.generator.into(),
             server: point.server.into(),
             connections: options.connections,
-            requests_per_second: median(point.requests_per_second),
+            requests_per_second,
             generator_cpu_us_per_request: median(point.cpu_us),
-        })
-        .collect())
+        });
+    }
+    Ok(findings)
 }

@@ -58,7 +58,7 @@ pub struct Arguments<O: Args> {
 
 /// What a benchmark found, and what it could not measure here.
 #[derive(Debug, Default)]
-struct Findings {
+pub struct Findings {
     micro: Vec<Micro>,
     ranges: Vec<(f64, f64)>,
     skipped: Vec<Skipped>,
@@ -66,14 +66,14 @@ struct Findings {
 
 impl Findings {
     /// A record of its first number's median, given what the repetitions found.
-    fn add(&mut self, repetitions: Vec<f64>, record: impl FnOnce(f64) -> Micro) {
+    pub fn add(&mut self, repetitions: Vec<f64>, record: impl FnOnce(f64) -> Micro) {
         let smallest = repetitions.iter().copied().fold(f64::INFINITY, f64::min);
         let largest = repetitions.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         self.ranges.push((smallest, largest));
         self.micro.push(record(median(repetitions)));
     }
 
-    fn skip(&mut self, what: &str, reason: String) {
+    pub fn skip(&mut self, what: &str, reason: String) {
         eprintln!("{what} is left out: {reason}");
         self.skipped.push(Skipped { configuration: what.into(), reason });
     }
@@ -92,7 +92,7 @@ pub fn run(command: &Command) -> Result<bool> {
         Command::Kernel(arguments) => (kernel_swap::run(&journal, &arguments.options)?, &arguments.json),
         Command::Switch(arguments) => (switch::run(&arguments.options)?, &arguments.json),
         Command::Regions(arguments) => (regions::run(&arguments.options)?, &arguments.json),
-        Command::Generator(arguments) => (generator_ceiling::run(&journal, &arguments.options)?.into(), &arguments.json),
+        Command::Generator(arguments) => (generator_ceiling::run(&journal, &arguments.options)?, &arguments.json),
         Command::KernelChild(_) => unreachable!("handled above"),
     };
     let environment = serde_json::to_value(Environment::collect(Path::new(".")))?;
