@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::compare::CompareArguments;
 use crate::configurations;
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
 use crate::lab::Transport;
 use crate::micro::{fault, notify};
+use crate::report::{ReportArguments, SummaryArguments};
 use crate::units::parse_size;
 use crate::values::{VALUE_SIZE_MAX, VALUE_SIZE_MIN};
 use crate::ycsb::{Distribution, Workload};
@@ -37,6 +39,10 @@ pub enum Command {
     Micro(MicroCommand),
     /// Make an HTML report of result files
     Report(ReportArguments),
+    /// Print a summary of result files in Markdown
+    Summary(SummaryArguments),
+    /// Compare two result files: ratios, spreads, and what became worse (then the exit code is 1)
+    Compare(CompareArguments),
     /// Remove what a killed run left: servers, cgroups, swap files, kernel settings
     Clean,
 }
@@ -181,16 +187,6 @@ pub struct LoadArguments {
     pub shape: ShapeArguments,
 }
 
-#[derive(Debug, Args)]
-pub struct ReportArguments {
-    /// Result files
-    #[arg(required = true)]
-    pub results: Vec<PathBuf>,
-    /// The HTML file to write
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
-}
-
 fn parse_value_size(text: &str) -> Result<usize, String> {
     let size = usize::try_from(parse_size(text)?).map_err(|e| e.to_string())?;
     if (VALUE_SIZE_MIN..=VALUE_SIZE_MAX).contains(&size) { Ok(size) } else { Err(format!("values have {VALUE_SIZE_MIN} to {VALUE_SIZE_MAX} bytes")) }
@@ -241,6 +237,8 @@ mod tests {
             "load 127.0.0.1:1 --connections 0",
             "load 127.0.0.1:1 --records 0",
             "report --out x",
+            "compare a.json",
+            "compare a.json b.json --threshold much",
         ] {
             let words = std::iter::once("lightswap-bench").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
@@ -254,7 +252,9 @@ mod tests {
             "run --workload C,a --configuration kernel-swap --ratio 0.5 --server-threads 2,4 --json x",
             "load unix:/tmp/x --only-load",
             "run --configuration dram --server-argument -v",
-            "report --out x y.json z.json",
+            "report --out x y.json z.json --markdown w.md",
+            "summary y.json z.json",
+            "compare a.json b.json --threshold 5%",
             "clean",
         ] {
             let words = std::iter::once("lightswap-bench").chain(line.split(' '));

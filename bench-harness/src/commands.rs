@@ -1,18 +1,17 @@
-//! The subcommands `run`, `load` and `report`.
+//! The subcommands `run`, `load` and `micro`.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cli::{LoadArguments, MicroCommand, ReportArguments, RunArguments, ServerArguments};
+use crate::cli::{LoadArguments, MicroCommand, RunArguments, ServerArguments};
 use crate::configurations::{Binary, DRAM};
 use crate::environment::{Environment, command_line};
 use crate::generator::{Generator, Shape, TimedRun, WarmUp};
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab, Timing, is_root};
 use crate::micro::{fault, notify};
-use crate::report;
-use crate::results::{Details, EXTERNAL, Results, Run, write_file};
+use crate::results::{Details, EXTERNAL, Results, Run};
 use crate::server;
 use crate::table;
 
@@ -163,11 +162,5 @@ pub fn micro(command: &MicroCommand) -> Result<bool> {
     if let Some(path) = json {
         results.write(path)?;
     }
-    Ok(true)
-}
-
-pub fn report(arguments: &ReportArguments) -> Result<bool> {
-    let files = arguments.results.iter().map(|path| Results::read(path)).collect::<Result<Vec<_>>>()?;
-    write_file(&arguments.out, &report::html(&files))?;
     Ok(true)
 }

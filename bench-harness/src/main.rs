@@ -6,6 +6,7 @@ mod chart;
 mod cli;
 mod client;
 mod commands;
+mod compare;
 mod configurations;
 mod demo;
 mod disk_probe;
@@ -52,7 +53,9 @@ fn execute(cli: &Cli) -> Result<bool> {
         Command::Run(arguments) => commands::run(arguments),
         Command::Load(arguments) => commands::load(arguments),
         Command::Micro(command) => commands::micro(command),
-        Command::Report(arguments) => commands::report(arguments),
+        Command::Report(arguments) => report::report(arguments),
+        Command::Summary(arguments) => report::summary(arguments),
+        Command::Compare(arguments) => compare::compare(arguments),
         // Opening the journal removes what it lists.
         Command::Clean => journal::Journal::open().map(|_| true),
     }
