@@ -59,6 +59,9 @@ pub struct Plot {
 const MARKERS: [&str; 5] =
     ["M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M-3.6-3.6h7.2v7.2h-7.2z", "M0-4.8L4.6 3.4H-4.6z", "M0-5L5 0L0 5L-5 0z", "M0 4.8L4.6-3.4H-4.6z"];
 
+/// That fit below a plot, with what keeps labels apart.
+const LETTERS_ON_A_PHONE: usize = 34;
+
 impl Plot {
     pub fn new(title: impl Into<String>, note: impl Into<String>, x: Axis, y: Axis) -> Self {
         Self { title: title.into(), note: note.into(), x, y, series: Vec::new(), references: Vec::new(), y_at_least: f64::NAN, small: false }
@@ -81,7 +84,8 @@ impl Plot {
             self.write_legend(&mut html, &series);
         }
         let names = series.iter().map(|series| series.label.as_str()).collect::<Vec<_>>().join(", ");
-        let label = format!("{}: {} against {}, for {names}", self.title, self.y.title, self.x.title);
+        let of = if self.title.is_empty() { &self.note } else { &self.title };
+        let label = format!("{of}: {} against {}, for {names}", self.y.title, self.x.title);
         let y_labels: Vec<String> = y.ticks.iter().map(|tick| (self.y.format)(*tick)).collect();
         let y_width = y_labels.iter().map(|label| label.chars().count()).max().unwrap_or(1);
         if !self.y.title.is_empty() {
@@ -108,10 +112,12 @@ impl Plot {
             write_series(&mut html, series, MARKERS[index % MARKERS.len()], &x, &y);
         }
         html += "</svg><div class=\"x-axis\">";
-        for (index, tick) in x.ticks.iter().enumerate() {
+        let x_labels: Vec<String> = x.ticks.iter().map(|tick| (self.x.format)(*tick)).collect();
+        let num_letters: usize = x_labels.iter().map(|label| label.chars().count() + 2).sum();
+        for (index, (tick, text)) in x.ticks.iter().zip(&x_labels).enumerate() {
             // On a phone there is room for half of many labels; the last one stays.
-            let spare = if x.ticks.len() > 6 && (x.ticks.len() - 1 - index) % 2 == 1 { " class=\"spare\"" } else { "" };
-            let _ = write!(html, "<span{spare} style=\"left:{:.2}%\">{}</span>", x.percent(*tick), escape(&(self.x.format)(*tick)));
+            let spare = if num_letters > LETTERS_ON_A_PHONE && (x_labels.len() - 1 - index) % 2 == 1 { " class=\"spare\"" } else { "" };
+            let _ = write!(html, "<span{spare} style=\"left:{:.2}%\">{}</span>", x.percent(*tick), escape(text));
         }
         let _ = writeln!(html, "</div><div class=\"x-title\">{}</div></div></figure>", escape(&self.x.title));
         html

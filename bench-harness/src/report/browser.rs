@@ -264,5 +264,13 @@ fn in_a_browser_the_report_fits_and_complains_of_nothing() {
                 browser.screenshot(&directory.join(format!("{name}-{width_name}-{theme}.png")));
             }
         }
+        // On paper: the width of A4, and light whatever the theme.
+        browser.call("Emulation.setDeviceMetricsOverride", &json!({"width": 794, "height": 1123, "deviceScaleFactor": 1, "mobile": false}));
+        browser.call("Emulation.setEmulatedMedia", &json!({"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}));
+        browser.open(&page);
+        assert_eq!(browser.evaluate("getComputedStyle(document.body).backgroundColor"), json!("rgb(255, 255, 255)"), "{name} on paper");
+        assert_eq!(browser.evaluate(FLAWS), json!([]), "{name} on paper");
+        browser.screenshot(&directory.join(format!("{name}-paper.png")));
+        browser.call("Emulation.setEmulatedMedia", &json!({"media": ""}));
     }
 }

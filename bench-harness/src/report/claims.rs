@@ -96,8 +96,8 @@ const THROUGHPUT: f64 = 1.4;
 /// Every claim of the paper's abstract, in its order.
 pub fn paper(evidence: &Evidence<'_>) -> Vec<Claim> {
     let mut claims = vec![
-        in_user_space(evidence, "file", "swap-ssd", "the same disk"),
-        in_user_space(evidence, "memory", "swap-zram", "memory"),
+        in_user_space(evidence, "file", "swap-ssd", "on the same disk"),
+        in_user_space(evidence, "memory", "swap-zram", "in memory"),
         notification(evidence),
         flat(evidence),
         fault_handling(evidence, "file", "swap-ssd", "kernel swap on the same disk"),
@@ -122,7 +122,7 @@ pub fn paper(evidence: &Evidence<'_>) -> Vec<Claim> {
 
 fn in_user_space(evidence: &Evidence<'_>, backend: &str, device: &str, place: &str) -> Claim {
     let claim = Claim::new(
-        format!("Page faults are handled in user space, the kernel is hardly involved: CPU a fault, pages on {place}"),
+        format!("Page faults are handled in user space, the kernel is hardly involved: CPU a fault, pages {place}"),
         "less than kernel swap",
     );
     let (ours, kernel) = (evidence.lightswap_cpu_us(backend), evidence.kernel_cpu_us(device));
@@ -139,7 +139,7 @@ fn in_user_space(evidence: &Evidence<'_>, backend: &str, device: &str, place: &s
         ours: format!("{} against {}", format_us(ours), format_us(kernel)),
         ratio: format!("{} less", times(kernel / ours)),
         verdict: Verdict::met_if(ours < kernel),
-        remark: "everything included, eviction too; what the kernel still does is the signal and mapping pages in and out".into(),
+        remark: "everything included, eviction too; what the kernel still does is the signal, and mapping pages in and out".into(),
         command: evidence.command_of_micro(|record| matches!(record, Micro::KernelSwap { device: name, .. } if name == device)),
         ..claim
     }

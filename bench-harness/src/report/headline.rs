@@ -15,11 +15,14 @@ pub struct Headline {
     pub is_good: bool,
 }
 
-/// `2.1 times as many` above 1, `0.8 times as many` below: never "more" where it is less.
+/// Below this a baseline serves more, beyond what runs differ in anyway.
+const CLEARLY_LESS: f64 = 0.95;
+
+/// Both sides of a ratio in words.
 fn comparison(own: &Summary, other: &Summary) -> String {
     format!(
         "{} at {} % local memory: {} serves {}/s, {} {}/s; its 99th percentile is {:.2} times as long",
-        own.workload.to_uppercase(),
+        super::shown(&own.workload),
         own.memory_percent(),
         own.configuration,
         format_count(own.operations_per_second.median),
@@ -77,11 +80,11 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
     }
     let duels = duels(evidence);
     if let Some((worst, own, other)) = duels.first() {
-        let lost = duels.iter().filter(|duel| duel.0 < 1.0).count();
+        let lost = duels.iter().filter(|duel| duel.0 < CLEARLY_LESS).count();
         let summary = if lost == 0 {
-            format!("Lightswap serves more in all {} comparisons; the closest is ", duels.len())
+            format!("Lightswap is nowhere clearly behind in {} comparisons; the closest is ", duels.len())
         } else {
-            format!("Lightswap serves less in {lost} of {} comparisons; the worst is ", duels.len())
+            format!("Lightswap is behind in {lost} of {} comparisons; the worst is ", duels.len())
         };
         headlines.push(Headline { number: times(*worst), sentence: summary + &comparison(own, other), is_good: lost == 0 });
     }
@@ -119,16 +122,19 @@ pub fn write_claims(html: &mut String, title: &str, expected: &str, claims: &[Cl
         escape(expected)
     );
     for claim in claims {
-        let dash = |text: &str| if text.is_empty() { "–".to_owned() } else { escape(text) };
+        // An empty cell is a dash in the table, and no line at all where rows are cards.
+        let cell = |label: &str, text: &str| {
+            let (class, text) = if text.is_empty() { (" class=\"none\"", "–".to_owned()) } else { ("", escape(text)) };
+            format!("<td{class} data-label=\"{label}\">{text}</td>")
+        };
         let _ = writeln!(
             html,
-            "<tr><td class=\"claim\">{}</td><td data-label=\"{}\">{}</td><td data-label=\"ours\">{}</td><td data-label=\"ratio\">{}</td>\
-             <td data-label=\"verdict\"><span class=\"verdict {}\">{}</span>{}</td><td data-label=\"command\"><code>{}</code></td></tr>",
+            "<tr><td class=\"claim\">{}</td>{}{}{}<td data-label=\"verdict\"><span class=\"verdict {}\">{}</span>{}</td>\
+             <td data-label=\"command\"><code>{}</code></td></tr>",
             escape(&claim.claim),
-            escape(expected),
-            escape(&claim.expected),
-            dash(&claim.ours),
-            dash(&claim.ratio),
+            cell(expected, &claim.expected),
+            cell("ours", &claim.ours),
+            cell("ratio", &claim.ratio),
             claim.verdict.class(),
             claim.verdict.words(),
             if claim.remark.is_empty() { String::new() } else { format!("<small>{}</small>", escape(&claim.remark)) },

@@ -6,6 +6,7 @@ use super::evidence::{Evidence, PRIMARY_PERCENT, PRIMARY_WORKLOADS};
 use super::memory::configurations;
 use super::{class_of, section};
 use crate::chart::{Axis, Line, Plot, Point, Reference, Series, escape};
+use crate::results::Moment;
 use crate::summary::{Spread, Summary};
 use crate::units::{MIB, format_count, format_tick, format_us, format_us_tick};
 
@@ -54,7 +55,7 @@ fn distribution(evidence: &Evidence<'_>, workload: &str) -> String {
     let Some(limited) = cells.iter().find(|cell| cell.memory_percent() < 100).or(cells.first()) else {
         return String::new();
     };
-    let title = format!("{workload}, {} % local memory", limited.memory_percent());
+    let title = format!("{}, {} % local memory", super::shown(workload), limited.memory_percent());
     let note = "the further left and down, the better; p99 is where a curve crosses 1 %";
     let mut plot = Plot::new(title, note, Axis::log("latency", format_us_tick), Axis::log("operations that took longer", format_share));
     for cell in cells {
@@ -86,7 +87,7 @@ pub fn write_latency(html: &mut String, evidence: &Evidence<'_>) {
             "Open loop: requests are due at a constant rate whatever the server does, and latency counts from when a request was due, so waiting \
              is not left out (no coordinated omission). A curve that turns upwards shows the rate that a configuration no longer keeps up with.",
         );
-        let _ = writeln!(html, "<div class=\"charts\">{open}</div>");
+        let _ = writeln!(html, "<div class=\"charts three\">{open}</div>");
     }
 }
 
@@ -111,7 +112,7 @@ fn open_loop(evidence: &Evidence<'_>) -> String {
                 ("99th percentile", |cell| cell.p99_us),
                 ("99.9th percentile", |cell| cell.p999_us),
             ] {
-                html += &open_loop_plot(&cells, &format!("{name} of {workload}, {percent} % local memory"), value);
+                html += &open_loop_plot(&cells, &format!("{name} of {}, {percent} % local memory", super::shown(workload)), value);
             }
         }
     }
@@ -142,10 +143,10 @@ fn open_loop_plot(cells: &[&Summary], title: &str, value: fn(&Summary) -> Spread
     plot.html()
 }
 
-/// Small multiples: throughput, faults and resident set over the measured time, each on one scale for all configurations.
+/// Small multiples: one card for each configuration, with throughput, faults and resident set over the measured time on scales that all share.
 pub fn write_time_lines(html: &mut String, evidence: &Evidence<'_>) {
     let has_time_line = |summary: &Summary| summary.time_line.len() > 1;
-    let Some((workload, cells)) = PRIMARY_WORKLOADS
+    let Some((workload, mut cells)) = PRIMARY_WORKLOADS
         .iter()
         .copied()
         .chain(evidence.workloads())
@@ -154,35 +155,49 @@ pub fn write_time_lines(html: &mut String, evidence: &Evidence<'_>) {
     else {
         return;
     };
+    // What has all in memory would only stretch the scale of the resident set.
+    if cells.iter().any(|cell| cell.limit_bytes.is_some()) {
+        cells.retain(|cell| cell.limit_bytes.is_some());
+    }
     let percent = cells.iter().map(|cell| cell.memory_percent()).min().unwrap_or(100);
-    let note = format!("{workload} at {percent} % local memory, the repetition in the middle; each row of charts has one scale for all.");
-    section(html, "time", "Time line of a run", &note);
-    type Row<'a> = (&'a str, fn(&Summary, usize) -> f64);
+    let note = format!(
+        "{} at {percent} % local memory, the repetition in the middle, all on the same scales. Faults: major faults of the kernel, or swap-ins where the \
+         server pages for itself. The dashed line is the memory limit.",
+        super::shown(workload)
+    );
+    section(html, "time-line", "Time line of a run", &note);
+    let mib = |bytes: u64| bytes as f64 / MIB as f64;
+    type Row<'a> = (&'a str, fn(&Moment) -> f64);
     let rows: [Row<'_>; 3] = [
-        ("operations a second", |cell, at| cell.time_line[at].operations_per_second),
-        ("faults a second", |cell, at| cell.time_line[at].faults_per_second),
-        ("resident MiB", |cell, at| cell.time_line[at].resident_bytes as f64 / MIB as f64),
+        ("operations a second", |moment| moment.operations_per_second),
+        ("faults a second", |moment| moment.faults_per_second),
+        ("resident MiB", |moment| moment.resident_bytes as f64 / MIB as f64),
     ];
-    for (index, (title, value)) in rows.into_iter().enumerate() {
-        let is_resident = index == 2;
-        let limit = |cell: &Summary| cell.limit_bytes.filter(|_| is_resident).map(|bytes| bytes as f64 / MIB as f64);
-        let of_cell = |cell: &Summary| (0..cell.time_line.len()).map(|at| value(cell, at)).chain(limit(cell)).fold(0.0, f64::max);
-        let highest = cells.iter().map(|cell| of_cell(cell)).fold(0.0, f64::max);
-        let _ = write!(html, "<h3>{}</h3><div class=\"charts many\">", escape(title));
-        for cell in &cells {
-            let mut plot = Plot::new(cell.configuration.clone(), "", Axis::linear("seconds", format_tick), Axis::linear("", format_tick));
+    let highest = rows.map(|(title, value)| {
+        let moments = cells.iter().flat_map(|cell| &cell.time_line).map(value);
+        let limits = cells.iter().filter_map(|cell| cell.limit_bytes).map(mib).filter(|_| title == "resident MiB");
+        moments.chain(limits).fold(0.0, f64::max)
+    });
+    *html += "<div class=\"charts many\">";
+    for cell in &cells {
+        let class = class_of(&cell.configuration);
+        let _ = write!(html, "<div class=\"card\"><h4 class=\"{class}\"><i class=\"dot\"></i>{}</h4>", escape(&cell.configuration));
+        for (index, (title, value)) in rows.iter().enumerate() {
+            let x_title = if index + 1 == rows.len() { "seconds" } else { "" };
+            let mut plot = Plot::new("", *title, Axis::linear(x_title, format_tick), Axis::linear("", format_tick));
             plot.small = true;
-            plot.y_at_least = highest;
-            let points = (0..cell.time_line.len())
-                .map(|at| Point { x: cell.time_line[at].at_seconds, y: Spread::one(value(cell, at)), note: String::new() })
-                .collect();
-            plot.series.push(Series { label: title.into(), class: class_of(&cell.configuration), line: Line::Solid, markers: false, points });
-            plot.references.extend(limit(cell).map(|y| Reference { label: "limit".into(), class: "limit".into(), y }));
+            plot.y_at_least = highest[index];
+            let points = cell.time_line.iter().map(|moment| Point { x: moment.at_seconds, y: Spread::one(value(moment)), note: String::new() });
+            let label = format!("{}, {title}", cell.configuration);
+            plot.series.push(Series { label, class: class.clone(), line: Line::Solid, markers: false, points: points.collect() });
+            if index + 1 == rows.len() {
+                plot.references.extend(cell.limit_bytes.map(|bytes| Reference { label: "limit".into(), class: "limit".into(), y: mib(bytes) }));
+            }
             *html += &plot.html();
         }
-        *html += "</div>\n";
+        *html += "</div>";
     }
-    *html += "<p class=\"faint\">Faults: major faults of the kernel, or swap-ins where the server pages for itself. The dashed line is the memory limit.</p>\n";
+    *html += "</div>\n";
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ const NOTIFIERS: [(&str, &str, &str); 4] = [
     ("monitor", "monitor thread", "monitor"),
     ("ebpf", "eBPF", "extstore"),
 ];
-const FLOORS: [(&str, &str, &str); 2] = [("bare", "bare SIGBUS handler", "limit"), ("kernel", "the kernel's own fault", "dram")];
+const FLOORS: [(&str, &str, &str); 2] = [("bare", "bare SIGBUS handler", "limit"), ("kernel", "the kernel's own fault", "kernel-swap-ssd")];
 
 /// Backends with what the kernel has at the same speed.
 const CLASSES: [(&str, &str, &str); 2] = [("file", "swap-ssd", "pages on the same disk"), ("memory", "swap-zram", "pages in memory")];
@@ -39,7 +39,7 @@ pub fn write_micro(html: &mut String, evidence: &Evidence<'_>) {
     if charts.is_empty() && generators.is_empty() {
         return;
     }
-    section(html, "micro", "What the mechanism costs", "Micro-benchmarks: single parts, measured by themselves.");
+    section(html, "mechanism", "What the mechanism costs", "Micro-benchmarks: single parts, measured by themselves.");
     let _ = writeln!(html, "<div class=\"charts\">{charts}{generators}</div>");
     if !generators.is_empty() && !has_memtier(evidence) {
         *html += "<p class=\"faint\">memtier_benchmark was not on PATH, so the load generator is shown without it.</p>\n";
@@ -156,7 +156,7 @@ fn cpu(evidence: &Evidence<'_>) -> String {
     }
     bars(
         "CPU a fault",
-        "everything included, eviction too; one worker; bars over all numbers of LWTs or threads; shorter is better",
+        "everything included, eviction too; one worker; error bars over all numbers of LWTs or threads; shorter is better",
         &groups,
         format_us,
     )
@@ -231,6 +231,13 @@ fn format_region(bytes: f64) -> String {
     lightswap::format_size(bytes as u64)
 }
 
+/// Powers of 16 bytes around the values.
+fn binary_ticks(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let (low, high) = values.fold((f64::INFINITY, 1.0f64), |(low, high), value| (low.min(value.max(1.0)), high.max(value)));
+    let all = (0..16).map(|power| 16f64.powi(power));
+    all.filter(|tick| *tick * 16.0 > low && *tick < high * 16.0).collect()
+}
+
 fn regions(evidence: &Evidence<'_>) -> String {
     type Value = fn(f64, f64, f64) -> f64;
     let charts: [(&str, &str, Axis, Value); 3] = [
@@ -252,6 +259,8 @@ fn regions(evidence: &Evidence<'_>) -> String {
             }
         }
         let format = y.format;
+        // Sizes in bytes have round values of their own.
+        let y = if title.starts_with("Metadata") { y.ticks_at(binary_ticks(found.values().flatten().copied())) } else { y };
         let x = Axis::log("size of the region (sparse)", format_region).ticks_at(found.keys().map(|bytes| *bytes as f64));
         let mut plot = Plot::new(title, note, x, y);
         let point = |(bytes, values): (u64, Vec<f64>)| {
@@ -291,7 +300,11 @@ fn generators(evidence: &Evidence<'_>) -> String {
                 continue;
             };
             let class = if generator.starts_with("memtier") { "kernel-swap-ssd" } else { "lightswap" };
-            group.bars.push(Bar { label: format!("{generator}, {connections} connections"), class: super::class_of(class), value });
+            group.bars.push(Bar {
+                label: format!("{generator}, {connections} connection{}", if *connections == 1 { "" } else { "s" }),
+                class: super::class_of(class),
+                value,
+            });
         }
         groups
     };

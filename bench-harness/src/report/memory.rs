@@ -67,7 +67,7 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
             );
         }
         if any {
-            let _ = write!(rows, "<tr><th>{}</th>{cells}</tr>", escape(workload));
+            let _ = write!(rows, "<tr><th>{}</th>{cells}</tr>", escape(&super::shown(workload)));
         }
     }
     if rows.is_empty() {
@@ -132,7 +132,7 @@ pub fn write_against_memory(html: &mut String, evidence: &Evidence<'_>) {
          from the smallest to the largest.",
     );
     for cells in groups {
-        let _ = write!(html, "<h3>{}</h3><div class=\"charts\">", escape(&cells[0].title()));
+        let _ = write!(html, "<h3>{}</h3><div class=\"charts\">", escape(&super::shown(&cells[0].title())));
         *html += &against_memory(&cells, "Throughput", "higher is better", Axis::linear("operations a second", format_tick), |cell| {
             (cell.operations_per_second, format!("{}/s", format_count(cell.operations_per_second.median)))
         });
@@ -174,7 +174,12 @@ fn against_memory(cells: &[&Summary], title: &str, note: &str, y: Axis, value: f
 /// What was measured at one share of memory only, or with other values: bars.
 pub fn write_others(html: &mut String, evidence: &Evidence<'_>) {
     let mut charts = String::new();
-    for cells in groups(evidence).into_iter().filter(|cells| !is_swept_over_memory(cells)) {
+    let by_value = by_value_size(evidence);
+    // What differs in the size of values alone is in those charts already.
+    let is_there = |cells: &[&Summary]| {
+        !by_value.is_empty() && cells[0].note == format!("values of {}", cells[0].shape.values()) && cells[0].shape.value_mix.is_empty()
+    };
+    for cells in groups(evidence).into_iter().filter(|cells| !is_swept_over_memory(cells) && !is_there(cells)) {
         let bar_groups = |value: fn(&Summary) -> Spread| -> Vec<Group> {
             let percents = percents_of(&cells, None);
             let group = |&percent: &u32| Group {
@@ -187,13 +192,17 @@ pub fn write_others(html: &mut String, evidence: &Evidence<'_>) {
             };
             percents.iter().map(group).collect()
         };
-        charts += &bars(&cells[0].title(), "operations a second; longer is better", &bar_groups(|cell| cell.operations_per_second), format_count);
+        charts += &bars(
+            &super::shown(&cells[0].title()),
+            "operations a second; longer is better",
+            &bar_groups(|cell| cell.operations_per_second),
+            format_count,
+        );
     }
-    let by_value = by_value_size(evidence);
     if charts.is_empty() && by_value.is_empty() {
         return;
     }
-    section(html, "others", "Other workloads and value sizes", "Median of the repetitions, with error bars from the smallest to the largest.");
+    section(html, "workloads", "Other workloads and value sizes", "Median of the repetitions, with error bars from the smallest to the largest.");
     let _ = writeln!(html, "<div class=\"charts\">{by_value}{charts}</div>");
 }
 
@@ -212,9 +221,12 @@ fn by_value_size(evidence: &Evidence<'_>) -> String {
                 continue;
             }
             let x = Axis::log("size of a value in bytes", format_count).ticks_at(sizes.iter().map(|size| *size as f64));
-            let title = format!("{workload} over the size of values, {percent} % local memory");
+            let title = format!("{} over the size of values, {percent} % local memory", super::shown(workload));
             let mut plot = Plot::new(title, "higher is better; logarithmic", x, Axis::log("operations a second", format_tick));
             for name in configurations(&here) {
+                if here.iter().filter(|cell| cell.configuration == name).all(|cell| cell.note.is_empty()) {
+                    continue;
+                }
                 let point = |&size: &usize| {
                     let cell = best(&evidence.summaries, |summary| {
                         here.iter().any(|cell| std::ptr::eq(*cell, summary))
@@ -242,7 +254,7 @@ pub fn write_sweeps(html: &mut String, evidence: &Evidence<'_>) {
         "Each configuration was tried with these settings first; ✓ marks what the comparison then used{}.",
         crate::summary::sweep_note(&evidence.runs)
     );
-    section(html, "sweeps", "Settings: what was tried, what was chosen", &note);
+    section(html, "settings", "Settings: what was tried, what was chosen", &note);
     *html += "<div class=\"charts\">";
     let same_chart = |a: &Summary, b: &Summary| a.workload == b.workload && a.shape == b.shape;
     for of_workload in evidence.swept.chunk_by(same_chart) {
@@ -269,7 +281,7 @@ pub fn write_sweeps(html: &mut String, evidence: &Evidence<'_>) {
                     .collect(),
             })
             .collect();
-        *html += &bars(&of_workload[0].title(), "operations a second", &groups, format_count);
+        *html += &bars(&super::shown(&of_workload[0].title()), "operations a second", &groups, format_count);
     }
     *html += "</div>\n";
 }

@@ -76,6 +76,15 @@ fn class_of(configuration: &str) -> String {
     }
 }
 
+/// A workload as headings write it.
+fn shown(workload: &str) -> String {
+    // Only the name of a YCSB workload, not what follows it.
+    match workload.strip_prefix("ycsb-").and_then(|rest| Some((rest.get(..1)?, rest.get(1..)?))) {
+        Some((letter, rest)) => format!("YCSB-{}{rest}", letter.to_uppercase()),
+        None => workload.to_owned(),
+    }
+}
+
 /// Begins a section; the previous one ends with it.
 fn section(html: &mut String, id: &str, title: &str, note: &str) {
     let _ = writeln!(html, "</section><section id=\"{id}\"><h2>{}</h2>", escape(title));
@@ -106,9 +115,8 @@ fn byline(files: &[Results]) -> String {
 fn navigation(body: &str) -> String {
     let mut html = String::from("<nav aria-label=\"sections\">");
     for part in body.split("<section id=\"").skip(1) {
-        let section = part.split_once('"').and_then(|(id, rest)| Some((id, rest.split_once("<h2>")?.1.split_once("</h2>")?.0)));
-        if let Some((id, title)) = section {
-            let _ = write!(html, "<a href=\"#{id}\">{title}</a>");
+        if let Some((id, _)) = part.split_once('"') {
+            let _ = write!(html, "<a href=\"#{id}\">{}</a>", id.replace('-', " "));
         }
     }
     html + "</nav>\n"
@@ -118,10 +126,9 @@ fn navigation(body: &str) -> String {
 pub fn html(files: &[Results]) -> String {
     let evidence = Evidence::new(files);
     let mut body = String::new();
-    section(&mut body, "claims", "Claims", "");
+    section(&mut body, "claims", "In short", "");
     headline::write_headlines(&mut body, &evidence);
-    headline::write_claims(&mut body, "The paper's", "paper", &claims::paper(&evidence));
-    headline::write_claims(&mut body, "Our own targets", "target", &targets::own(&evidence));
+    headline::write_claims(&mut body, "The paper's claims", "paper", &claims::paper(&evidence));
     memory::write_wins(&mut body, &evidence);
     memory::write_against_memory(&mut body, &evidence);
     latency::write_latency(&mut body, &evidence);
@@ -129,6 +136,8 @@ pub fn html(files: &[Results]) -> String {
     latency::write_time_lines(&mut body, &evidence);
     memory::write_others(&mut body, &evidence);
     memory::write_sweeps(&mut body, &evidence);
+    section(&mut body, "targets", "Our own targets", "What the project asks of itself beyond the paper.");
+    headline::write_claims(&mut body, "", "target", &targets::own(&evidence));
     appendix::write_problems(&mut body, &evidence);
     appendix::write_all_numbers(&mut body, &evidence);
     appendix::write_environments(&mut body, files);

@@ -78,7 +78,11 @@ fn cell(workload: &str, configuration: usize, ratio: f64, speed: f64, repetition
             operations,
             server_command: format!("build/memcached-stock/memcached -t {server_threads} -m 774"),
             generator: "lightswap-bench".into(),
-            distribution: if workload == "ycsb-d" { "latest".into() } else { "zipfian".into() },
+            distribution: match workload {
+                "ycsb-d" => "latest".into(),
+                "uniform" | "sequential" => workload.into(),
+                _ => "zipfian".into(),
+            },
             latency_buckets: buckets(p50, operations),
             time_line: time_line(speed, faults, limit_bytes),
             ..Details::default()

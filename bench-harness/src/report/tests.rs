@@ -24,7 +24,21 @@ fn the_report_is_self_contained_and_escaped() {
 #[test]
 fn a_full_run_has_every_section_and_an_empty_file_has_every_claim() {
     let full = html(&[synthetic::full()]);
-    for id in ["claims", "wins", "memory", "latency", "open-loop", "micro", "time", "others", "sweeps", "problems", "numbers", "environment"] {
+    for id in [
+        "claims",
+        "wins",
+        "memory",
+        "latency",
+        "open-loop",
+        "mechanism",
+        "time-line",
+        "workloads",
+        "settings",
+        "targets",
+        "problems",
+        "numbers",
+        "environment",
+    ] {
         assert!(full.contains(&format!("<section id=\"{id}\">")) && full.contains(&format!("href=\"#{id}\"")), "{id}");
     }
     assert!(full.contains("lightswap-nbd") && full.contains("Killed &lt;at once&gt;"));
