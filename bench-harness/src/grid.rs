@@ -1,6 +1,6 @@
 //! Runs a plan: settings first, then every cell as often as it is to be repeated. `demo` and `grid` are plans of this.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,9 @@ struct Runner<'l, 'j> {
     /// The best settings by configuration, swept ratio (percent) and workload.
     chosen: BTreeMap<(String, u64, &'static str), Settings>,
 }
+
+/// What is to be measured, and how.
+type Left = (CellName, Load, Timing);
 
 /// One server start: measurements that share settings.
 #[derive(Debug)]
@@ -140,11 +143,11 @@ impl Runner<'_, '_> {
         }
     }
 
-    /// Runs what is not finished yet. A server that fails gives runs with an error; a signal ends everything.
+    /// Runs what is not finished yet. A server that fails is tried once more and then gives runs with an error; a signal ends everything.
     fn run_group(&mut self, group: &Group<'_>) -> Result<Vec<Run>> {
         let cell = Cell { settings: group.settings.clone(), ..default_cell(group.target) };
         let mut runs = Vec::new();
-        let mut left = Vec::new();
+        let mut left: VecDeque<Left> = VecDeque::new();
         for measurement in &group.measurements {
             let mut timing = self.timing(group, measurement);
             let name = self.name(&cell, measurement, &timing)?;
@@ -162,56 +165,68 @@ impl Runner<'_, '_> {
                     }
                 }
             }
-            left.push((name, measurement.load, timing));
+            left.push_back((name, measurement.load, timing));
         }
         if left.is_empty() {
             return Ok(runs);
         }
-        let mut num_done = 0;
-        let all = (|| -> Result<()> {
-            self.measure_data_of(&cell.shape)?;
-            self.lab.prepare(&cell.configuration, self.largest_swap(&cell.configuration))?;
-            // A target has either memtier's measurements or others.
-            let memtier = memtier::find().filter(|_| matches!(left[0].1, Load::Memtier(_)));
-            let mut session = match &memtier {
-                Some(program) => self.lab.memtier_session(&cell, program)?,
-                None => self.lab.session(&cell)?,
+        let mut first_failure = None;
+        loop {
+            let Err(error) = self.run_left(&cell, &mut left, first_failure.as_deref(), &mut runs) else {
+                return Ok(runs);
             };
-            for (name, load, timing) in &left {
-                let run = match (load, &memtier) {
-                    (Load::Memtier(pattern), Some(program)) => session.run_memtier(program, *pattern, *timing)?,
-                    _ => session.run(*timing)?,
-                };
-                runs.push(run.clone());
-                self.store.add(name, run)?;
-                num_done += 1;
+            if error.is::<Interrupted>() {
+                return Err(error);
             }
-            session.finish();
-            Ok(())
-        })();
-        let Err(error) = all else {
-            return Ok(runs);
+            if let Some(reason) = preflight::not_possible(&error) {
+                let at = format!("{} at {:.0} %", cell.configuration.name, cell.ratio * 100.0);
+                self.store.skip(&at, &format!("{} records of {}: {reason}", cell.shape.records, values_label(&cell.shape)));
+                self.store.write()?;
+                return Ok(runs);
+            }
+            eprintln!("failed: {error:#}");
+            if first_failure.is_some() {
+                for (name, load, timing) in &left {
+                    let empty = cell.empty_run(&workload_name(load, timing), timing.repetition);
+                    let error = Some(format!("{error:#}"));
+                    let details = Details {
+                        sweep: timing.sweep,
+                        due_per_second: timing.due_per_second,
+                        error,
+                        first_failure: first_failure.clone(),
+                        ..empty.details
+                    };
+                    self.store.add(name, Run { details, ..empty })?;
+                }
+                return Ok(runs);
+            }
+            eprintln!("once more: a kernel that is short of memory kills servers now and then");
+            first_failure = Some(format!("{error:#}"));
+        }
+    }
+
+    /// Starts the server and measures, taking what is done off the list.
+    fn run_left(&mut self, cell: &Cell, left: &mut VecDeque<Left>, first_failure: Option<&str>, runs: &mut Vec<Run>) -> Result<()> {
+        self.measure_data_of(&cell.shape)?;
+        self.lab.prepare(&cell.configuration, self.largest_swap(&cell.configuration))?;
+        // A target has either memtier's measurements or others.
+        let memtier = memtier::find().filter(|_| left.iter().any(|(_, load, _)| matches!(load, Load::Memtier(_))));
+        let mut session = match &memtier {
+            Some(program) => self.lab.memtier_session(cell, program)?,
+            None => self.lab.session(cell)?,
         };
-        if error.is::<Interrupted>() {
-            return Err(error);
-        }
-        if let Some(reason) = preflight::not_possible(&error) {
-            let at = format!("{} at {:.0} %", cell.configuration.name, cell.ratio * 100.0);
-            self.store.skip(&at, &format!("{} records of {}: {reason}", cell.shape.records, values_label(&cell.shape)));
-            self.store.write()?;
-            return Ok(runs);
-        }
-        eprintln!("failed: {error:#}");
-        for (name, load, timing) in &left[num_done..] {
-            let workload = match load {
-                Load::Memtier(pattern) => format!("memtier-{}", pattern.name()),
-                _ => timing.workload.name().into(),
+        while let Some((name, load, timing)) = left.front() {
+            let mut run = match (load, &memtier) {
+                (Load::Memtier(pattern), Some(program)) => session.run_memtier(program, *pattern, *timing)?,
+                _ => session.run(*timing)?,
             };
-            let empty = cell.empty_run(&workload, timing.repetition);
-            let details = Details { sweep: timing.sweep, due_per_second: timing.due_per_second, error: Some(format!("{error:#}")), ..empty.details };
-            self.store.add(name, Run { details, ..empty })?;
+            run.details.first_failure = first_failure.map(str::to_owned);
+            runs.push(run.clone());
+            self.store.add(name, run)?;
+            left.pop_front();
         }
-        Ok(runs)
+        session.finish();
+        Ok(())
     }
 
     fn measure_data_of(&mut self, shape: &Shape) -> Result<()> {
@@ -309,6 +324,13 @@ impl Runner<'_, '_> {
             self.run_group(group)?;
         }
         Ok(())
+    }
+}
+
+fn workload_name(load: &Load, timing: &Timing) -> String {
+    match load {
+        Load::Memtier(pattern) => format!("memtier-{}", pattern.name()),
+        Load::Closed | Load::Open { .. } => timing.workload.name().into(),
     }
 }
 

@@ -74,6 +74,9 @@ pub struct Details {
     /// Why there is no result; the numbers are then meaningless.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why the cell had to be tried a second time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_failure: Option<String>,
     pub transport: String,
     pub records: u64,
     pub value_size_bytes: usize,
