@@ -86,7 +86,16 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
         } else {
             format!("Lightswap is behind in {lost} of {} comparisons; the worst is ", duels.len())
         };
-        headlines.push(Headline { number: times(*worst), sentence: summary + &comparison(own, other), is_good: lost == 0 });
+        let cell = format!(
+            "{} at {} % local memory, {}/s of {} against {}/s of {}",
+            super::shown(&own.workload),
+            own.memory_percent(),
+            format_count(own.operations_per_second.median),
+            own.configuration,
+            format_count(other.operations_per_second.median),
+            other.configuration
+        );
+        headlines.push(Headline { number: times(*worst), sentence: summary + &cell, is_good: lost == 0 });
     }
     headlines
 }
@@ -112,6 +121,14 @@ pub fn tally(claims: &[Claim]) -> String {
     parts.collect::<Vec<_>>().join(", ")
 }
 
+/// The command, of which what matters is seen at first: program and subcommands.
+fn command_html(command: &str) -> String {
+    match command.split_once(" --") {
+        Some((start, _)) => format!("<details><summary><code>{}</code></summary><code>{}</code></details>", escape(start), escape(command)),
+        None => format!("<code>{}</code>", escape(command)),
+    }
+}
+
 pub fn write_claims(html: &mut String, title: &str, expected: &str, claims: &[Claim]) {
     let _ = writeln!(
         html,
@@ -130,7 +147,7 @@ pub fn write_claims(html: &mut String, title: &str, expected: &str, claims: &[Cl
         let _ = writeln!(
             html,
             "<tr><td class=\"claim\">{}</td>{}{}{}<td data-label=\"verdict\"><span class=\"verdict {}\">{}</span>{}</td>\
-             <td data-label=\"command\"><code>{}</code></td></tr>",
+             <td data-label=\"command\">{}</td></tr>",
             escape(&claim.claim),
             cell(expected, &claim.expected),
             cell("ours", &claim.ours),
@@ -138,7 +155,7 @@ pub fn write_claims(html: &mut String, title: &str, expected: &str, claims: &[Cl
             claim.verdict.class(),
             claim.verdict.words(),
             if claim.remark.is_empty() { String::new() } else { format!("<small>{}</small>", escape(&claim.remark)) },
-            escape(&claim.command)
+            command_html(&claim.command)
         );
     }
     *html += "</tbody></table>\n";

@@ -206,7 +206,22 @@ fn faults(evidence: &Evidence<'_>, backend: &str, device: &str, place: &str, wan
     push("fio reads of the same file".into(), "limit", Line::None, disk);
     let counts: Vec<f64> = plot.series.iter().flat_map(|series| &series.points).map(|point| point.x).collect();
     plot.x = plot.x.ticks_at(counts);
-    plot.html()
+    if plot.x.ticks.len() > 2 { plot.html() } else { as_bars(&plot) }
+}
+
+/// A plot of too few values of x to have a shape, as bars.
+fn as_bars(plot: &Plot) -> String {
+    let group = |x: &f64| Group {
+        title: format!("{x} under way"),
+        bars: plot
+            .series
+            .iter()
+            .flat_map(|series| series.points.iter().filter(|point| point.x == *x).map(move |point| (series, point.y)))
+            .map(|(series, value)| Bar { label: series.label.clone(), class: series.class.clone(), value })
+            .collect(),
+    };
+    let groups: Vec<Group> = plot.x.ticks.iter().map(group).collect();
+    bars(&plot.title, "longer is better", &groups, format_count)
 }
 
 fn switch(evidence: &Evidence<'_>) -> String {

@@ -77,7 +77,7 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
     let key = |name: &&str| format!("<li><i class=\"dot {}\"></i>{}</li>", class_of(name), escape(name));
     let keys: String = others.iter().map(key).collect();
     format!(
-        "<figure><figcaption><b>{}</b> <span>{}</span></figcaption><table class=\"wins\"><thead><tr><th>local memory</th>{heads}</tr></thead>\
+        "<figure><figcaption><b>{}</b> <span>{}</span></figcaption><table class=\"wins\"><thead><tr><th>memory</th>{heads}</tr></thead>\
          <tbody>{rows}</tbody></table><ul class=\"legend\">{keys}</ul></figure>",
         escape(title),
         escape(note)
