@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::claims::{Claim, Verdict, times};
+use super::claims::{Claim, Verdict, ratio_of, times};
 use super::evidence::{Evidence, KERNEL_IN_MEMORY, PRIMARY_PERCENT, PRIMARY_WORKLOADS, STATE_OF_THE_ART};
 use crate::chart::escape;
 use crate::summary::Summary;
@@ -33,7 +33,7 @@ fn comparison(own: &Summary, other: &Summary) -> String {
 }
 
 fn ratio(own: &Summary, other: &Summary) -> f64 {
-    own.operations_per_second.median / other.operations_per_second.median
+    ratio_of(own.operations_per_second.median, other.operations_per_second.median)
 }
 
 /// All cells in which Lightswap has something to be compared with, with the ratio of their throughput.
@@ -63,7 +63,7 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
     }
     let kernel = evidence.fault_latency_us("kernel", "swap-ssd", "kernel");
     if let Some((own, kernel)) = evidence.fault_latency_us("lightswap", "file", "sigbus").zip(kernel) {
-        let ratio = kernel.median / own.median;
+        let ratio = ratio_of(kernel.median, own.median);
         let sentence = format!(
             "faster fault handling than kernel swap on the same disk: {} against {} from the faulting access to the retried one",
             format_us(own.median),

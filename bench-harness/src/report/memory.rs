@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::claims::{throughput, times};
+use super::claims::{ratio_of, throughput, times};
 use super::evidence::{Evidence, KERNEL_IN_MEMORY, STATE_OF_THE_ART};
 use super::{class_of, section};
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Series, bars, escape};
@@ -47,7 +47,7 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
                 continue;
             };
             any = true;
-            let ratio = mine.operations_per_second.median / other.operations_per_second.median;
+            let ratio = ratio_of(mine.operations_per_second.median, other.operations_per_second.median);
             let class = if ratio >= 1.4 {
                 "win-2"
             } else if ratio > 1.05 {
