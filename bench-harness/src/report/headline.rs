@@ -130,12 +130,13 @@ fn command_html(command: &str) -> String {
 }
 
 pub fn write_claims(html: &mut String, title: &str, expected: &str, claims: &[Claim]) {
+    if !title.is_empty() {
+        let _ = write!(html, "<h3>{} <span class=\"faint\">{}</span></h3>", escape(title), escape(&tally(claims)));
+    }
     let _ = writeln!(
         html,
-        "<h3>{} <span class=\"faint\">{}</span></h3><table class=\"claims\"><thead><tr><th>claim</th><th>{}</th><th>ours</th><th>ratio</th>\
+        "<table class=\"claims\"><thead><tr><th>claim</th><th>{}</th><th>ours</th><th>ratio</th>\
          <th>verdict</th><th>command</th></tr></thead><tbody>",
-        escape(title),
-        escape(&tally(claims)),
         escape(expected)
     );
     for claim in claims {

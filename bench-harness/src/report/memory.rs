@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::claims::{ratio_of, throughput, times};
+use super::claims::{ratio_of, throughput};
 use super::evidence::{Evidence, KERNEL_IN_MEMORY, STATE_OF_THE_ART};
 use super::{class_of, section};
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Series, bars, escape};
@@ -60,10 +60,9 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
             let tip = format!("{} against {} of {}", throughput(mine), throughput(other), other.configuration);
             let _ = write!(
                 cells,
-                "<td class=\"{class}\" title=\"{}\"><i class=\"dot {}\"></i>{}</td>",
+                "<td class=\"{class}\" title=\"{}\"><i class=\"dot {}\"></i>{ratio:.2}</td>",
                 escape(&tip),
-                class_of(&other.configuration),
-                times(ratio)
+                class_of(&other.configuration)
             );
         }
         if any {
