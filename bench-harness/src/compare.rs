@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use comfy_table::presets;
 
 use crate::report::read_all;
 use crate::results::{Micro, Results};
@@ -43,7 +44,7 @@ struct Measure {
     settings: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Change {
     Regression,
     Improvement,
@@ -218,8 +219,12 @@ pub fn compare(arguments: &CompareArguments) -> Result<bool> {
     };
     let (before, after) = (read(&arguments.before)?, read(&arguments.after)?);
     let (rows, sentences) = matched(&before, &after, arguments.threshold);
+    // What matters first.
+    let mut ordered: Vec<&Row> = rows.iter().collect();
+    ordered.sort_by_key(|row| row.change);
     let mut table = new_table(&["what", "unit", "before", "after", "ratio", ""], 2);
-    for Row { before, after, change } in &rows {
+    table.load_style(presets::NOTHING);
+    for Row { before, after, change } in ordered {
         let mut key = before.key.clone();
         if before.settings != after.settings {
             key += &format!("; {} then {}", before.settings, after.settings);

@@ -108,6 +108,8 @@ fn logarithmic(low: f64, high: f64, rounded: bool) -> (f64, f64, Vec<f64>) {
         all[from..=to].to_vec()
     };
     let fine = steps(&[1.0, 2.0, 5.0]);
+    // Values that are near each other need finer steps, or the axis has two labels.
+    let fine = if fine.len() < 4 { steps(&[1.0, 2.0, 3.0, 4.0, 5.0, 7.0]) } else { fine };
     let ticks = if fine.len() <= 7 { fine.clone() } else { steps(&[1.0]) };
     // The ends are those of the fine steps, so that little room is empty, and the labels are those within.
     let (low, high) = (fine[0], fine[fine.len() - 1]);
@@ -141,6 +143,7 @@ mod tests {
         assert!((close.percent(2.0) - 0.0).abs() < 1e-9 && (close.percent(100.0) - 100.0).abs() < 1e-9);
         let wide = Axis::log("", plain).scale([1.0, 90_000.0]);
         assert_eq!(wide.ticks.len(), 6);
+        assert_eq!(Axis::log("", plain).scale([2.2, 3.3]).ticks, [2.0, 3.0, 4.0]);
         // Nothing positive to show is no reason to fail.
         assert!(!Axis::log("", plain).scale([0.0, -1.0]).ticks.is_empty());
         let one = Axis::log("", plain).scale([10.0]);

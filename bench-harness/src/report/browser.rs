@@ -207,6 +207,9 @@ const FLAWS: &str = r#"(() => {
             }
         }
     }
+    for (const cell of document.querySelectorAll('.wins td, .wins th, .value')) {
+        if (cell.scrollWidth > cell.clientWidth + 1) flaws.push('too narrow: ' + cell.textContent);
+    }
     for (const axis of document.querySelectorAll('.x-axis')) {
         const labels = [...axis.children].filter(label => getComputedStyle(label).display !== 'none').map(label => label.getBoundingClientRect());
         labels.sort((a, b) => a.left - b.left);

@@ -70,6 +70,11 @@ impl Claim {
     }
 }
 
+/// Part over whole with the two digits that are shown: verdicts are by what a reader sees.
+pub fn ratio_of(part: f64, whole: f64) -> f64 {
+    (part / whole * 100.0).round() / 100.0
+}
+
 /// `1.78 ×`, with the number of digits that repetitions bear out.
 pub fn times(ratio: f64) -> String {
     if ratio >= 9.95 { format!("{ratio:.0} ×") } else { format!("{ratio:.2} ×") }
@@ -137,7 +142,7 @@ fn in_user_space(evidence: &Evidence<'_>, backend: &str, device: &str, place: &s
     };
     Claim {
         ours: format!("{} against {}", format_us(ours), format_us(kernel)),
-        ratio: format!("{} less", times(kernel / ours)),
+        ratio: format!("{} less", times(ratio_of(kernel, ours))),
         verdict: Verdict::met_if(ours < kernel),
         remark: "everything included, eviction too; what the kernel still does is the signal, and mapping pages in and out".into(),
         command: evidence.command_of_micro(|record| matches!(record, Micro::KernelSwap { device: name, .. } if name == device)),
@@ -163,7 +168,7 @@ fn notification(evidence: &Evidence<'_>) -> Claim {
     }
     Claim {
         ours: with_spread(judged, format_us),
-        ratio: format!("{} of the paper's time", times(judged.median / NOTIFICATION_US)),
+        ratio: format!("{} of the paper's time", times(ratio_of(judged.median, NOTIFICATION_US))),
         verdict: Verdict::met_if(judged.median <= NOTIFICATION_US),
         remark,
         command: evidence.command_of_micro(|record| matches!(record, Micro::Notify { notifier, .. } if notifier.starts_with("sigbus"))),
@@ -180,7 +185,7 @@ fn flat(evidence: &Evidence<'_>) -> Claim {
     if first.lwts == last.lwts {
         return claim.missing("missing: more than one number of LWTs");
     }
-    let growth = last.p50_us.median / first.p50_us.median;
+    let growth = ratio_of(last.p50_us.median, first.p50_us.median);
     let ours = format!("{} at {} LWT, {} at {}", format_us(first.p50_us.median), first.lwts, format_us(last.p50_us.median), last.lwts);
     let command = evidence.command_of_micro(|record| matches!(record, Micro::Notify { notifier, .. } if notifier == "sigbus"));
     let claim = Claim { ours, ratio: format!("{} from {} to {} LWTs", times(growth), first.lwts, last.lwts), command, ..claim };
@@ -188,10 +193,10 @@ fn flat(evidence: &Evidence<'_>) -> Claim {
     let (Some(monitor_first), Some(monitor_last)) = (monitor.first(), monitor.last()) else {
         return claim.missing("missing: the monitor thread's notification, to compare with");
     };
-    let monitor_growth = monitor_last.p50_us.median / monitor_first.p50_us.median;
+    let monitor_growth = ratio_of(monitor_last.p50_us.median, monitor_first.p50_us.median);
     // At the largest number of LWTs that both have.
     let common = series.iter().rev().find_map(|point| Some((point, monitor.iter().find(|other| other.lwts == point.lwts)?)));
-    let slower = common.map_or(0.0, |(own, other)| other.p50_us.median / own.p50_us.median);
+    let slower = common.map_or(0.0, |(own, other)| ratio_of(other.p50_us.median, own.p50_us.median));
     Claim {
         verdict: Verdict::met_if(growth <= FLAT && (monitor_growth > FLAT || slower >= FAR_SLOWER)),
         remark: format!(
@@ -221,8 +226,8 @@ fn fault_handling(evidence: &Evidence<'_>, backend: &str, device: &str, against:
     let touch = evidence.fault_latency_us("lightswap", backend, "touch");
     Claim {
         ours: format!("{} against {}", with_spread(ours, format_us), with_spread(kernel, format_us)),
-        ratio: format!("{} faster", times(kernel.median / ours.median)),
-        verdict: Verdict::met_if(kernel.median / ours.median >= FAULT_HANDLING),
+        ratio: format!("{} faster", times(ratio_of(kernel.median, ours.median))),
+        verdict: Verdict::met_if(ratio_of(kernel.median, ours.median) >= FAULT_HANDLING),
         remark: touch.map_or_else(String::new, |touch| format!("{} when pages are asked for before the access", format_us(touch.median))),
         command: evidence.command_of_micro(|record| matches!(record, Micro::FaultLatency { backend: name, .. } if name == backend)),
         ..claim
@@ -238,7 +243,7 @@ fn lacking(evidence: &Evidence<'_>, workload: &str, configurations: &[&str]) -> 
 fn versus(evidence: &Evidence<'_>, claim: Claim, own: &Summary, other: &Summary) -> Claim {
     Claim {
         ours: format!("{} against {} of {}", throughput(own), throughput(other), other.configuration),
-        ratio: times(own.operations_per_second.median / other.operations_per_second.median),
+        ratio: times(ratio_of(own.operations_per_second.median, other.operations_per_second.median)),
         command: evidence.command_of_cell(&own.workload, &own.configuration),
         ..claim
     }
@@ -257,7 +262,7 @@ fn over_state_of_the_art(evidence: &Evidence<'_>, workload: &str) -> Claim {
         return claim.missing(format!("missing: {} on {workload} at {PRIMARY_PERCENT} %", STATE_OF_THE_ART.join(", ")));
     };
     let missing = lacking(evidence, workload, &STATE_OF_THE_ART);
-    let ratio = own.operations_per_second.median / other.operations_per_second.median;
+    let ratio = ratio_of(own.operations_per_second.median, other.operations_per_second.median);
     let claim = versus(evidence, claim, own, other);
     // One baseline that is not beaten by enough decides; to say that all are takes all of them.
     let verdict = if ratio <= THROUGHPUT {
@@ -287,7 +292,7 @@ fn at_memory_speed(evidence: &Evidence<'_>, workload: &str) -> Claim {
         return claim.missing(format!("missing: {}", lacking(evidence, workload, &["lightswap-memory", KERNEL_IN_MEMORY])));
     };
     Claim {
-        verdict: Verdict::met_if(own.operations_per_second.median / other.operations_per_second.median > THROUGHPUT),
+        verdict: Verdict::met_if(ratio_of(own.operations_per_second.median, other.operations_per_second.median) > THROUGHPUT),
         remark: "zram compresses pages, Lightswap's memory backend does not".into(),
         ..versus(evidence, claim, own, other)
     }

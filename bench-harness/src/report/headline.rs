@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::claims::{Claim, Verdict, times};
+use super::claims::{Claim, Verdict, ratio_of, times};
 use super::evidence::{Evidence, KERNEL_IN_MEMORY, PRIMARY_PERCENT, PRIMARY_WORKLOADS, STATE_OF_THE_ART};
 use crate::chart::escape;
 use crate::summary::Summary;
@@ -33,7 +33,7 @@ fn comparison(own: &Summary, other: &Summary) -> String {
 }
 
 fn ratio(own: &Summary, other: &Summary) -> f64 {
-    own.operations_per_second.median / other.operations_per_second.median
+    ratio_of(own.operations_per_second.median, other.operations_per_second.median)
 }
 
 /// All cells in which Lightswap has something to be compared with, with the ratio of their throughput.
@@ -63,7 +63,7 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
     }
     let kernel = evidence.fault_latency_us("kernel", "swap-ssd", "kernel");
     if let Some((own, kernel)) = evidence.fault_latency_us("lightswap", "file", "sigbus").zip(kernel) {
-        let ratio = kernel.median / own.median;
+        let ratio = ratio_of(kernel.median, own.median);
         let sentence = format!(
             "faster fault handling than kernel swap on the same disk: {} against {} from the faulting access to the retried one",
             format_us(own.median),
@@ -86,7 +86,16 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
         } else {
             format!("Lightswap is behind in {lost} of {} comparisons; the worst is ", duels.len())
         };
-        headlines.push(Headline { number: times(*worst), sentence: summary + &comparison(own, other), is_good: lost == 0 });
+        let cell = format!(
+            "{} at {} % local memory, {}/s of {} against {}/s of {}",
+            super::shown(&own.workload),
+            own.memory_percent(),
+            format_count(own.operations_per_second.median),
+            own.configuration,
+            format_count(other.operations_per_second.median),
+            other.configuration
+        );
+        headlines.push(Headline { number: times(*worst), sentence: summary + &cell, is_good: lost == 0 });
     }
     headlines
 }
@@ -112,13 +121,22 @@ pub fn tally(claims: &[Claim]) -> String {
     parts.collect::<Vec<_>>().join(", ")
 }
 
+/// The command, of which what matters is seen at first: program and subcommands.
+fn command_html(command: &str) -> String {
+    match command.split_once(" --") {
+        Some((start, _)) => format!("<details><summary><code>{}</code></summary><code>{}</code></details>", escape(start), escape(command)),
+        None => format!("<code>{}</code>", escape(command)),
+    }
+}
+
 pub fn write_claims(html: &mut String, title: &str, expected: &str, claims: &[Claim]) {
+    if !title.is_empty() {
+        let _ = write!(html, "<h3>{} <span class=\"faint\">{}</span></h3>", escape(title), escape(&tally(claims)));
+    }
     let _ = writeln!(
         html,
-        "<h3>{} <span class=\"faint\">{}</span></h3><table class=\"claims\"><thead><tr><th>claim</th><th>{}</th><th>ours</th><th>ratio</th>\
+        "<table class=\"claims\"><thead><tr><th>claim</th><th>{}</th><th>ours</th><th>ratio</th>\
          <th>verdict</th><th>command</th></tr></thead><tbody>",
-        escape(title),
-        escape(&tally(claims)),
         escape(expected)
     );
     for claim in claims {
@@ -130,7 +148,7 @@ pub fn write_claims(html: &mut String, title: &str, expected: &str, claims: &[Cl
         let _ = writeln!(
             html,
             "<tr><td class=\"claim\">{}</td>{}{}{}<td data-label=\"verdict\"><span class=\"verdict {}\">{}</span>{}</td>\
-             <td data-label=\"command\"><code>{}</code></td></tr>",
+             <td data-label=\"command\">{}</td></tr>",
             escape(&claim.claim),
             cell(expected, &claim.expected),
             cell("ours", &claim.ours),
@@ -138,7 +156,7 @@ pub fn write_claims(html: &mut String, title: &str, expected: &str, claims: &[Cl
             claim.verdict.class(),
             claim.verdict.words(),
             if claim.remark.is_empty() { String::new() } else { format!("<small>{}</small>", escape(&claim.remark)) },
-            escape(&claim.command)
+            command_html(&claim.command)
         );
     }
     *html += "</tbody></table>\n";

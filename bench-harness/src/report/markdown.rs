@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::claims::{self, Claim, with_spread};
+use super::claims::{self, Claim, Verdict, with_spread};
 use super::evidence::Evidence;
 use super::headline::headlines;
 use super::mechanism::notification_lines;
@@ -21,7 +21,7 @@ fn cell(text: &str) -> String {
 fn write_claims(text: &mut String, heading: &str, claims: &[Claim]) {
     let _ = writeln!(text, "\n| {heading} | expected | ours | ratio | verdict |\n|---|---|---|---|---|");
     for claim in claims {
-        let verdict = if claim.ours.is_empty() && !claim.remark.is_empty() {
+        let verdict = if claim.verdict == Verdict::NotMeasured && !claim.remark.is_empty() {
             format!("{} ({})", claim.verdict.words(), claim.remark)
         } else {
             claim.verdict.words().to_owned()

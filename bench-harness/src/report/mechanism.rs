@@ -54,6 +54,8 @@ fn notification(evidence: &Evidence<'_>) -> String {
         let title = format!("Notification, {workers} worker{}", if workers == 1 { "" } else { "s" });
         let x = Axis::log("LWTs", format_count).ticks_at(counts);
         let mut plot = Plot::new(title, "median, from the access to the handler; lower is better", x, Axis::log("time", format_us_tick));
+        // A tenth of a microsecond must not look like a cliff.
+        plot.y_at_least = 10.0;
         for ((_, label, class), series) in all {
             let point = |point: &NotifyPoint| Point {
                 x: f64::from(point.lwts),
@@ -206,7 +208,22 @@ fn faults(evidence: &Evidence<'_>, backend: &str, device: &str, place: &str, wan
     push("fio reads of the same file".into(), "limit", Line::None, disk);
     let counts: Vec<f64> = plot.series.iter().flat_map(|series| &series.points).map(|point| point.x).collect();
     plot.x = plot.x.ticks_at(counts);
-    plot.html()
+    if plot.x.ticks.len() > 2 { plot.html() } else { as_bars(&plot) }
+}
+
+/// A plot of too few values of x to have a shape, as bars.
+fn as_bars(plot: &Plot) -> String {
+    let group = |x: &f64| Group {
+        title: format!("{x} under way"),
+        bars: plot
+            .series
+            .iter()
+            .flat_map(|series| series.points.iter().filter(|point| point.x == *x).map(move |point| (series, point.y)))
+            .map(|(series, value)| Bar { label: series.label.clone(), class: series.class.clone(), value })
+            .collect(),
+    };
+    let groups: Vec<Group> = plot.x.ticks.iter().map(group).collect();
+    bars(&plot.title, "longer is better", &groups, format_count)
 }
 
 fn switch(evidence: &Evidence<'_>) -> String {

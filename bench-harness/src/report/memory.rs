@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::claims::{throughput, times};
+use super::claims::{ratio_of, throughput};
 use super::evidence::{Evidence, KERNEL_IN_MEMORY, STATE_OF_THE_ART};
 use super::{class_of, section};
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Series, bars, escape};
@@ -47,7 +47,7 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
                 continue;
             };
             any = true;
-            let ratio = mine.operations_per_second.median / other.operations_per_second.median;
+            let ratio = ratio_of(mine.operations_per_second.median, other.operations_per_second.median);
             let class = if ratio >= 1.4 {
                 "win-2"
             } else if ratio > 1.05 {
@@ -60,10 +60,9 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
             let tip = format!("{} against {} of {}", throughput(mine), throughput(other), other.configuration);
             let _ = write!(
                 cells,
-                "<td class=\"{class}\" title=\"{}\"><i class=\"dot {}\"></i>{}</td>",
+                "<td class=\"{class}\" title=\"{}\"><i class=\"dot {}\"></i>{ratio:.2}</td>",
                 escape(&tip),
-                class_of(&other.configuration),
-                times(ratio)
+                class_of(&other.configuration)
             );
         }
         if any {
@@ -77,7 +76,7 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
     let key = |name: &&str| format!("<li><i class=\"dot {}\"></i>{}</li>", class_of(name), escape(name));
     let keys: String = others.iter().map(key).collect();
     format!(
-        "<figure><figcaption><b>{}</b> <span>{}</span></figcaption><table class=\"wins\"><thead><tr><th>local memory</th>{heads}</tr></thead>\
+        "<figure><figcaption><b>{}</b> <span>{}</span></figcaption><table class=\"wins\"><thead><tr><th>memory</th>{heads}</tr></thead>\
          <tbody>{rows}</tbody></table><ul class=\"legend\">{keys}</ul></figure>",
         escape(title),
         escape(note)

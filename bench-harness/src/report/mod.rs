@@ -136,8 +136,9 @@ pub fn html(files: &[Results]) -> String {
     latency::write_time_lines(&mut body, &evidence);
     memory::write_others(&mut body, &evidence);
     memory::write_sweeps(&mut body, &evidence);
-    section(&mut body, "targets", "Our own targets", "What the project asks of itself beyond the paper.");
-    headline::write_claims(&mut body, "", "target", &targets::own(&evidence));
+    let own = targets::own(&evidence);
+    section(&mut body, "targets", "Our own targets", &format!("What the project asks of itself beyond the paper: {}.", headline::tally(&own)));
+    headline::write_claims(&mut body, "", "target", &own);
     appendix::write_problems(&mut body, &evidence);
     appendix::write_all_numbers(&mut body, &evidence);
     appendix::write_environments(&mut body, files);

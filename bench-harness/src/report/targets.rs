@@ -1,6 +1,6 @@
 //! What the project asks of itself beyond the paper, judged like its claims.
 
-use super::claims::{Claim, Verdict, throughput, times};
+use super::claims::{Claim, Verdict, ratio_of, throughput, times};
 use super::evidence::{Evidence, PRIMARY_PERCENT, PRIMARY_WORKLOADS};
 use crate::results::Micro;
 use crate::summary::Spread;
@@ -31,7 +31,7 @@ fn in_memory(evidence: &Evidence<'_>, workload: &str) -> Claim {
     let (Some(own), Some(stock)) = (evidence.cell(workload, 100, "lightswap-dram"), evidence.cell(workload, 100, "dram")) else {
         return claim.missing("missing: dram and lightswap-dram");
     };
-    let ratio = own.operations_per_second.median / stock.operations_per_second.median;
+    let ratio = ratio_of(own.operations_per_second.median, stock.operations_per_second.median);
     Claim {
         ours: format!("{} against {}", throughput(own), throughput(stock)),
         ratio: times(ratio),
@@ -52,7 +52,7 @@ fn against_extstore(evidence: &Evidence<'_>, workload: &str) -> Claim {
     };
     Claim {
         ours: format!("{} against {}", throughput(own), throughput(other)),
-        ratio: times(own.operations_per_second.median / other.operations_per_second.median),
+        ratio: times(ratio_of(own.operations_per_second.median, other.operations_per_second.median)),
         verdict: Verdict::met_if(own.operations_per_second.is_above(other.operations_per_second)),
         command: evidence.command_of_cell(workload, "extstore"),
         ..claim
@@ -70,8 +70,8 @@ fn tail(evidence: &Evidence<'_>, workload: &str) -> Claim {
     };
     Claim {
         ours: format!("{} ms against {} ms", format_ms(own.p99_us.median), format_ms(other.p99_us.median)),
-        ratio: times(own.p99_us.median / other.p99_us.median),
-        verdict: Verdict::met_if(own.p99_us.median <= other.p99_us.median),
+        ratio: times(ratio_of(own.p99_us.median, other.p99_us.median)),
+        verdict: Verdict::met_if(ratio_of(own.p99_us.median, other.p99_us.median) <= 1.0),
         command: evidence.command_of_cell(workload, "lightswap"),
         ..claim
     }
@@ -109,7 +109,7 @@ fn region_size(evidence: &Evidence<'_>) -> Claim {
     if small == large {
         return claim.missing("missing: more than one size of region");
     }
-    let ratio = cpu(large) / cpu(small);
+    let ratio = ratio_of(cpu(large), cpu(small));
     let size = lightswap::format_size;
     Claim {
         ours: format!("{} at {}, {} at {}", format_us(cpu(small)), size(small), format_us(cpu(large)), size(large)),
@@ -151,8 +151,8 @@ fn generator_ceiling(evidence: &Evidence<'_>) -> Claim {
     }
     Claim {
         ours: format!("{}/s against {}/s", format_count(rate.max), format_count(fastest)),
-        ratio: times(rate.max / fastest),
-        verdict: Verdict::met_if(rate.max / fastest >= GENERATOR_MARGIN),
+        ratio: times(ratio_of(rate.max, fastest)),
+        verdict: Verdict::met_if(ratio_of(rate.max, fastest) >= GENERATOR_MARGIN),
         remark: "server and generator share the CPUs in runs".into(),
         command: evidence.command_of_micro(|record| matches!(record, Micro::Generator { server, .. } if server == "null")),
         ..claim
@@ -178,7 +178,7 @@ fn generator_cpu(evidence: &Evidence<'_>) -> Claim {
     let Some((_, own)) = real else {
         return claim.missing("missing: the generator against the server that memtier_benchmark was run against");
     };
-    let ratio = own.median / other.median;
+    let ratio = ratio_of(own.median, other.median);
     Claim {
         ours: format!("{} against {}", format_us(own.median), format_us(other.median)),
         ratio: times(ratio),
