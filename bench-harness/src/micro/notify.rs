@@ -2,7 +2,8 @@
 //!
 //! LWTs of one worker read random pages of a region that is four times local memory. On the memory backend an LWT yields after each fault, so that the
 //! frames of all LWTs take turns. With `--directory` the same is measured on a file, too: there each faulting LWT stays suspended inside its handler until
-//! its read is done, so that as many signal frames are alive as there are LWTs ("sigbus-suspended").
+//! its read is done, so that as many signal frames are alive as there are LWTs ("sigbus-suspended"). With a monitor thread ("monitor") a fault blocks the
+//! whole worker, so that the number of LWTs can make no difference.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Barrier};
 
 use anyhow::Result;
-use lightswap::{Contract, Lightswap, last_notification_ns, lwt};
+use lightswap::{Contract, Lightswap, Notifier, last_notification_ns, lwt};
 
 use super::disk_file::DiskFile;
 use super::pages::{Filled, Pages};
@@ -33,7 +34,7 @@ pub struct Options {
     #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     faults: u32,
     /// Times that all points are measured in turn
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repetitions: u32,
     /// Measure LWTs that are suspended inside their handlers, too, with a file in this directory
     #[arg(long)]
@@ -41,22 +42,26 @@ pub struct Options {
 }
 
 const REGION_BYTES: usize = 128 << 20;
+/// A fault by way of a monitor thread takes tens of times as long, so fewer are measured.
+const MONITOR_SHARE: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Notifier {
+enum Kind {
     Kernel,
     Bare,
     Sigbus,
     SigbusSuspended,
+    Monitor,
 }
 
-impl Notifier {
+impl Kind {
     fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
             Self::Bare => "bare",
             Self::Sigbus => "sigbus",
             Self::SigbusSuspended => "sigbus-suspended",
+            Self::Monitor => "monitor",
         }
     }
 }
@@ -64,7 +69,7 @@ impl Notifier {
 /// A point of the benchmark and what was measured there: (p50, p99) of each repetition.
 #[derive(Debug)]
 struct Point {
-    notifier: Notifier,
+    kind: Kind,
     lwts: u32,
     workers: u32,
     measured: Vec<(f64, f64)>,
@@ -76,14 +81,17 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     let total = points.len() as u64 * u64::from(options.repetitions);
     let mut progress = Progress::start("notification", total);
     let mut num_done = 0;
+    // The floors visit every page of a power of two once.
     let faults = options.faults.next_power_of_two() as usize;
     for repetition in 0..options.repetitions {
         for point in &mut points {
             interrupt::check()?;
-            let latencies_ns = match point.notifier {
-                Notifier::Kernel => floor::measure(point.workers as usize, faults)?,
-                Notifier::Bare => bare::measure(point.workers as usize, faults)?,
-                _ => measure(point, file.as_ref(), options.faults as usize, u64::from(repetition))?,
+            let latencies_ns = match point.kind {
+                Kind::Kernel => floor::measure(point.workers as usize, faults)?,
+                Kind::Bare => bare::measure(point.workers as usize, faults)?,
+                Kind::Monitor => measure(point, None, (faults / MONITOR_SHARE).max(1), u64::from(repetition))?,
+                Kind::Sigbus => measure(point, None, faults, u64::from(repetition))?,
+                Kind::SigbusSuspended => measure(point, file.as_ref(), faults, u64::from(repetition))?,
             };
             point.measured.push((quantile_us(&latencies_ns, 0.5), quantile_us(&latencies_ns, 0.99)));
             num_done += 1;
@@ -92,9 +100,9 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     }
     progress.finish(&format!("{total} measurements"));
     let mut findings = Findings::default();
-    for Point { notifier, lwts, workers, measured } in points {
+    for Point { kind, lwts, workers, measured } in points {
         let (p50, p99): (Vec<f64>, Vec<f64>) = measured.into_iter().unzip();
-        findings.add(p50, |p50_us| Micro::Notify { notifier: notifier.name().into(), lwts, workers, p50_us, p99_us: median(p99) });
+        findings.add(p50, |p50_us| Micro::Notify { notifier: kind.name().into(), lwts, workers, p50_us, p99_us: median(p99) });
     }
     Ok(findings)
 }
@@ -103,13 +111,17 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
 fn points(options: &Options) -> Vec<Point> {
     let mut points = Vec::new();
     for &workers in &options.workers {
-        let mut add = |notifier, lwts| points.push(Point { notifier, lwts, workers, measured: Vec::new() });
-        add(Notifier::Kernel, 0);
-        add(Notifier::Bare, 0);
+        let mut add = |kind, lwts| points.push(Point { kind, lwts, workers, measured: Vec::new() });
+        add(Kind::Kernel, 0);
+        add(Kind::Bare, 0);
         for &lwts in &options.lwts {
-            add(Notifier::Sigbus, lwts);
+            add(Kind::Sigbus, lwts);
             if options.directory.is_some() {
-                add(Notifier::SigbusSuspended, lwts);
+                add(Kind::SigbusSuspended, lwts);
+            }
+            // Its time stamps tell faults of one thread apart, not of several.
+            if workers == 1 {
+                add(Kind::Monitor, lwts);
             }
         }
     }
@@ -119,12 +131,10 @@ fn points(options: &Options) -> Vec<Point> {
 /// Notification latencies in nanoseconds, sorted.
 fn measure(point: &Point, file: Option<&DiskFile>, quota: usize, seed: u64) -> Result<Vec<u32>> {
     let (num_lwts, num_workers) = (point.lwts as usize, point.workers as usize);
-    let backend = match file {
-        Some(file) if point.notifier == Notifier::SigbusSuspended => file.url(),
-        _ => format!("memory:?size={REGION_BYTES}"),
-    };
+    let notifier = if point.kind == Kind::Monitor { Notifier::Monitor } else { Notifier::Sigbus };
+    let backend = file.map_or_else(|| format!("memory:?size={REGION_BYTES}"), DiskFile::url);
     let builder = Lightswap::builder().local_memory(REGION_BYTES as u64 / 4).backend(backend).max_workers(num_workers);
-    let filled = Filled::new(builder.open()?, REGION_BYTES, Contract::Transparent)?;
+    let filled = Filled::new(builder.notifier(notifier).open()?, REGION_BYTES, Contract::Transparent)?;
     let pages = Pages::of(&filled.region);
     let start = Arc::new(Barrier::new(num_workers));
     let mut all = std::thread::scope(|scope| {

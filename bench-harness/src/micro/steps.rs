@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use anyhow::{Result, bail};
-use lightswap::{Contract, Lightswap, PAGE_SIZE, last_notification_ns};
+use lightswap::{Contract, Lightswap, Notifier, PAGE_SIZE, last_notification_ns};
 
 use super::disk_file::DiskFile;
 use super::kernel_child::{Reply, Request};
@@ -57,6 +57,7 @@ const STEPS: [(&str, &str); 5] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Sigbus,
+    Monitor,
     Touch,
 }
 
@@ -64,6 +65,7 @@ impl Way {
     fn name(self) -> &'static str {
         match self {
             Self::Sigbus => "sigbus",
+            Self::Monitor => "monitor",
             Self::Touch => "touch",
         }
     }
@@ -90,7 +92,7 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     // What is compared is measured side by side: first everything on the disk, then everything in memory.
     let mut pagers = Vec::new();
     for on_disk in [true, false] {
-        pagers.extend([Way::Sigbus, Way::Touch].map(|way| Pager::Lightswap { on_disk, way }));
+        pagers.extend([Way::Sigbus, Way::Monitor, Way::Touch].map(|way| Pager::Lightswap { on_disk, way }));
         let device = devices.devices.iter().position(|(kind, _)| (*kind == SwapKind::File) == on_disk);
         pagers.extend(device.map(|device| Pager::Kernel { device }));
     }
@@ -157,7 +159,8 @@ fn measure(options: &Options, file: Option<&DiskFile>, way: Way, seed: u64) -> R
     let backend = file.map_or_else(|| format!("memory:?size={}", options.region), DiskFile::url);
     let page = PAGE_SIZE as u64;
     let local_bytes = (options.region as f64 * options.ratio) as u64 / page * page;
-    let builder = Lightswap::builder().local_memory(local_bytes).backend(backend);
+    let notifier = if way == Way::Monitor { Notifier::Monitor } else { Notifier::Sigbus };
+    let builder = Lightswap::builder().local_memory(local_bytes).backend(backend).notifier(notifier).step_times(true);
     let filled = Filled::new(builder.open()?, usize::try_from(options.region)?, Contract::Cooperative)?;
     let pages = Pages::of(&filled.region);
     let times = Rc::new(RefCell::new(Times::default()));
