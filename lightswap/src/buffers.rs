@@ -13,6 +13,17 @@ pub(crate) struct PendingRead {
     /// Pins the page gets when it is in.
     pub(crate) pins: u32,
     pub(crate) start_ns: u64,
+    /// For the times of steps; `None` for a prefetch.
+    pub(crate) asker: Option<Asker>,
+}
+
+/// The LWT that waits for a read, as far as the times of its steps go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker {
+    /// When it became the owner of the swap-in.
+    pub(crate) start_ns: u64,
+    /// On its stack, for the time when the page was mapped: it looks no earlier than the read's completion was handled, by the same thread.
+    pub(crate) mapped_ns: *const Cell<u64>,
 }
 
 /// Buffers of one worker; for its thread only.

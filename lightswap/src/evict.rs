@@ -12,8 +12,10 @@ use crate::lwt;
 use crate::page_table::PageState;
 use crate::pager::Pager;
 use crate::parking;
-use crate::region::{CHUNK_PAGES, Page};
+use crate::region::Page;
+use crate::residency::CHUNK_PAGES;
 use crate::size::{PAGE_SIZE, bytes_of};
+use crate::sys;
 use crate::sys::removal::Run;
 use crate::worker::Worker;
 use std::time::Duration;
@@ -138,6 +140,20 @@ fn poll_for_frame(worker: &Worker) {
 
 /// Starts one batch on this worker. Async-signal-safe: never suspends, allocates nothing.
 pub(crate) fn reclaim(worker: &Worker) -> Progress {
+    timed(worker, || start_batch(worker))
+}
+
+/// Counts the time `action` takes to the worker's evictions.
+fn timed<R>(worker: &Worker, action: impl FnOnce() -> R) -> R {
+    let start_ns = worker.pager().step_clock();
+    let result = action();
+    if start_ns > 0 {
+        worker.stats().steps.evict_ns.add(sys::now_ns() - start_ns);
+    }
+    result
+}
+
+fn start_batch(worker: &Worker) -> Progress {
     let Some((number, batch)) = worker.free_batch() else { return Progress::Pending };
     let pager = worker.pager();
     select(pager, batch);
@@ -188,32 +204,36 @@ fn select_in(batch: &mut Batch, claim: &Claim, target: usize) -> (usize, usize) 
     let mut num_resident = 0;
     // Of the range to protect that is being built: first and one past the last victim.
     let mut range: Option<(usize, usize)> = None;
-    let mut index = claim.start;
-    while index < claim.end {
-        if index.is_multiple_of(CHUNK_PAGES) && !region.chunk_has_resident(index) {
-            index += CHUNK_PAGES;
-            continue;
-        }
-        if batch.victims.len() >= target || !batch.has_room_to_protect() {
-            break;
-        }
-        let page = region.page(index);
-        let word = page.entry().load();
-        if word.is_mapped() {
-            num_resident += 1;
-            if page.entry().select_victim().is_some() {
-                batch.victims.push(Victim { page, hash: 0, fate: Fate::Dirty, was_dirty: false });
-                range = Some((range.map_or(index, |(first, _)| first), index + 1));
-            } else if word.num_pins() > 0 {
+    let mut next = region.residency.next(claim.start);
+    while let Some(mut index) = next.filter(|first| *first < claim.end) {
+        let chunk_end = claim.end.min((index / CHUNK_PAGES + 1) * CHUNK_PAGES);
+        // Those that come meanwhile are for the next pass.
+        let mut num_unseen = region.residency.in_chunk(index);
+        while index < chunk_end && num_unseen > 0 {
+            if batch.victims.len() >= target || !batch.has_room_to_protect() {
                 batch.close_range(claim, &mut range);
-            } else if range.is_some() {
-                batch.must_unprotect = true;
+                return (num_resident, index);
             }
+            let page = region.page(index);
+            let word = page.entry().load();
+            if word.is_mapped() {
+                num_resident += 1;
+                num_unseen -= 1;
+                if page.entry().select_victim().is_some() {
+                    batch.victims.push(Victim { page, hash: 0, fate: Fate::Dirty, was_dirty: false });
+                    range = Some((range.map_or(index, |(first, _)| first), index + 1));
+                } else if word.num_pins() > 0 {
+                    batch.close_range(claim, &mut range);
+                } else if range.is_some() {
+                    batch.must_unprotect = true;
+                }
+            }
+            index += 1;
         }
-        index += 1;
+        next = region.residency.next(chunk_end);
     }
     batch.close_range(claim, &mut range);
-    (num_resident, index.min(claim.end))
+    (num_resident, claim.end)
 }
 
 impl Batch {
@@ -297,6 +317,10 @@ fn dirty_run(victims: &[Victim]) -> usize {
 
 /// A write of a batch completed with `result` (bytes, or a negative errno).
 pub(crate) fn complete_write(worker: &Worker, number: usize, write: usize, result: i32) {
+    timed(worker, || finish_write(worker, number, write, result));
+}
+
+fn finish_write(worker: &Worker, number: usize, write: usize, result: i32) {
     let pager = worker.pager();
     let batch = worker.batch(number);
     let (first, len) = batch.writes[write];

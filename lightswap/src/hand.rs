@@ -6,12 +6,17 @@
 
 use crate::pager::Pager;
 use crate::parking::SpinLock;
-use crate::region::{self, CHUNK_PAGES, MAX_REGIONS, Page, RegionInner};
+use crate::region::{self, MAX_REGIONS, Page, RegionInner};
+use crate::residency::CHUNK_PAGES;
 use std::cell::UnsafeCell;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Pages of one claim.
 pub(crate) const SPAN_PAGES: usize = 2 * CHUNK_PAGES;
+/// Where fewer than so many of them are resident, a claim goes on to the next chunks with resident pages, or batches would be small in sparse regions,
+const SPARSE_PAGES: usize = 16;
+/// up to so many chunks.
+const SPARSE_CHUNKS: usize = 16;
 /// Most claims at a time.
 const MAX_CLAIMS: usize = 256;
 /// Ranges that were advised cold and wait for the hand.
@@ -158,26 +163,38 @@ impl State {
         None
     }
 
+    /// How far a claim of `start..end` goes.
+    fn reach(&self, region: &RegionInner, start: usize, mut end: usize) -> usize {
+        let residency = &region.residency;
+        let mut num_resident = (start..end).step_by(CHUNK_PAGES).map(|index| residency.in_chunk(index)).sum::<usize>();
+        for _ in 0..SPARSE_CHUNKS {
+            let Some(next) = residency.next(end).filter(|_| num_resident < SPARSE_PAGES) else { break };
+            let next_end = ((next / CHUNK_PAGES + 1) * CHUNK_PAGES).min(region.num_pages());
+            if self.is_claimed(region, end, next_end) {
+                break;
+            }
+            num_resident += residency.in_chunk(next);
+            end = next_end;
+        }
+        end
+    }
+
     /// Moves the hand over the next span worth a look; at most once around.
     fn sweep(&mut self, pager: &Pager) -> Option<Claim> {
         let (first_place, first_index) = (self.place, self.index);
         let mut wrapped = false;
         loop {
             if let Some(region) = region::in_place(self.place, pager) {
-                while self.index < region.num_pages() {
-                    let start = self.index;
+                while let Some(start) = region.residency.next(self.index) {
                     // Spans end at multiples of the chunk, so that empty chunks are skipped whole.
                     let end = (start / CHUNK_PAGES * CHUNK_PAGES + SPAN_PAGES).min(region.num_pages());
                     if wrapped && self.place == first_place && start >= first_index {
                         return None;
                     }
-                    if !region.chunk_has_resident(start) {
-                        self.index = ((start / CHUNK_PAGES + 1) * CHUNK_PAGES).min(region.num_pages());
-                        continue;
-                    }
                     self.index = end;
                     if !self.is_claimed(region, start, end) {
-                        return Some(Claim { region, start, end });
+                        self.index = self.reach(region, start, end);
+                        return Some(Claim { region, start, end: self.index });
                     }
                 }
             }

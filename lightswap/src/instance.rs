@@ -226,6 +226,18 @@ impl Lightswap {
             ("swap_in_p99_ns", latency(|set| &set.swap_in, 0.99)),
             ("swap_in_p999_ns", latency(|set| &set.swap_in, 0.999)),
         ]);
+        if pager.config.step_times {
+            let removed = |counters: &Counters| counters.clean_evictions.get() + counters.zero_evictions.get() + counters.dirty_evictions.get();
+            let num_removed: u64 = sets().map(|set| removed(&set.counters)).sum();
+            let evict_ns: u64 = sets().map(|set| set.steps.evict_ns.get()).sum();
+            stats.extend([
+                ("step_queue_p50_ns", latency(|set| &set.steps.queue, 0.5)),
+                ("step_io_p50_ns", latency(|set| &set.steps.io, 0.5)),
+                ("step_map_p50_ns", latency(|set| &set.steps.map, 0.5)),
+                ("step_resume_p50_ns", latency(|set| &set.steps.resume, 0.5)),
+                ("step_evict_mean_ns", evict_ns / num_removed.max(1)),
+            ]);
+        }
         stats
     }
 }
@@ -255,7 +267,7 @@ impl Region {
 
     /// Bytes of it that are resident now.
     pub fn resident_bytes(&self) -> usize {
-        bytes_of(self.inner.num_resident())
+        bytes_of(self.inner.residency.total())
     }
 
     /// Bytes of DRAM that Lightswap keeps for a page of a region, resident or not.
@@ -275,7 +287,7 @@ impl Drop for Region {
         }
         // First out of DRAM, then out of the budget: others take the frames at once.
         self.inner.discard();
-        pager.budget.give_back(self.inner.num_resident());
+        pager.budget.give_back(self.inner.residency.total());
         pager.uffd.unregister(self.inner.start(), self.inner.num_bytes());
         pager.backend.discard(self.inner.first_slot, self.inner.num_pages());
         pager.give_slots_back(self.inner.first_slot);

@@ -9,9 +9,10 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lwt::Lwt;
+use crate::sys;
 use io_uring::types::{Fd, Fixed, Timespec};
 use io_uring::{IoUring, opcode, squeue};
-use std::cell::{Cell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
@@ -77,6 +78,26 @@ pub(crate) struct IoQueue {
     /// Requests not completed yet, the poll of `wake_fd` not counted.
     num_in_flight: Cell<usize>,
     num_idle_polls: Cell<u32>,
+    read_clock: Option<ReadClock>,
+}
+
+/// When reads were submitted, by the number of their buffer.
+struct ReadClock {
+    submitted_ns: Box<[Cell<u64>]>,
+    /// Buffers whose reads wait for submission; never grows past its capacity.
+    waiting: RefCell<Vec<usize>>,
+}
+
+impl ReadClock {
+    fn new(num_buffers: usize) -> Self {
+        Self { submitted_ns: (0..num_buffers).map(|_| Cell::new(0)).collect(), waiting: RefCell::new(Vec::with_capacity(num_buffers)) }
+    }
+
+    /// All that wait are being submitted.
+    fn submit(&self) {
+        let now_ns = sys::now_ns();
+        self.waiting.borrow_mut().drain(..).for_each(|buffer| self.submitted_ns[buffer].set(now_ns));
+    }
 }
 
 /// Completions handled by one poll: few, so that the LWTs they make ready ask for their next pages before the device runs dry; and fewer than
@@ -89,7 +110,8 @@ const IDLE_POLLS_PER_CLEAR: u32 = 16;
 
 impl IoQueue {
     /// Makes the ring of the calling thread; `wake_fd` is the eventfd other threads write to, `buffers` is registered when the limits allow it.
-    pub(crate) fn new(wake_fd: RawFd, buffers: &[libc::iovec], file: Option<RawFd>) -> Result<Self> {
+    /// The reads into the first `num_timed` of them are timed.
+    pub(crate) fn new(wake_fd: RawFd, buffers: &[libc::iovec], file: Option<RawFd>, num_timed: usize) -> Result<Self> {
         let ring = build_ring()?;
         // SAFETY: the caller keeps the buffers alive longer than this queue.
         let registered = unsafe { ring.submitter().register_buffers(buffers) };
@@ -109,6 +131,7 @@ impl IoQueue {
             is_watched: Cell::new(false),
             num_in_flight: Cell::new(0),
             num_idle_polls: Cell::new(0),
+            read_clock: (num_timed > 0).then(|| ReadClock::new(num_timed)),
         })
     }
 
@@ -144,6 +167,9 @@ impl IoQueue {
 
     /// Reads `len` bytes at `offset` of the registered file into buffer number `buffer`, which is at `target`. Async-signal-safe, as all pushes.
     pub(crate) fn push_read(&self, buffer: usize, target: *mut u8, len: u32, offset: u64) {
+        if let Some(clock) = &self.read_clock {
+            clock.waiting.borrow_mut().push(buffer);
+        }
         let entry = if self.has_fixed_buffers {
             opcode::ReadFixed::new(Fixed(0), target, len, 0).offset(offset).build()
         } else {
@@ -175,6 +201,7 @@ impl IoQueue {
         if ring.submission().is_empty() {
             return;
         }
+        self.note_submission();
         if let Err(error) = ring.submit() {
             expect_transient(&error);
         }
@@ -247,6 +274,9 @@ impl IoQueue {
 
     fn get_events(&self, num_to_submit: usize, wait: bool) {
         const ENTER_GETEVENTS: u32 = 1;
+        if num_to_submit > 0 {
+            self.note_submission();
+        }
         // SAFETY: as in `fd`; no argument struct is passed.
         let entered = unsafe {
             let submitter = (*self.ring.get()).submitter();
@@ -255,6 +285,17 @@ impl IoQueue {
         if let Err(error) = entered {
             expect_transient(&error);
         }
+    }
+
+    fn note_submission(&self) {
+        if let Some(clock) = &self.read_clock {
+            clock.submit();
+        }
+    }
+
+    /// When the last read into a timed buffer was submitted.
+    pub(crate) fn submitted_ns(&self, buffer: usize) -> u64 {
+        self.read_clock.as_ref().map_or(0, |clock| clock.submitted_ns[buffer].get())
     }
 
     /// Requests not completed yet.

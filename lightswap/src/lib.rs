@@ -56,6 +56,7 @@ mod page_table;
 mod pager;
 mod parking;
 mod region;
+mod residency;
 mod size;
 mod stack;
 mod stats;

@@ -102,6 +102,11 @@ impl Pager {
         hash == self.zero_page_hash
     }
 
+    /// The time if steps are timed, otherwise 0.
+    pub(crate) fn step_clock(&self) -> u64 {
+        if self.config.step_times { sys::now_ns() } else { 0 }
+    }
+
     /// Remembers how the last swap-out went.
     pub(crate) fn note_swap_out(&self, succeeded: bool) {
         if self.is_failing() == succeeded {

@@ -4,11 +4,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Instance;
 use crate::page_table::PageEntry;
 use crate::pager::Pager;
+use crate::residency::{CHUNK_PAGES, Residency};
 use crate::size::{PAGE_SIZE, bytes_of, pages_in, round_up};
 use crate::sys::mapping::Mapping;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize};
 
 /// Who may write a page of a region, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +21,6 @@ pub enum Contract {
     Cooperative = 1,
 }
 
-/// Pages per chunk: what one page of the kernel's page table maps. The hand skips chunks without resident pages.
-pub(crate) const CHUNK_PAGES: usize = 512;
 const REGION_ALIGN: usize = CHUNK_PAGES * PAGE_SIZE;
 
 /// The inside of a region.
@@ -36,7 +35,7 @@ pub(crate) struct RegionInner {
     /// Its pages own the slots from here on.
     pub(crate) first_slot: usize,
     pub(crate) contract: Contract,
-    chunk_resident: Box<[AtomicU16]>,
+    pub(crate) residency: Residency,
     /// Swap-ins on their way, which a destruction waits for.
     pub(crate) num_swapping_in: AtomicUsize,
     /// It is the parent's: this process is a fork.
@@ -71,11 +70,10 @@ impl<'a> Page<'a> {
 
     /// Counts the page in or out of the resident ones of its chunk.
     pub(crate) fn count_resident(self, resident: bool) {
-        let counter = &self.region.chunk_resident[self.index / CHUNK_PAGES];
         if resident {
-            counter.fetch_add(1, Relaxed);
+            self.region.residency.add(self.index);
         } else {
-            counter.fetch_sub(1, Relaxed);
+            self.region.residency.remove(self.index);
         }
     }
 }
@@ -90,7 +88,7 @@ impl RegionInner {
         memory.advise(libc::MADV_DONTDUMP);
         let table_bytes = round_up(num_pages * size_of::<PageEntry>(), PAGE_SIZE).expect("smaller than the region");
         let table = Mapping::new(table_bytes, PAGE_SIZE)?;
-        let chunk_resident = (0..num_pages.div_ceil(CHUNK_PAGES)).map(|_| AtomicU16::new(0)).collect();
+        let residency = Residency::new(num_pages)?;
         Ok(Self {
             pager: instance.pager().clone(),
             _instance: instance,
@@ -99,7 +97,7 @@ impl RegionInner {
             num_pages,
             first_slot,
             contract,
-            chunk_resident,
+            residency,
             num_swapping_in: AtomicUsize::new(0),
             is_inherited: AtomicBool::new(false),
         })
@@ -150,15 +148,6 @@ impl RegionInner {
     /// The page that holds `address`, which must lie inside.
     pub(crate) fn page_at(&self, address: usize) -> Page<'_> {
         self.page(pages_in(address - self.start()))
-    }
-
-    /// Whether the chunk of page `index` has resident pages (a hint).
-    pub(crate) fn chunk_has_resident(&self, index: usize) -> bool {
-        self.chunk_resident[index / CHUNK_PAGES].load(Relaxed) > 0
-    }
-
-    pub(crate) fn num_resident(&self) -> usize {
-        self.chunk_resident.iter().map(|count| usize::from(count.load(Relaxed))).sum()
     }
 
     fn entry(&self, index: usize) -> &PageEntry {

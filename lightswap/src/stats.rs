@@ -141,13 +141,32 @@ pub(crate) struct Stats {
     pub(crate) fault_handling: Histogram,
     /// From the submission of a read to the end of its processing.
     pub(crate) swap_in: Histogram,
+    pub(crate) steps: Steps,
+}
+
+/// Where the time goes, when `Builder::step_times` asks for it; single writer.
+#[derive(Debug, Default)]
+pub(crate) struct Steps {
+    /// From when an LWT has become the owner of a page's swap-in to the submission of the read; with a backend that needs no I/O, to having a frame.
+    pub(crate) queue: Histogram,
+    /// From there to the handling of its completion.
+    pub(crate) io: Histogram,
+    /// Verifying the content and mapping the page.
+    pub(crate) map: Histogram,
+    /// From there to the LWT running again.
+    pub(crate) resume: Histogram,
+    /// Time spent in evictions.
+    pub(crate) evict_ns: Counter,
 }
 
 impl Stats {
     /// Starts again at zero, for another instance.
     pub(crate) fn reset(&self) {
         self.counters.reset();
-        [&self.fault_handling, &self.swap_in].into_iter().flat_map(|histogram| &histogram.0).for_each(Counter::reset);
+        let Steps { queue, io, map, resume, evict_ns } = &self.steps;
+        let histograms = [&self.fault_handling, &self.swap_in, queue, io, map, resume];
+        histograms.into_iter().flat_map(|histogram| &histogram.0).for_each(Counter::reset);
+        evict_ns.reset();
     }
 }
 

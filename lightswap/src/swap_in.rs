@@ -7,6 +7,7 @@
 //! Whoever asked gets the page with a pin that it drops when it has been resumed: with a tiny local memory the page would otherwise be
 //! gone again before its LWT ran, forever.
 
+use crate::buffers::{Asker, PendingRead};
 use crate::config::Notifier;
 use crate::evict;
 use crate::lwt;
@@ -17,6 +18,7 @@ use crate::region::Page;
 use crate::stats::Stats;
 use crate::sys;
 use crate::worker::{self, Worker};
+use std::cell::Cell;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr};
 
@@ -97,10 +99,16 @@ fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), Swap
         install_zeroes(page, 1)?;
         stats.counters.zero_fills.add(1);
     } else if let Some(content) = pager.backend.content(page.slot()) {
+        let found_ns = pager.step_clock();
         install(page, content, 1)?;
         stats.counters.swap_ins.add(1);
+        if pager.config.step_times {
+            stats.steps.queue.record(found_ns - start_ns);
+            stats.steps.map.record(sys::now_ns() - found_ns);
+        }
     } else {
-        worker.start_read(page, 1);
+        let mapped_ns = Cell::new(0);
+        worker.start_read(page, 1, Some(Asker { start_ns, mapped_ns: &mapped_ns }));
         let entry = page.entry();
         // With our pin on it, or Failed, the page stays as it is until we look.
         while entry.load().state() == PageState::SwappingIn {
@@ -108,6 +116,9 @@ fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), Swap
         }
         if entry.load().state() == PageState::Failed {
             return Err(SwapInError { cause: entry.cause() });
+        }
+        if pager.config.step_times {
+            stats.steps.resume.record(sys::now_ns() - mapped_ns.get());
         }
     }
     stats.fault_handling.record(sys::now_ns() - start_ns);
@@ -242,7 +253,7 @@ pub(crate) fn prefetch(page: Page<'static>) {
             let _ = install(page, content, 0);
             worker.stats().counters.swap_ins.add(1);
         }
-        None => worker.start_read(page, 0),
+        None => worker.start_read(page, 0, None),
     }
 }
 
@@ -293,17 +304,33 @@ pub(crate) fn serve(request: *mut Request) {
 
 /// A read of the worker's queue completed: verifies and maps the page.
 pub(crate) fn complete_read(worker: &Worker, buffer: usize, result: i32) {
-    let (page, pins, start_ns, content) = worker.finish_read(buffer);
+    let (PendingRead { page, pins, start_ns, asker }, content) = worker.finish_read(buffer);
+    let reaped_ns = worker.pager().step_clock();
     if result == crate::size::PAGE_SIZE as i32 {
         if install(page, content, pins).is_ok() {
             worker.stats().counters.swap_ins.add(1);
             worker.stats().swap_in.record(sys::now_ns() - start_ns);
+            if worker.pager().config.step_times {
+                record_steps(worker, buffer, asker, reaped_ns);
+            }
         }
     } else {
         fail(page, if result < 0 { -result } else { SHORT_READ }, pins);
     }
     page.region.num_swapping_in.fetch_sub(1, AcqRel);
     worker.release_buffer(buffer);
+}
+
+/// A read that was handled from `reaped_ns` on has been mapped.
+fn record_steps(worker: &Worker, buffer: usize, asker: Option<Asker>, reaped_ns: u64) {
+    let (steps, mapped_ns, submitted_ns) = (&worker.stats().steps, sys::now_ns(), worker.queue().submitted_ns(buffer));
+    steps.io.record(reaped_ns - submitted_ns);
+    steps.map.record(mapped_ns - reaped_ns);
+    if let Some(asker) = asker {
+        steps.queue.record(submitted_ns - asker.start_ns);
+        // SAFETY: the LWT waits until this thread has handled the completion, which it is doing now.
+        unsafe { (*asker.mapped_ns).set(mapped_ns) };
+    }
 }
 
 impl Pager {

@@ -3,7 +3,7 @@
 //! Nothing of a worker is shared but [`WorkerShared`]: the inbox through which other threads wake its LWTs, and its statistics. One turn of the
 //! scheduler: take in remote wake-ups, reap completions (map what was read), run every ready LWT once, reclaim ahead of demand, submit.
 
-use crate::buffers::{Buffers, PendingRead};
+use crate::buffers::{Asker, Buffers, PendingRead};
 use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict::{self, Batch, MAX_BATCHES};
@@ -175,7 +175,8 @@ impl Worker {
         }
         let shared = WorkerShared::take(&mut workers)?;
         let buffers = Buffers::new(pager.buffers_per_worker)?;
-        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), &[buffers.as_iovec()], pager.backend.file())?;
+        let num_timed = if pager.config.step_times { pager.buffers_per_worker } else { 0 };
+        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), &[buffers.as_iovec()], pager.backend.file(), num_timed)?;
         shared.is_entered.store(true, Relaxed);
         let is_pager_thread = role == Role::PagerThread;
         let Config { notifier, waiting, .. } = pager.config;
@@ -291,9 +292,9 @@ impl Worker {
     }
 
     /// On an LWT: waits for a buffer and starts reading `page` into it.
-    pub(crate) fn start_read(&self, page: Page<'static>, pins: u32) {
+    pub(crate) fn start_read(&self, page: Page<'static>, pins: u32, asker: Option<Asker>) {
         page.region.num_swapping_in.fetch_add(1, Relaxed);
-        let read = PendingRead { page, pins, start_ns: sys::now_ns() };
+        let read = PendingRead { page, pins, start_ns: sys::now_ns(), asker };
         let buffer = loop {
             if let Some(buffer) = self.buffers.take(read) {
                 break buffer;
@@ -307,10 +308,9 @@ impl Worker {
         self.buffers.has_free()
     }
 
-    /// What a completed read was for: page, pins, start, content.
-    pub(crate) fn finish_read(&self, buffer: usize) -> (Page<'static>, u32, u64, *const u8) {
-        let PendingRead { page, pins, start_ns } = self.buffers.finish(buffer);
-        (page, pins, start_ns, self.buffers.address(buffer))
+    /// What a completed read was for, and its content.
+    pub(crate) fn finish_read(&self, buffer: usize) -> (PendingRead, *const u8) {
+        (self.buffers.finish(buffer), self.buffers.address(buffer))
     }
 
     pub(crate) fn release_buffer(&self, buffer: usize) {

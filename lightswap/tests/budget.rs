@@ -4,7 +4,7 @@ mod common;
 
 use common::child::in_child;
 use common::pages::Pages;
-use common::{Backend, PAGE, Random, builder, kernel_is_able, stat, wait_until};
+use common::{Backend, DEFAULT_MODE, MONITOR, PAGE, POLL, Random, builder, kernel_is_able, stat, wait_until};
 use lightswap::{Contract, Lightswap, Region};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -83,8 +83,9 @@ fn regions_never_hold_more_than_local_memory() {
             return;
         }
         const LOCAL_PAGES: usize = 4096;
-        for (contract, backend) in [(Contract::Transparent, Backend::File), (Contract::Cooperative, Backend::File)] {
-            let swap = builder(LOCAL_PAGES as u64, backend.url(4 * LOCAL_PAGES)).max_workers(2).open().unwrap();
+        let modes = [DEFAULT_MODE, DEFAULT_MODE, MONITOR, POLL];
+        for (mode, contract) in modes.into_iter().zip([Contract::Transparent, Contract::Cooperative].into_iter().cycle()) {
+            let swap = mode.set(builder(LOCAL_PAGES as u64, Backend::File.url(4 * LOCAL_PAGES))).max_workers(2).open().unwrap();
             let limit = stat(&swap, "resident_limit_bytes") as usize;
             assert!(limit < LOCAL_PAGES * PAGE, "I/O buffers are part of local memory");
             let region = swap.create_region(4 * LOCAL_PAGES * PAGE, contract).unwrap();
@@ -156,6 +157,52 @@ fn metadata_is_small() {
     let grown = status_bytes("VmRSS:").saturating_sub(before);
     // One table page for every 256 pages at most, and what the kernel does not count to the process.
     assert!(grown < pages.len() / 512 * 2 * PAGE + (8 << 20), "{grown} bytes for {} pages", pages.len());
+}
+
+/// Nothing grows with a region but what is touched of its tables: address space costs nothing, and few pages far apart are found and evicted.
+#[test]
+fn a_tebibyte_costs_what_is_used_of_it() {
+    let ended = in_child("a_tebibyte_costs_what_is_used_of_it", || {
+        if !kernel_is_able() {
+            return;
+        }
+        const NUM_TOUCHED: usize = 10_000;
+        for contract in [Contract::Transparent, Contract::Cooperative] {
+            for num_bytes in [1usize << 30, 1 << 40] {
+                let before = status_bytes("VmRSS:");
+                let swap = builder(4096, format!("memory:?size={num_bytes}")).open().unwrap();
+                let start = std::time::Instant::now();
+                let region = swap.create_region(num_bytes, contract).unwrap();
+                let created = start.elapsed();
+                let pages = Pages::of(&region);
+                let mut random = Random::new(5);
+                let chosen: Vec<usize> = (0..NUM_TOUCHED).map(|_| random.below(pages.len())).collect();
+                let worker = swap.enter_worker().unwrap();
+                let touch_all = chosen.clone();
+                worker.start(move || touch_all.iter().for_each(|page| pages.writing(*page, 1, || pages.set_word(*page, 3, *page as u64)))).unwrap();
+                worker.run();
+                let grown = status_bytes("VmRSS:").saturating_sub(before);
+                let check_all = chosen.clone();
+                worker.start(move || check_all.iter().for_each(|page| assert_eq!(pages.word(*page, 3), *page as u64))).unwrap();
+                worker.run();
+                let paged = start.elapsed() - created;
+                assert!(stat(&swap, "dirty_evictions") > 5000, "{:?}", swap.stats());
+                // For each page at most one of the table and one of the backend, and counts of chunks.
+                let limit = 4096 * PAGE + NUM_TOUCHED * 2 * PAGE + (1 << 20) + OVERHEAD_BYTES;
+                assert!(grown <= limit, "{grown} bytes, at most {limit}");
+                assert!(region.resident_bytes() <= 4096 * PAGE);
+                drop(worker);
+                let start = std::time::Instant::now();
+                drop(region);
+                println!("{contract:?} {num_bytes:#x}: created in {created:?}, paged in {paged:?}, dropped in {:?}, {grown} bytes", start.elapsed());
+                assert_eq!(stat(&swap, "resident_bytes"), 0);
+            }
+        }
+    });
+    if let Some(ended) = ended {
+        println!("{}", ended.stdout);
+        ended.expect_success();
+    }
 }
 
 /// Everything the process needs beside local memory, for this many workers and LWTs.

@@ -97,8 +97,8 @@ fn regions_share_a_budget_and_leave_nothing_behind() {
     if !kernel_is_able() {
         return;
     }
-    for backend in BACKENDS {
-        let swap = builder(128, backend.url(1000)).open().unwrap();
+    for (backend, mode) in BACKENDS.into_iter().flat_map(|backend| MODES.map(|mode| (backend, mode))) {
+        let swap = mode.set(builder(128, backend.url(1000))).open().unwrap();
         let regions: Vec<_> =
             CONTRACTS.into_iter().cycle().take(4).map(|contract| swap.create_region(250 * common::PAGE, contract).unwrap()).collect();
         let mut pages: Vec<Pages> = regions.iter().map(Pages::of).collect();
@@ -186,8 +186,8 @@ fn pins_hold_and_are_limited() {
     if !kernel_is_able() {
         return;
     }
-    for contract in CONTRACTS {
-        let swap = builder(66, Backend::Memory.url(400)).open().unwrap();
+    for (contract, mode) in CONTRACTS.into_iter().flat_map(|contract| MODES.map(|mode| (contract, mode))) {
+        let swap = mode.set(builder(66, Backend::Memory.url(400))).open().unwrap();
         let region = swap.create_region(400 * common::PAGE, contract).unwrap();
         let pages = Pages::of(&region);
         let limit = stat(&swap, "resident_limit_bytes") as usize / common::PAGE / 2;

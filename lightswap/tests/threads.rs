@@ -3,7 +3,7 @@
 mod common;
 
 use common::pages::Pages;
-use common::{BACKENDS, Backend, LEAST_PAGES, Watchdog, builder, kernel_is_able, stat, wait_until};
+use common::{BACKENDS, Backend, DEFAULT_MODE, LEAST_PAGES, MODES, Mode, Watchdog, builder, kernel_is_able, stat, wait_until};
 use lightswap::{Contract, ErrorKind, Lightswap};
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -11,12 +11,17 @@ use std::time::Duration;
 
 const CONTRACT: Contract = Contract::Transparent;
 
+/// Every backend in every mode.
+fn backends_and_modes() -> impl Iterator<Item = (Backend, Mode)> {
+    BACKENDS.into_iter().flat_map(|backend| MODES.map(|mode| (backend, mode)))
+}
+
 fn watchdog() -> Watchdog {
     Watchdog::new("a test of threads.rs", Duration::from_secs(40))
 }
 
-fn open(backend: Backend, local_pages: u64, num_pages: usize) -> (Lightswap, lightswap::Region, Pages) {
-    let swap = builder(local_pages, backend.url(num_pages)).open().unwrap();
+fn open(mode: Mode, backend: Backend, local_pages: u64, num_pages: usize) -> (Lightswap, lightswap::Region, Pages) {
+    let swap = mode.set(builder(local_pages, backend.url(num_pages))).open().unwrap();
     let region = swap.create_region(num_pages * common::PAGE, CONTRACT).unwrap();
     let pages = Pages::of(&region);
     (swap, region, pages)
@@ -28,8 +33,8 @@ fn ordinary_threads_page_side_by_side() {
         return;
     }
     let _watchdog = watchdog();
-    for backend in BACKENDS {
-        let (swap, _region, pages) = open(backend, LEAST_PAGES, 160);
+    for (backend, mode) in backends_and_modes() {
+        let (swap, _region, pages) = open(mode, backend, LEAST_PAGES, 160);
         std::thread::scope(|scope| {
             for thread in 0..8 {
                 scope.spawn(move || {
@@ -54,7 +59,7 @@ fn threads_that_read_the_same_page_share_one_read() {
     if !kernel_is_able() {
         return;
     }
-    let (swap, _region, pages) = open(Backend::File, 64, 400);
+    let (swap, _region, pages) = open(DEFAULT_MODE, Backend::File, 64, 400);
     (0..400).for_each(|page| pages.fill(page, 1));
     for page in 0..40 {
         let before = stat(&swap, "swap_ins");
@@ -78,8 +83,8 @@ fn a_workers_own_stack_pages_amid_its_lwts() {
         return;
     }
     let _watchdog = watchdog();
-    for backend in BACKENDS {
-        let (swap, _region, pages) = open(backend, LEAST_PAGES, 160);
+    for (backend, mode) in backends_and_modes() {
+        let (swap, _region, pages) = open(mode, backend, LEAST_PAGES, 160);
         let worker = swap.enter_worker().unwrap();
         for lwt in 0..12 {
             let work = move || {
@@ -111,8 +116,14 @@ fn instances_are_independent() {
         return;
     }
     let _watchdog = watchdog();
-    let (one, region_of_one, pages_of_one) = open(Backend::File, 32, 200);
-    let (two, _region_of_two, pages_of_two) = open(Backend::Memory, 64, 300);
+    for (mode_of_one, mode_of_two) in MODES.into_iter().flat_map(|one| MODES.map(|two| (one, two))) {
+        run_two(mode_of_one, mode_of_two);
+    }
+}
+
+fn run_two(mode_of_one: Mode, mode_of_two: Mode) {
+    let (one, region_of_one, pages_of_one) = open(mode_of_one, Backend::File, 32, 200);
+    let (two, _region_of_two, pages_of_two) = open(mode_of_two, Backend::Memory, 64, 300);
     let worker = one.enter_worker().unwrap();
     assert_eq!(two.enter_worker().unwrap_err().kind(), ErrorKind::Busy, "a thread is a worker of one instance");
     for lwt in 0..10 {
@@ -120,6 +131,8 @@ fn instances_are_independent() {
             for page in (lwt..200).step_by(10) {
                 pages_of_one.fill(page, 1);
                 pages_of_two.fill(page, 2);
+                // Where nothing else makes them take turns, all would find their pages still there.
+                lightswap::lwt::yield_now();
             }
             for page in (lwt..200).step_by(10) {
                 pages_of_one.check(page, 1);
@@ -144,7 +157,7 @@ fn an_instance_can_be_closed_and_opened_again() {
     let num_threads = || std::fs::read_dir("/proc/self/task").unwrap().filter(|task| name_of(task.as_ref().unwrap()) == "lsw-pager").count();
     let ours = AtomicUsize::new(0);
     for round in 0..20 {
-        let (swap, region, pages) = open(BACKENDS[round % 2], 32, 100);
+        let (swap, region, pages) = open(MODES[round % 3], BACKENDS[round % 2], 32, 100);
         ours.fetch_max(num_threads(), Relaxed);
         let worker = swap.enter_worker().unwrap();
         worker.start(move || (0..100).for_each(|page| pages.fill(page, round as u64))).unwrap();
@@ -210,8 +223,8 @@ fn a_region_is_destroyed_while_prefetches_fly() {
         return;
     }
     let _watchdog = watchdog();
-    for backend in BACKENDS {
-        let swap = builder(128, backend.url(600)).open().unwrap();
+    for (backend, mode) in backends_and_modes() {
+        let swap = mode.set(builder(128, backend.url(600))).open().unwrap();
         let stays = swap.create_region(100 * common::PAGE, CONTRACT).unwrap();
         let stays = (Pages::of(&stays), stays);
         (0..100).for_each(|page| stays.0.fill(page, 7));
@@ -243,8 +256,8 @@ fn touches_without_end_starve_nobody() {
         return;
     }
     let _watchdog = watchdog();
-    for contract in [CONTRACT, Contract::Cooperative] {
-        let swap = builder(LEAST_PAGES, Backend::Memory.url(100)).open().unwrap();
+    for (contract, mode) in [CONTRACT, Contract::Cooperative].into_iter().flat_map(|contract| MODES.map(|mode| (contract, mode))) {
+        let swap = mode.set(builder(LEAST_PAGES, Backend::Memory.url(100))).open().unwrap();
         let region = swap.create_region(100 * common::PAGE, contract).unwrap();
         let pages = Pages::of(&region);
         let num_done = AtomicUsize::new(0);
@@ -274,8 +287,8 @@ fn pins_all_over_a_region_do_not_stop_eviction() {
         return;
     }
     let _watchdog = watchdog();
-    for contract in [CONTRACT, Contract::Cooperative] {
-        let swap = builder(4096, Backend::Memory.url(8192)).open().unwrap();
+    for (contract, mode) in [CONTRACT, Contract::Cooperative].into_iter().flat_map(|contract| MODES.map(|mode| (contract, mode))) {
+        let swap = mode.set(builder(4096, Backend::Memory.url(8192))).open().unwrap();
         let region = swap.create_region(8192 * common::PAGE, contract).unwrap();
         let pages = Pages::of(&region);
         let pinned = || (0..1200).map(|index| index * 2);

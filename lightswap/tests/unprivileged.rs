@@ -4,7 +4,7 @@ mod common;
 
 use common::child::in_child;
 use common::pages::Pages;
-use common::{PAGE, builder, is_root, kernel_is_able, skip, stat};
+use common::{MODES, PAGE, builder, is_root, kernel_is_able, skip, stat};
 use lightswap::Contract;
 
 const NOBODY: u32 = 65534;
@@ -35,8 +35,9 @@ fn page_as_nobody(test: &str, locked_bytes: u64) {
         }
         // A directory that anybody may write to.
         let path = std::env::temp_dir().join(format!("lightswap-unprivileged-{}", std::process::id()));
-        for url in [format!("file:{}?size=2MiB", path.display()), "memory:?size=2MiB".into()] {
-            let swap = match builder(64, &url).open() {
+        let urls = [format!("file:{}?size=2MiB", path.display()), "memory:?size=2MiB".into()];
+        for (url, mode) in urls.iter().flat_map(|url| MODES.map(|mode| (url, mode))) {
+            let swap = match mode.set(builder(64, url)).open() {
                 Err(error) if error.to_string().contains("O_DIRECT") => {
                     skip(&error.to_string());
                     continue;
