@@ -8,12 +8,14 @@ use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
+use crate::compare::CompareArguments;
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
 use crate::lab::Transport;
 use crate::memtier;
 use crate::micro;
 use crate::null_server;
+use crate::report::{ReportArguments, SummaryArguments};
 use crate::units::parse_size;
 use crate::value_sizes::{ValueSizes, parse_value_size};
 use crate::ycsb::{Distribution, Workload};
@@ -48,6 +50,10 @@ pub enum Command {
     NullServer(null_server::Options),
     /// Make an HTML report of result files
     Report(ReportArguments),
+    /// Print a summary of result files in Markdown
+    Summary(SummaryArguments),
+    /// Compare two result files: ratios, spreads, and what became worse (then the exit code is 1)
+    Compare(CompareArguments),
     /// Remove what a killed run left: servers, cgroups, swap files, kernel settings
     Clean,
 }
@@ -219,16 +225,6 @@ pub struct LoadArguments {
     pub shape: ShapeArguments,
 }
 
-#[derive(Debug, Args)]
-pub struct ReportArguments {
-    /// Result files
-    #[arg(required = true)]
-    pub results: Vec<PathBuf>,
-    /// The HTML file to write
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
-}
-
 fn parse_connections(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=20_000) => Ok(count),
@@ -307,6 +303,8 @@ mod tests {
             "load 127.0.0.1:1 --value-mix 100:50",
             "load 127.0.0.1:1 --value-size 100 --value-mix 100:50,200:50",
             "report --out x",
+            "compare a.json",
+            "compare a.json b.json --threshold much",
         ] {
             let words = std::iter::once("lightswap-bench").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
@@ -337,10 +335,12 @@ mod tests {
             "load unix:/tmp/x --only-load",
             "load unix:/tmp/x --workload ycsb-a,Uniform,sequential",
             "run --configuration dram --server-argument -v",
-            "report --out x y.json z.json",
             "load 127.0.0.1:1 --value-mix 100:25,1000:25,4k:25,16384:25 --rate 1e4",
             "grid --plan --quick --configurations dram,lightswap --workloads a,ycsb-c --ratios 1,0.25 --repetitions 2",
             "configurations",
+            "report --out x y.json z.json --markdown w.md",
+            "summary y.json z.json",
+            "compare a.json b.json --threshold 5%",
             "clean",
         ] {
             let words = std::iter::once("lightswap-bench").chain(line.split(' '));

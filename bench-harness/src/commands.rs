@@ -1,11 +1,11 @@
-//! The subcommands `configurations`, `run`, `load` and `report`.
+//! The subcommands `configurations`, `run` and `load`.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cli::{LoadArguments, ReportArguments, RunArguments, ServerArguments};
+use crate::cli::{LoadArguments, RunArguments, ServerArguments};
 use crate::configuration::{Settings, built_in, find};
 use crate::environment::{Environment, command_line};
 use crate::generator::{Generator, Shape, TimedRun, WarmUp};
@@ -13,8 +13,7 @@ use crate::journal::Journal;
 use crate::lab::{Cell, Lab};
 use crate::memtier;
 use crate::outcome::Sample;
-use crate::report;
-use crate::results::{Details, EXTERNAL, Results, Run, Skipped, write_file};
+use crate::results::{Details, EXTERNAL, Results, Run, Skipped};
 use crate::server;
 use crate::session::Timing;
 use crate::table;
@@ -177,10 +176,4 @@ fn load_with_memtier(program: &Path, arguments: &LoadArguments) -> Result<Vec<Ru
         duration: timing.seconds,
     });
     plans.map(|plan| memtier::run(program, &arguments.server, &plan)).collect()
-}
-
-pub fn report(arguments: &ReportArguments) -> Result<bool> {
-    let files = arguments.results.iter().map(|path| Results::read(path)).collect::<Result<Vec<_>>>()?;
-    write_file(&arguments.out, &report::html(&files))?;
-    Ok(true)
 }

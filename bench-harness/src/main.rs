@@ -6,6 +6,7 @@ mod chart;
 mod cli;
 mod client;
 mod commands;
+mod compare;
 mod configuration;
 mod demo;
 mod disk_probe;
@@ -70,7 +71,9 @@ fn execute(cli: &Cli) -> Result<bool> {
         Command::Load(arguments) => commands::load(arguments),
         Command::NullServer(options) => null_server::run(options).map(|()| true),
         Command::Micro(command) => micro::run(command),
-        Command::Report(arguments) => commands::report(arguments),
+        Command::Report(arguments) => report::report(arguments),
+        Command::Summary(arguments) => report::summary(arguments),
+        Command::Compare(arguments) => compare::compare(arguments),
         // Opening the journal removes what it lists.
         Command::Clean => journal::Journal::open().map(|_| true),
     }

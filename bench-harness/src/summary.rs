@@ -1,8 +1,9 @@
 //! Repetitions of the same cell, as a median and a spread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::results::Run;
+use crate::results::{Moment, Run};
+use crate::units::format_count;
 
 /// Median, smallest and largest of the repetitions.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,94 +19,237 @@ pub fn median(numbers: Vec<f64>) -> Option<f64> {
 }
 
 impl Spread {
-    fn of(mut numbers: Vec<f64>) -> Option<Self> {
+    pub fn of(mut numbers: Vec<f64>) -> Option<Self> {
         numbers.sort_by(f64::total_cmp);
         let (min, max) = (*numbers.first()?, *numbers.last()?);
         let middle = numbers.len() / 2;
         let median = if numbers.len().is_multiple_of(2) { f64::midpoint(numbers[middle - 1], numbers[middle]) } else { numbers[middle] };
         Some(Self { median, min, max })
     }
+
+    pub fn one(value: f64) -> Self {
+        Self { median: value, min: value, max: value }
+    }
+
+    /// All of this spread lies above all of the other.
+    pub fn is_above(self, other: Self) -> bool {
+        self.min > other.max
+    }
+}
+
+/// What the load was: runs that differ in any of this are never repetitions of each other, nor compared.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shape {
+    pub due_per_second: Option<u64>,
+    pub distribution: String,
+    pub value_mix: String,
+    pub value_size_bytes: usize,
+    pub records: u64,
+    pub connections: usize,
+    pub transport: String,
+    pub generator: String,
+}
+
+/// Our own load generator, where a file does not say which one made the load.
+const OWN_GENERATOR: &str = "lightswap-bench";
+
+impl Shape {
+    fn of(run: &Run) -> Self {
+        let details = &run.details;
+        // Only what differs from the workload's own distribution matters, and files need not say it.
+        let own = match run.workload.as_str() {
+            "uniform" | "sequential" => run.workload.as_str(),
+            "ycsb-d" => "latest",
+            _ => "zipfian",
+        };
+        Self {
+            due_per_second: details.due_per_second.map(|rate| rate.round() as u64),
+            distribution: if details.distribution == own { String::new() } else { details.distribution.clone() },
+            value_mix: details.value_mix.clone(),
+            value_size_bytes: if details.value_mix.is_empty() { details.value_size_bytes } else { 0 },
+            records: details.records,
+            connections: run.connections,
+            transport: details.transport.clone(),
+            generator: if details.generator == OWN_GENERATOR { String::new() } else { details.generator.clone() },
+        }
+    }
+
+    /// Values in words.
+    pub fn values(&self) -> String {
+        if self.value_mix.is_empty() {
+            return format!("{} B", format_count(self.value_size_bytes as f64));
+        }
+        let parts = self.value_mix.split(',').map(|part| match part.split_once(':') {
+            Some((size, share)) => format!("{share} % {size} B"),
+            None => part.to_owned(),
+        });
+        parts.collect::<Vec<_>>().join(" + ")
+    }
+
+    /// What is different from the usual shape, in words; empty when nothing is.
+    fn note(&self, usual: &Self) -> String {
+        let mut parts = Vec::new();
+        if let Some(rate) = self.due_per_second {
+            parts.push(format!("open loop at {}/s", format_count(rate as f64)));
+        }
+        if self.distribution != usual.distribution {
+            parts.push(format!("{} keys", if self.distribution.is_empty() { "the usual" } else { &self.distribution }));
+        }
+        if (&self.value_mix, self.value_size_bytes) != (&usual.value_mix, usual.value_size_bytes) {
+            parts.push(format!("values of {}", self.values()));
+        }
+        if self.records != usual.records {
+            parts.push(format!("{} records", format_count(self.records as f64)));
+        }
+        if self.connections != usual.connections {
+            parts.push(format!("{} connections", self.connections));
+        }
+        if self.transport != usual.transport {
+            parts.push(format!("over {}", self.transport));
+        }
+        if self.generator != usual.generator {
+            parts.push(format!("load by {}", if self.generator.is_empty() { OWN_GENERATOR } else { &self.generator }));
+        }
+        parts.join(", ")
+    }
 }
 
 #[derive(Debug, Clone)]
 pub struct Summary {
     pub workload: String,
-    /// Records and connections in words; empty when all summaries have the same.
-    pub shape: String,
+    pub shape: Shape,
+    /// How the shape differs from that of most runs, in words; empty for those.
+    pub note: String,
     pub configuration: String,
+    pub backend: String,
     pub local_memory_ratio: f64,
     pub server_threads: u32,
-    pub transport: String,
+    pub settings: BTreeMap<String, String>,
     pub repetitions: usize,
     pub operations_per_second: Spread,
     pub p50_us: Spread,
     pub p99_us: Spread,
+    pub p999_us: Spread,
     pub cpu_us_per_operation: f64,
     /// The smallest hit ratio and the sum of wrong values: bad news is not averaged away.
     pub hit_ratio: f64,
     pub wrong_values: u64,
     pub resident_bytes_max: u64,
     pub limit_bytes: Option<u64>,
+    /// Of all repetitions together: upper bounds in microseconds and operations.
+    pub latency_buckets: Vec<(f64, u64)>,
+    /// Of the repetition in the middle.
+    pub time_line: Vec<Moment>,
 }
 
-/// Records, value size and connections: runs that differ in these are never repetitions of each other.
-type Shape = (u64, usize, usize);
+impl Summary {
+    pub fn memory_percent(&self) -> u32 {
+        (self.local_memory_ratio * 100.0).round() as u32
+    }
 
-fn shape(run: &Run) -> Shape {
-    (run.details.records, run.details.value_size_bytes, run.connections)
+    pub fn is_open_loop(&self) -> bool {
+        self.shape.due_per_second.is_some()
+    }
+
+    /// The workload and how its load differs from the usual.
+    pub fn title(&self) -> String {
+        if self.note.is_empty() { self.workload.clone() } else { format!("{}, {}", self.workload, self.note) }
+    }
+
+    /// What a sweep chose, in words.
+    pub fn settings_text(&self) -> String {
+        let mut parts = vec![format!("{} thread{}", self.server_threads, if self.server_threads == 1 { "" } else { "s" })];
+        parts.extend(self.settings.iter().filter(|(name, _)| *name != "server_threads").map(|(name, value)| format!("{name} {value}")));
+        parts.join(", ")
+    }
 }
+
+/// In the order in which people read: what it is about, what is compared with it, what it is built on.
+const KNOWN: [&str; 9] =
+    ["dram", "lightswap-dram", "lightswap", "lightswap-memory", "fastswap-style", "kernel-swap-ssd", "kernel-swap-zram", "extstore", "monitor"];
+
+pub fn configuration_position(name: &str) -> usize {
+    KNOWN.iter().position(|known| *known == name).unwrap_or(KNOWN.len())
+}
+
+/// The configuration by its present name.
+pub fn configuration_name(run: &Run) -> &str {
+    if run.configuration == "kernel-swap" { "kernel-swap-ssd" } else { &run.configuration }
+}
+
+type Order = (String, Shape, u64, usize, String, String, u32, BTreeMap<String, String>);
 
 /// In the order in which people compare: workload, then from much memory to little, then configuration.
-fn order(run: &Run) -> (String, Shape, u64, usize, String, String, String, u32) {
-    let known = ["dram", "lightswap-dram", "kernel-swap-ssd", "lightswap"];
-    let position = known.iter().position(|name| *name == run.configuration).unwrap_or(known.len());
+fn order(run: &Run) -> Order {
     let memory_missing = ((10.0 - run.local_memory_ratio).max(0.0) * 1e6) as u64;
+    let name = configuration_name(run);
     (
         run.workload.clone(),
-        shape(run),
+        Shape::of(run),
         memory_missing,
-        position,
-        run.configuration.clone(),
+        configuration_position(name),
+        name.to_owned(),
         run.backend.clone(),
-        run.details.transport.clone(),
         run.server_threads,
+        run.details.settings.clone(),
     )
+}
+
+/// The shape of most closed-loop runs: what is meant where nothing is said.
+fn usual_shape(runs: &[&Run]) -> Option<Shape> {
+    let mut counts: BTreeMap<Shape, usize> = BTreeMap::new();
+    for run in runs {
+        *counts.entry(Shape::of(run)).or_default() += 1;
+    }
+    counts.into_iter().max_by_key(|(shape, count)| (shape.due_per_second.is_none(), *count)).map(|(shape, _)| shape)
 }
 
 /// One summary for each cell of the runs that pass the filter and did not fail.
 pub fn summarize(runs: &[Run], wanted: impl Fn(&Run) -> bool) -> Vec<Summary> {
-    let mut runs: Vec<&Run> = runs.iter().filter(|run| run.details.error.is_none() && wanted(run)).collect();
-    runs.sort_by_key(|run| order(run));
-    let mut summaries: Vec<Summary> = runs.chunk_by(|a, b| order(a) == order(b)).filter_map(summarize_cell).collect();
-    if runs.windows(2).all(|pair| shape(pair[0]) == shape(pair[1])) {
-        summaries.iter_mut().for_each(|summary| summary.shape.clear());
-    }
-    summaries
+    let mut runs: Vec<(Order, &Run)> = runs.iter().filter(|run| run.details.error.is_none() && wanted(run)).map(|run| (order(run), run)).collect();
+    runs.sort_by(|a, b| a.0.cmp(&b.0));
+    let only_runs: Vec<&Run> = runs.iter().map(|(_, run)| *run).collect();
+    let usual = usual_shape(&only_runs);
+    let cells = runs.chunk_by(|a, b| a.0 == b.0);
+    cells.filter_map(|cell| summarize_cell(&cell.iter().map(|(_, run)| *run).collect::<Vec<_>>(), usual.as_ref()?)).collect()
 }
 
-fn summarize_cell(runs: &[&Run]) -> Option<Summary> {
+fn summarize_cell(runs: &[&Run], usual: &Shape) -> Option<Summary> {
     let spread = |value: fn(&Run) -> f64| Spread::of(runs.iter().map(|run| value(run)).collect());
     let first = runs.first()?;
+    let shape = Shape::of(first);
+    let mut by_speed = runs.to_vec();
+    by_speed.sort_by(|a, b| a.operations_per_second.total_cmp(&b.operations_per_second));
+    let mut buckets: BTreeMap<u64, u64> = BTreeMap::new();
+    for (bound, count) in runs.iter().flat_map(|run| &run.details.latency_buckets) {
+        // Positive floating-point numbers are ordered as their bits are.
+        *buckets.entry(bound.max(0.0).to_bits()).or_default() += count;
+    }
     let cpu_us = spread(|run| {
         let operations = if run.details.operations > 0 { run.details.operations as f64 } else { f64::NAN };
         run.server_cpu_seconds * 1e6 / operations
     })?;
     Some(Summary {
         workload: first.workload.clone(),
-        shape: format!("{} records of {} B, {} connections", first.details.records, first.details.value_size_bytes, first.connections),
-        configuration: first.configuration.clone(),
+        note: shape.note(usual),
+        shape,
+        configuration: configuration_name(first).to_owned(),
+        backend: first.backend.clone(),
         local_memory_ratio: first.local_memory_ratio,
         server_threads: first.server_threads,
-        transport: first.details.transport.clone(),
+        settings: first.details.settings.clone(),
         repetitions: runs.len(),
         operations_per_second: spread(|run| run.operations_per_second)?,
         p50_us: spread(|run| run.latency_us.p50)?,
         p99_us: spread(|run| run.latency_us.p99)?,
+        p999_us: spread(|run| run.latency_us.p999)?,
         cpu_us_per_operation: cpu_us.median,
         hit_ratio: runs.iter().map(|run| run.hit_ratio).fold(1.0, f64::min),
         wrong_values: runs.iter().map(|run| run.wrong_values).sum(),
         resident_bytes_max: runs.iter().map(|run| run.resident_bytes_max).max()?,
         limit_bytes: first.limit_bytes,
+        latency_buckets: buckets.into_iter().map(|(bits, count)| (f64::from_bits(bits), count)).collect(),
+        time_line: by_speed[by_speed.len() / 2].details.time_line.clone(),
     })
 }
 
@@ -124,10 +268,10 @@ pub fn sweep_note(runs: &[Run]) -> String {
         runs.iter().filter(|run| wanted(run)).map(|run| (run.local_memory_ratio * 100.0).round() as u64).collect()
     };
     let mut notes: Vec<String> = Vec::new();
-    let configurations: BTreeSet<&str> = runs.iter().filter(|run| run.details.sweep).map(|run| run.configuration.as_str()).collect();
+    let configurations: BTreeSet<&str> = runs.iter().filter(|run| run.details.sweep).map(configuration_name).collect();
     for configuration in configurations {
-        let tried = ratios(&|run| run.details.sweep && run.configuration == configuration);
-        let compared = ratios(&|run| !run.details.sweep && run.configuration == configuration);
+        let tried = ratios(&|run| run.details.sweep && configuration_name(run) == configuration);
+        let compared = ratios(&|run| !run.details.sweep && configuration_name(run) == configuration);
         let words = |ratios: Vec<u64>| ratios.iter().map(|ratio| format!("{ratio} %")).collect::<Vec<_>>().join(", ");
         let untried: Vec<u64> = compared.difference(&tried).copied().collect();
         if !untried.is_empty() {
@@ -164,32 +308,33 @@ impl Verdict {
     }
 }
 
+/// The fastest settings of a configuration among those that pass.
+pub fn best(summaries: &[Summary], wanted: impl Fn(&Summary) -> bool) -> Option<&Summary> {
+    let speed = |summary: &Summary| summary.operations_per_second.median;
+    summaries.iter().filter(|summary| wanted(summary)).max_by(|a, b| speed(a).total_cmp(&speed(b)))
+}
+
 pub fn verdicts(summaries: &[Summary]) -> Vec<Verdict> {
     let baseline_of = |configuration: &str| match configuration {
         "lightswap" => Some("kernel-swap-ssd"),
+        "lightswap-memory" => Some("kernel-swap-zram"),
         "lightswap-dram" => Some("dram"),
         _ => None,
     };
     summaries
         .iter()
+        .filter(|summary| !summary.is_open_loop())
         .filter_map(|summary| {
             let name = baseline_of(&summary.configuration)?;
-            // With several thread counts in the results the baseline's best one counts.
-            let baseline = summaries
-                .iter()
-                .filter(|other| {
-                    other.configuration == name
-                        && other.workload == summary.workload
-                        && other.shape == summary.shape
-                        && other.local_memory_ratio == summary.local_memory_ratio
-                        && other.transport == summary.transport
-                })
-                .max_by(|a, b| {
-                    let speed = |summary: &Summary| summary.operations_per_second.median;
-                    speed(a).total_cmp(&speed(b))
-                })?;
+            // With several settings in the results the baseline's best ones count.
+            let baseline = best(summaries, |other| {
+                other.configuration == name
+                    && other.workload == summary.workload
+                    && other.shape == summary.shape
+                    && other.local_memory_ratio == summary.local_memory_ratio
+            })?;
             Some(Verdict {
-                workload: if summary.shape.is_empty() { summary.workload.clone() } else { format!("{} ({})", summary.workload, summary.shape) },
+                workload: summary.title(),
                 local_memory_ratio: summary.local_memory_ratio,
                 configuration: summary.configuration.clone(),
                 baseline: name.to_owned(),
@@ -221,13 +366,13 @@ pub mod tests {
     fn repetitions_become_a_median_and_a_spread() {
         let mut runs = vec![
             run("lightswap", 0.25, 300.0),
-            run("kernel-swap-ssd", 0.25, 90.0),
-            run("kernel-swap-ssd", 0.25, 110.0),
-            run("kernel-swap-ssd", 0.25, 100.0),
+            run("kernel-swap", 0.25, 90.0),
+            run("kernel-swap", 0.25, 110.0),
+            run("kernel-swap", 0.25, 100.0),
             run("dram", 1.0, 900.0),
         ];
         runs[1].wrong_values = 1;
-        let mut swept = run("kernel-swap-ssd", 0.25, 9_999.0);
+        let mut swept = run("kernel-swap", 0.25, 9_999.0);
         swept.details.sweep = true;
         let mut failed = run("lightswap", 0.25, 0.0);
         failed.details.error = Some("it died".into());
@@ -235,8 +380,8 @@ pub mod tests {
 
         let summaries = comparison(&runs);
         let names: Vec<&str> = summaries.iter().map(|s| s.configuration.as_str()).collect();
-        assert_eq!(names, ["dram", "kernel-swap-ssd", "lightswap"]);
-        let kernel = &summaries[1];
+        assert_eq!(names, ["dram", "lightswap", "kernel-swap-ssd"]);
+        let kernel = &summaries[2];
         assert_eq!(kernel.repetitions, 3);
         assert_eq!(kernel.wrong_values, 1);
         let expected = Spread { median: 100.0, min: 90.0, max: 110.0 };
@@ -250,16 +395,24 @@ pub mod tests {
 
     #[test]
     fn runs_of_different_shapes_are_not_merged_or_compared() {
-        let mut runs = vec![run("kernel-swap-ssd", 0.25, 100.0), run("kernel-swap-ssd", 0.25, 200.0), run("lightswap", 0.25, 300.0)];
-        assert_eq!(comparison(&runs)[0].shape, "");
+        let mut runs = vec![run("kernel-swap", 0.25, 100.0), run("kernel-swap", 0.25, 200.0), run("lightswap", 0.25, 300.0)];
+        assert_eq!(comparison(&runs)[0].note, "");
         runs[0].details.records = 5;
         runs[2].details.records = 5;
+        runs.extend([run("dram", 1.0, 900.0), run("dram", 1.0, 900.0)]);
         let summaries = comparison(&runs);
-        assert_eq!(summaries.len(), 3);
+        assert_eq!(summaries.len(), 4);
         let verdicts = verdicts(&summaries);
         assert!((verdicts[0].throughput_ratio - 3.0).abs() < 1e-9);
-        assert!(verdicts[0].workload.contains("5 records"));
-        for change in [|run: &mut Run| run.connections = 9, |run: &mut Run| run.details.value_size_bytes = 9] {
+        assert_eq!(verdicts[0].workload, "ycsb-c, 5 records");
+        let changes: [fn(&mut Run); 5] = [
+            |run| run.connections = 9,
+            |run| run.details.value_size_bytes = 9,
+            |run| run.details.value_mix = "100:50,4096:50".into(),
+            |run| run.details.due_per_second = Some(100.0),
+            |run| run.details.distribution = "uniform".into(),
+        ];
+        for change in changes {
             let mut runs = vec![run("dram", 1.0, 1.0), run("dram", 1.0, 2.0)];
             change(&mut runs[0]);
             assert_eq!(comparison(&runs).len(), 2);
@@ -268,9 +421,9 @@ pub mod tests {
 
     #[test]
     fn ratios_without_a_sweep_are_named() {
-        let mut swept = run("kernel-swap-ssd", 0.25, 1.0);
+        let mut swept = run("kernel-swap", 0.25, 1.0);
         swept.details.sweep = true;
-        let mut runs = vec![swept.clone(), run("kernel-swap-ssd", 0.25, 1.0), run("kernel-swap-ssd", 0.5, 1.0), run("dram", 1.0, 1.0)];
+        let mut runs = vec![swept.clone(), run("kernel-swap", 0.25, 1.0), run("kernel-swap", 0.5, 1.0), run("dram", 1.0, 1.0)];
         assert_eq!(sweep_note(&runs), " (kernel-swap-ssd at 25 % memory only, the best used at 50 % too)");
         runs.push(Run { local_memory_ratio: 0.5, ..swept });
         assert_eq!(sweep_note(&runs), "");

@@ -19,7 +19,7 @@ pub const NUM_TEXT_COLUMNS: usize = 3;
 pub fn line(summary: &Summary) -> [String; 11] {
     let mib = |bytes: u64| format_count((bytes / MIB) as f64);
     [
-        if summary.shape.is_empty() { summary.workload.clone() } else { format!("{}, {}", summary.workload, summary.shape) },
+        summary.title(),
         format!("{:.0} %", summary.local_memory_ratio * 100.0),
         summary.configuration.clone(),
         summary.server_threads.to_string(),
@@ -36,7 +36,7 @@ pub fn line(summary: &Summary) -> [String; 11] {
     ]
 }
 
-fn new_table(headings: &[&str], num_text_columns: usize) -> Table {
+pub fn new_table(headings: &[&str], num_text_columns: usize) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled).set_header(headings.to_vec());
     for (index, column) in table.column_iter_mut().enumerate() {
@@ -55,59 +55,61 @@ fn summaries_table(summaries: &[Summary]) -> String {
     table.to_string()
 }
 
+/// One record under the headings of `micro_table`.
+pub fn micro_line(record: &Micro) -> [String; 5] {
+    match record {
+        Micro::Notify { notifier, lwts, workers, p50_us, p99_us } => {
+            ["notify".into(), notifier.clone(), workers.to_string(), lwts.to_string(), format!("p50 {p50_us:.2} us, p99 {p99_us:.2} us")]
+        }
+        Micro::Fault { backend, contract, path, workers, lwts, faults_per_second, cpu_us_per_fault } => [
+            format!("fault, {backend}"),
+            format!("{contract}, by {path}"),
+            workers.to_string(),
+            lwts.to_string(),
+            format!("{}/s, {cpu_us_per_fault:.1} us CPU each", format_count(*faults_per_second)),
+        ],
+        Micro::DiskRead { tool, jobs, depth, reads_per_second } => {
+            ["disk read".into(), tool.clone(), jobs.to_string(), depth.to_string(), format!("{}/s", format_count(*reads_per_second))]
+        }
+        Micro::FaultLatency { pager, backend, notifier, p50_us, p99_us } => [
+            format!("fault latency, {backend}"),
+            format!("{pager}, {notifier}"),
+            "1".into(),
+            "1".into(),
+            format!("p50 {p50_us:.2} us, p99 {p99_us:.2} us"),
+        ],
+        Micro::FaultStep { backend, notifier, step, p50_us } => {
+            [format!("step, {backend}"), format!("{notifier}: {step}"), "1".into(), "1".into(), format!("p50 {p50_us:.2} us")]
+        }
+        Micro::KernelSwap { device, threads, faults_per_second, cpu_us_per_fault } => [
+            "kernel swap".into(),
+            device.clone(),
+            threads.to_string(),
+            String::new(),
+            format!("{}/s, {cpu_us_per_fault:.1} us CPU each", format_count(*faults_per_second)),
+        ],
+        Micro::LwtSwitch { lwts, switch_ns } => ["LWT switch".into(), String::new(), "1".into(), lwts.to_string(), format!("{switch_ns:.1} ns")],
+        Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes } => [
+            "region size".into(),
+            lightswap::format_size(*region_bytes),
+            "1".into(),
+            "1".into(),
+            format!("{cpu_us_per_fault:.1} us CPU a fault, made in {create_us:.0} us, {} beside its pages", lightswap::format_size(*metadata_bytes)),
+        ],
+        Micro::Generator { generator, server, connections, requests_per_second, generator_cpu_us_per_request } => [
+            "load generator".into(),
+            format!("{generator}, {server} server"),
+            String::new(),
+            connections.to_string(),
+            format!("{}/s, {generator_cpu_us_per_request:.2} us CPU each", format_count(*requests_per_second)),
+        ],
+    }
+}
+
 fn micro_table(micro: &[Micro]) -> String {
     let mut table = new_table(&["benchmark", "variant", "workers", "LWTs", "result"], 2);
     for record in micro {
-        table.add_row(match record {
-            Micro::Notify { notifier, lwts, workers, p50_us, p99_us } => {
-                ["notify".into(), notifier.clone(), workers.to_string(), lwts.to_string(), format!("p50 {p50_us:.2} us, p99 {p99_us:.2} us")]
-            }
-            Micro::Fault { backend, contract, path, workers, lwts, faults_per_second, cpu_us_per_fault } => [
-                format!("fault, {backend}"),
-                format!("{contract}, by {path}"),
-                workers.to_string(),
-                lwts.to_string(),
-                format!("{}/s, {cpu_us_per_fault:.1} us CPU each", format_count(*faults_per_second)),
-            ],
-            Micro::DiskRead { tool, jobs, depth, reads_per_second } => {
-                ["disk read".into(), tool.clone(), jobs.to_string(), depth.to_string(), format!("{}/s", format_count(*reads_per_second))]
-            }
-            Micro::FaultLatency { pager, backend, notifier, p50_us, p99_us } => [
-                format!("fault latency, {backend}"),
-                format!("{pager}, {notifier}"),
-                "1".into(),
-                "1".into(),
-                format!("p50 {p50_us:.2} us, p99 {p99_us:.2} us"),
-            ],
-            Micro::FaultStep { backend, notifier, step, p50_us } => {
-                [format!("step, {backend}"), format!("{notifier}: {step}"), "1".into(), "1".into(), format!("p50 {p50_us:.2} us")]
-            }
-            Micro::KernelSwap { device, threads, faults_per_second, cpu_us_per_fault } => [
-                "kernel swap".into(),
-                device.clone(),
-                threads.to_string(),
-                String::new(),
-                format!("{}/s, {cpu_us_per_fault:.1} us CPU each", format_count(*faults_per_second)),
-            ],
-            Micro::LwtSwitch { lwts, switch_ns } => ["LWT switch".into(), String::new(), "1".into(), lwts.to_string(), format!("{switch_ns:.1} ns")],
-            Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes } => [
-                "region size".into(),
-                lightswap::format_size(*region_bytes),
-                "1".into(),
-                "1".into(),
-                format!(
-                    "{cpu_us_per_fault:.1} us CPU a fault, made in {create_us:.0} us, {} beside its pages",
-                    lightswap::format_size(*metadata_bytes)
-                ),
-            ],
-            Micro::Generator { generator, server, connections, requests_per_second, generator_cpu_us_per_request } => [
-                "load generator".into(),
-                format!("{generator}, {server} server"),
-                String::new(),
-                connections.to_string(),
-                format!("{}/s, {generator_cpu_us_per_request:.2} us CPU each", format_count(*requests_per_second)),
-            ],
-        });
+        table.add_row(micro_line(record));
     }
     table.to_string()
 }

@@ -1,0 +1,359 @@
+//! The paper's claims, and targets of our own, each with a verdict from the numbers. A claim without numbers keeps its row and says what is missing.
+
+use super::evidence::{Evidence, KERNEL_IN_MEMORY, PRIMARY_PERCENT, PRIMARY_WORKLOADS, REPRODUCE, STATE_OF_THE_ART};
+use crate::results::{Micro, Run};
+use crate::summary::{Spread, Summary, configuration_name};
+use crate::units::{format_count, format_us};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Met,
+    NotMet,
+    NotMeasured,
+    /// A property, not a number: a test shows it.
+    Tested,
+}
+
+impl Verdict {
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Met => "met",
+            Self::NotMet => "not met",
+            Self::NotMeasured => "not measured",
+            Self::Tested => "shown by a test",
+        }
+    }
+
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::Met => "met",
+            Self::NotMet => "not-met",
+            Self::NotMeasured => "not-measured",
+            Self::Tested => "tested",
+        }
+    }
+
+    pub fn met_if(condition: bool) -> Self {
+        if condition { Self::Met } else { Self::NotMet }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Claim {
+    pub claim: String,
+    /// The paper's figure, or the target.
+    pub expected: String,
+    pub ours: String,
+    pub ratio: String,
+    pub verdict: Verdict,
+    /// What is missing, or how far the numbers go.
+    pub remark: String,
+    pub command: String,
+}
+
+impl Claim {
+    pub fn new(claim: impl Into<String>, expected: &str) -> Self {
+        Self {
+            claim: claim.into(),
+            expected: expected.into(),
+            ours: String::new(),
+            ratio: String::new(),
+            verdict: Verdict::NotMeasured,
+            remark: String::new(),
+            command: REPRODUCE.into(),
+        }
+    }
+
+    pub fn missing(mut self, remark: impl Into<String>) -> Self {
+        self.remark = remark.into();
+        self
+    }
+}
+
+/// Part over whole with the two digits that are shown: verdicts are by what a reader sees.
+pub fn ratio_of(part: f64, whole: f64) -> f64 {
+    (part / whole * 100.0).round() / 100.0
+}
+
+/// `1.78 ×`, with the number of digits that repetitions bear out.
+pub fn times(ratio: f64) -> String {
+    if ratio >= 9.95 { format!("{ratio:.0} ×") } else { format!("{ratio:.2} ×") }
+}
+
+/// `61,000 (57,000-63,000)`; one number when all are the same.
+pub fn with_spread(spread: Spread, format: fn(f64) -> String) -> String {
+    if spread.max > spread.min { format!("{} ({}-{})", format(spread.median), format(spread.min), format(spread.max)) } else { format(spread.median) }
+}
+
+pub fn throughput(cell: &Summary) -> String {
+    format!("{}/s", with_spread(cell.operations_per_second, format_count))
+}
+
+const NOTIFICATION_US: f64 = 4.0;
+const NOTIFICATION_LWTS: u32 = 128;
+/// Latency at the most LWTs over that at one, up to which it counts as flat.
+const FLAT: f64 = 1.5;
+/// What a slower notification must at least take, of the faster.
+const FAR_SLOWER: f64 = 3.0;
+const FAULT_HANDLING: f64 = 3.0;
+const THROUGHPUT: f64 = 1.4;
+
+/// Every claim of the paper's abstract, in its order.
+pub fn paper(evidence: &Evidence<'_>) -> Vec<Claim> {
+    let mut claims = vec![
+        in_user_space(evidence, "file", "swap-ssd", "on the same disk"),
+        in_user_space(evidence, "memory", "swap-zram", "in memory"),
+        notification(evidence),
+        flat(evidence),
+        fault_handling(evidence, "file", "swap-ssd", "kernel swap on the same disk"),
+        fault_handling(evidence, "memory", "swap-zram", "kernel swap on zram (which also decompresses), pages in memory"),
+    ];
+    for workload in PRIMARY_WORKLOADS {
+        claims.push(over_state_of_the_art(evidence, workload));
+    }
+    for workload in PRIMARY_WORKLOADS {
+        claims.push(at_memory_speed(evidence, workload));
+    }
+    for workload in PRIMARY_WORKLOADS {
+        claims.push(co_design(evidence, workload));
+    }
+    claims.extend([local_ssd(evidence), remote_memory(evidence), transparent()]);
+    claims.push(
+        Claim::new("Errors of swapping in are survivable: a try-catch framework", "try-catch")
+            .missing("comes with the work on errors: today the process ends with a message that names the page"),
+    );
+    claims
+}
+
+fn in_user_space(evidence: &Evidence<'_>, backend: &str, device: &str, place: &str) -> Claim {
+    let claim = Claim::new(
+        format!("Page faults are handled in user space, the kernel is hardly involved: CPU a fault, pages {place}"),
+        "less than kernel swap",
+    );
+    let (ours, kernel) = (evidence.lightswap_cpu_us(backend), evidence.kernel_cpu_us(device));
+    let (Some(ours), Some(kernel)) = (ours, kernel) else {
+        let claim = match ours {
+            Some(ours) => Claim { ours: format!("{} a fault", format_us(ours)), ..claim },
+            None => claim,
+        };
+        let what =
+            if ours.is_none() { format!("Lightswap's faults with backend {backend}") } else { format!("kernel swap's CPU a fault on {device}") };
+        return claim.missing(format!("missing: {what}"));
+    };
+    Claim {
+        ours: format!("{} against {}", format_us(ours), format_us(kernel)),
+        ratio: format!("{} less", times(ratio_of(kernel, ours))),
+        verdict: Verdict::met_if(ours < kernel),
+        remark: "everything included, eviction too; what the kernel still does is the signal, and mapping pages in and out".into(),
+        command: evidence.command_of_micro(|record| matches!(record, Micro::KernelSwap { device: name, .. } if name == device)),
+        ..claim
+    }
+}
+
+fn notification(evidence: &Evidence<'_>) -> Claim {
+    let claim = Claim::new(format!("Fault notification takes 4 µs at {NOTIFICATION_LWTS} LWTs"), "4 µs");
+    let taking_turns = evidence.notify("sigbus", NOTIFICATION_LWTS);
+    let suspended = evidence.notify("sigbus-suspended", NOTIFICATION_LWTS);
+    // The harder case counts where it was measured.
+    let Some(judged) = suspended.or(taking_turns) else {
+        return claim.missing(format!("missing: notification by SIGBUS at {NOTIFICATION_LWTS} LWTs on one worker"));
+    };
+    let mut remark = match (suspended, taking_turns) {
+        (Some(_), Some(turns)) => format!("every LWT waits inside its handler; {} when they take turns", format_us(turns.median)),
+        (Some(_), None) => "every LWT waits inside its handler".into(),
+        _ => "LWTs take turns to fault; none is suspended inside its handler".into(),
+    };
+    if let Some(bare) = evidence.notify("bare", 0) {
+        remark += &format!("; floor: {} for a bare SIGBUS handler", format_us(bare.median));
+    }
+    Claim {
+        ours: with_spread(judged, format_us),
+        ratio: format!("{} of the paper's time", times(ratio_of(judged.median, NOTIFICATION_US))),
+        verdict: Verdict::met_if(judged.median <= NOTIFICATION_US),
+        remark,
+        command: evidence.command_of_micro(|record| matches!(record, Micro::Notify { notifier, .. } if notifier.starts_with("sigbus"))),
+        ..claim
+    }
+}
+
+fn flat(evidence: &Evidence<'_>) -> Claim {
+    let claim = Claim::new("Notification stays flat with the number of LWTs; a monitor thread's does not, or is far slower", "flat");
+    let series = evidence.notify_series("sigbus", 1);
+    let (Some(first), Some(last)) = (series.first(), series.last()) else {
+        return claim.missing("missing: notification by SIGBUS over the number of LWTs");
+    };
+    if first.lwts == last.lwts {
+        return claim.missing("missing: more than one number of LWTs");
+    }
+    let growth = ratio_of(last.p50_us.median, first.p50_us.median);
+    let ours = format!("{} at {} LWT, {} at {}", format_us(first.p50_us.median), first.lwts, format_us(last.p50_us.median), last.lwts);
+    let command = evidence.command_of_micro(|record| matches!(record, Micro::Notify { notifier, .. } if notifier == "sigbus"));
+    let claim = Claim { ours, ratio: format!("{} from {} to {} LWTs", times(growth), first.lwts, last.lwts), command, ..claim };
+    let monitor = evidence.notify_series("monitor", 1);
+    let (Some(monitor_first), Some(monitor_last)) = (monitor.first(), monitor.last()) else {
+        return claim.missing("missing: the monitor thread's notification, to compare with");
+    };
+    let monitor_growth = ratio_of(monitor_last.p50_us.median, monitor_first.p50_us.median);
+    // At the largest number of LWTs that both have.
+    let common = series.iter().rev().find_map(|point| Some((point, monitor.iter().find(|other| other.lwts == point.lwts)?)));
+    let slower = common.map_or(0.0, |(own, other)| ratio_of(other.p50_us.median, own.p50_us.median));
+    Claim {
+        verdict: Verdict::met_if(growth <= FLAT && (monitor_growth > FLAT || slower >= FAR_SLOWER)),
+        remark: format!(
+            "monitor thread: {} at {} LWT, {} at {}, {} ours; flat: at most {FLAT} ×",
+            format_us(monitor_first.p50_us.median),
+            monitor_first.lwts,
+            format_us(monitor_last.p50_us.median),
+            monitor_last.lwts,
+            times(slower)
+        ),
+        ..claim
+    }
+}
+
+fn fault_handling(evidence: &Evidence<'_>, backend: &str, device: &str, against: &str) -> Claim {
+    let claim = Claim::new(format!("Fault handling is 3-5 times faster than {against}"), "3-5 ×");
+    let ours = evidence.fault_latency_us("lightswap", backend, "sigbus");
+    let kernel = evidence.fault_latency_us("kernel", device, "kernel");
+    let (Some(ours), Some(kernel)) = (ours, kernel) else {
+        let what = if ours.is_none() {
+            format!("latency of Lightswap's faults with backend {backend}")
+        } else {
+            format!("kernel swap's latency on {device}")
+        };
+        return claim.missing(format!("missing: {what}, one fault at a time"));
+    };
+    let touch = evidence.fault_latency_us("lightswap", backend, "touch");
+    Claim {
+        ours: format!("{} against {}", with_spread(ours, format_us), with_spread(kernel, format_us)),
+        ratio: format!("{} faster", times(ratio_of(kernel.median, ours.median))),
+        verdict: Verdict::met_if(ratio_of(kernel.median, ours.median) >= FAULT_HANDLING),
+        remark: touch.map_or_else(String::new, |touch| format!("{} when pages are asked for before the access", format_us(touch.median))),
+        command: evidence.command_of_micro(|record| matches!(record, Micro::FaultLatency { backend: name, .. } if name == backend)),
+        ..claim
+    }
+}
+
+/// The names of the configurations that a cell lacks, joined.
+fn lacking(evidence: &Evidence<'_>, workload: &str, configurations: &[&str]) -> String {
+    let missing = configurations.iter().filter(|name| evidence.cell(workload, PRIMARY_PERCENT, name).is_none());
+    missing.copied().collect::<Vec<_>>().join(", ")
+}
+
+fn versus(evidence: &Evidence<'_>, claim: Claim, own: &Summary, other: &Summary) -> Claim {
+    Claim {
+        ours: format!("{} against {} of {}", throughput(own), throughput(other), other.configuration),
+        ratio: times(ratio_of(own.operations_per_second.median, other.operations_per_second.median)),
+        command: evidence.command_of_cell(&own.workload, &own.configuration),
+        ..claim
+    }
+}
+
+fn over_state_of_the_art(evidence: &Evidence<'_>, workload: &str) -> Claim {
+    let name = workload.to_uppercase();
+    let claim = Claim::new(
+        format!("memcached serves more than 40 % more than the state of the art: {name}, {PRIMARY_PERCENT} % local memory, same disk"),
+        "> 1.40 ×",
+    );
+    let Some(own) = evidence.cell(workload, PRIMARY_PERCENT, "lightswap") else {
+        return claim.missing(format!("missing: lightswap on {workload} at {PRIMARY_PERCENT} %"));
+    };
+    let Some(other) = evidence.fastest(workload, PRIMARY_PERCENT, &STATE_OF_THE_ART) else {
+        return claim.missing(format!("missing: {} on {workload} at {PRIMARY_PERCENT} %", STATE_OF_THE_ART.join(", ")));
+    };
+    let missing = lacking(evidence, workload, &STATE_OF_THE_ART);
+    let ratio = ratio_of(own.operations_per_second.median, other.operations_per_second.median);
+    let claim = versus(evidence, claim, own, other);
+    // One baseline that is not beaten by enough decides; to say that all are takes all of them.
+    let verdict = if ratio <= THROUGHPUT {
+        Verdict::NotMet
+    } else if missing.is_empty() {
+        Verdict::Met
+    } else {
+        Verdict::NotMeasured
+    };
+    Claim {
+        verdict,
+        remark: if missing.is_empty() {
+            "the faster of kernel swap and fastswap-style, each with its best settings".into()
+        } else {
+            format!("missing: {missing}")
+        },
+        ..claim
+    }
+}
+
+fn at_memory_speed(evidence: &Evidence<'_>, workload: &str) -> Claim {
+    let name = workload.to_uppercase();
+    let claim = Claim::new(format!("The same at the speed of memory: {name}, {PRIMARY_PERCENT} %, against kernel swap on zram"), "> 1.40 ×");
+    let own = evidence.cell(workload, PRIMARY_PERCENT, "lightswap-memory");
+    let other = evidence.cell(workload, PRIMARY_PERCENT, KERNEL_IN_MEMORY);
+    let (Some(own), Some(other)) = (own, other) else {
+        return claim.missing(format!("missing: {}", lacking(evidence, workload, &["lightswap-memory", KERNEL_IN_MEMORY])));
+    };
+    Claim {
+        verdict: Verdict::met_if(ratio_of(own.operations_per_second.median, other.operations_per_second.median) > THROUGHPUT),
+        remark: "zram compresses pages, Lightswap's memory backend does not".into(),
+        ..versus(evidence, claim, own, other)
+    }
+}
+
+fn co_design(evidence: &Evidence<'_>, workload: &str) -> Claim {
+    let claim = Claim::new(
+        format!("Designing fault handling together with LWTs raises throughput: {}, {PRIMARY_PERCENT} %", workload.to_uppercase()),
+        "higher",
+    );
+    let own = evidence.cell(workload, PRIMARY_PERCENT, "lightswap");
+    let other = evidence.cell(workload, PRIMARY_PERCENT, "fastswap-style");
+    let (Some(own), Some(other)) = (own, other) else {
+        return claim.missing(format!("missing: {}", lacking(evidence, workload, &["lightswap", "fastswap-style"])));
+    };
+    Claim {
+        verdict: Verdict::met_if(own.operations_per_second.is_above(other.operations_per_second)),
+        remark: "the same pager and backend; fastswap-style blocks its thread on a fault; met: the ranges do not overlap".into(),
+        ..versus(evidence, claim, own, other)
+    }
+}
+
+/// Runs on the backend without a failure or a wrong value.
+fn sound<'a>(evidence: &'a Evidence<'_>, backend: fn(&str) -> bool) -> Option<Vec<&'a Run>> {
+    let of = |run: &&Run| configuration_name(run).starts_with("lightswap") && run.local_memory_ratio < 1.0 && backend(&run.backend);
+    let runs: Vec<&Run> = evidence.runs.iter().filter(of).filter(|run| run.details.error.is_none()).collect();
+    if runs.is_empty() { None } else { Some(runs) }
+}
+
+fn served(evidence: &Evidence<'_>, claim: Claim, backend: fn(&str) -> bool, missing: &str) -> Claim {
+    let Some(runs) = sound(evidence, backend) else {
+        return claim.missing(missing);
+    };
+    let operations: u64 = runs.iter().map(|run| run.details.operations).sum();
+    let wrong: u64 = runs.iter().map(|run| run.wrong_values).sum();
+    let fastest = runs.iter().map(|run| run.operations_per_second).fold(0.0, f64::max);
+    let name = runs[0].backend.clone();
+    Claim {
+        ours: format!("{} operations, {wrong} wrong values, up to {}/s", format_count(operations as f64), format_count(fastest)),
+        verdict: Verdict::met_if(wrong == 0),
+        command: evidence.command_of_run(|run| run.backend == name && configuration_name(run).starts_with("lightswap") && !run.details.sweep),
+        ..claim
+    }
+}
+
+fn local_ssd(evidence: &Evidence<'_>) -> Claim {
+    let claim = Claim::new("Swaps to local SSDs from user space", "works");
+    served(evidence, claim, |backend| backend == "file", "missing: lightswap on a file with less memory than data")
+}
+
+fn remote_memory(evidence: &Evidence<'_>) -> Claim {
+    let claim = Claim::new("Swaps to remote memory from user space", "works");
+    served(evidence, claim, |backend| backend.starts_with("nbd"), "comes with the backends for remote memory")
+}
+
+fn transparent() -> Claim {
+    Claim {
+        ours: "memcached's own suite passes on the patched server, Lightswap off and on".into(),
+        verdict: Verdict::Tested,
+        remark: "the test decides; this report does not run it".into(),
+        command: "scripts/test".into(),
+        ..Claim::new("Applications run as they are", "transparent")
+    }
+}

@@ -1,0 +1,156 @@
+//! The report: one HTML file that needs nothing else, readable on a phone and on paper, light and dark.
+
+mod appendix;
+#[cfg(test)]
+mod browser;
+mod claims;
+mod evidence;
+mod files;
+mod headline;
+mod latency;
+mod markdown;
+mod mechanism;
+mod memory;
+#[cfg(test)]
+pub mod synthetic;
+mod targets;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::chart::escape;
+use crate::results::{Results, write_file};
+use crate::summary::configuration_position;
+use evidence::Evidence;
+pub use files::read_all;
+
+const STYLE: &str = include_str!("style.css");
+
+#[derive(Debug, Args)]
+pub struct ReportArguments {
+    /// Result files; those that cannot be read are named and left out, and the exit code is then 1
+    #[arg(required = true)]
+    pub results: Vec<PathBuf>,
+    /// The HTML file to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Write the summary in Markdown, too
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct SummaryArguments {
+    /// Result files
+    #[arg(required = true)]
+    pub results: Vec<PathBuf>,
+}
+
+pub fn report(arguments: &ReportArguments) -> Result<bool> {
+    let (files, all_read) = read_all(&arguments.results)?;
+    write_file(&arguments.out, &html(&files))?;
+    if let Some(path) = &arguments.markdown {
+        write_file(path, &markdown::markdown(&files))?;
+    }
+    Ok(all_read)
+}
+
+pub fn summary(arguments: &SummaryArguments) -> Result<bool> {
+    let (files, all_read) = read_all(&arguments.results)?;
+    print!("{}", markdown::markdown(&files));
+    Ok(all_read)
+}
+
+/// The CSS class that gives a configuration its colour, the same everywhere.
+fn class_of(configuration: &str) -> String {
+    match configuration {
+        // Colours that are of no configuration.
+        "limit" => "limit".into(),
+        name if configuration_position(name) < configuration_position("") => format!("c-{name}"),
+        _ => "c-other".into(),
+    }
+}
+
+/// A workload as headings write it.
+fn shown(workload: &str) -> String {
+    // Only the name of a YCSB workload, not what follows it.
+    match workload.strip_prefix("ycsb-").and_then(|rest| Some((rest.get(..1)?, rest.get(1..)?))) {
+        Some((letter, rest)) => format!("YCSB-{}{rest}", letter.to_uppercase()),
+        None => workload.to_owned(),
+    }
+}
+
+/// Begins a section; the previous one ends with it.
+fn section(html: &mut String, id: &str, title: &str, note: &str) {
+    let _ = writeln!(html, "</section><section id=\"{id}\"><h2>{}</h2>", escape(title));
+    if !note.is_empty() {
+        let _ = writeln!(html, "<p class=\"faint\">{}</p>", escape(note));
+    }
+}
+
+/// Where and when: the first file's environment in one line.
+fn byline(files: &[Results]) -> String {
+    let Some(environment) = files.iter().map(|file| &file.environment).find(|environment| environment.is_object()) else {
+        return String::new();
+    };
+    let text = |name: &str| environment[name].as_str().filter(|text| *text != "unknown").map(str::to_owned);
+    let gib = |bytes: u64| format!("{:.0} GiB", bytes as f64 / (1u64 << 30) as f64);
+    let parts = [
+        text("cpu"),
+        environment["cpus"].as_u64().map(|cpus| format!("{cpus} CPUs")),
+        environment["memory_bytes"].as_u64().map(gib),
+        text("kernel").map(|kernel| format!("Linux {kernel}")),
+        text("commit").map(|commit| format!("commit {}", commit.chars().take(10).collect::<String>())),
+        environment["started_unix_seconds"].as_u64().map(appendix::utc),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" · ")
+}
+
+/// Links to the sections that the page has.
+fn navigation(body: &str) -> String {
+    let mut html = String::from("<nav aria-label=\"sections\">");
+    for part in body.split("<section id=\"").skip(1) {
+        if let Some((id, _)) = part.split_once('"') {
+            let _ = write!(html, "<a href=\"#{id}\">{}</a>", id.replace('-', " "));
+        }
+    }
+    html + "</nav>\n"
+}
+
+/// One report of all the files' results.
+pub fn html(files: &[Results]) -> String {
+    let evidence = Evidence::new(files);
+    let mut body = String::new();
+    section(&mut body, "claims", "In short", "");
+    headline::write_headlines(&mut body, &evidence);
+    headline::write_claims(&mut body, "The paper's claims", "paper", &claims::paper(&evidence));
+    memory::write_wins(&mut body, &evidence);
+    memory::write_against_memory(&mut body, &evidence);
+    latency::write_latency(&mut body, &evidence);
+    mechanism::write_micro(&mut body, &evidence);
+    latency::write_time_lines(&mut body, &evidence);
+    memory::write_others(&mut body, &evidence);
+    memory::write_sweeps(&mut body, &evidence);
+    let own = targets::own(&evidence);
+    section(&mut body, "targets", "Our own targets", &format!("What the project asks of itself beyond the paper: {}.", headline::tally(&own)));
+    headline::write_claims(&mut body, "", "target", &own);
+    appendix::write_problems(&mut body, &evidence);
+    appendix::write_all_numbers(&mut body, &evidence);
+    appendix::write_environments(&mut body, files);
+    let body = body.strip_prefix("</section>").unwrap_or(&body);
+
+    let mixture = appendix::mixture(files).map_or_else(String::new, |text| format!("<p class=\"caution\">{}</p>\n", escape(&text)));
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" content=\"light dark\">\
+         <title>Lightswap: measured</title><link rel=\"icon\" href=\"data:,\"><style>\n{STYLE}</style></head><body>\n\
+         <header><h1>Lightswap, measured</h1><p class=\"faint\">{}</p>{mixture}{}</header>\n<main>\n{body}</section></main></body></html>\n",
+        escape(&byline(files)),
+        navigation(body)
+    )
+}
