@@ -111,6 +111,11 @@ impl Budget {
         }
     }
 
+    /// Whether somebody is short of a frame.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.num_waiting.load(Relaxed) > 0
+    }
+
     /// Announces that the caller is short of a frame.
     pub(crate) fn begin_wait(&self) -> Wait<'_> {
         self.num_waiting.fetch_add(1, SeqCst);

@@ -135,27 +135,12 @@ fn null(what: &str) -> c_int {
     fail(&Error::new(ErrorKind::InvalidArgument, format!("{what} is NULL")))
 }
 
-const KINDS: [ErrorKind; 12] = [
-    ErrorKind::InvalidArgument,
-    ErrorKind::BackendUrl,
-    ErrorKind::Backend,
-    ErrorKind::NoUserfaultfd,
-    ErrorKind::NoIoUring,
-    ErrorKind::NoMemory,
-    ErrorKind::NoSpace,
-    ErrorKind::PinLimit,
-    ErrorKind::NotInRegion,
-    ErrorKind::NotAWorker,
-    ErrorKind::Busy,
-    ErrorKind::SwapIn,
-];
-
 /// A few words for a status. Never NULL; valid for ever.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_status_text(status: c_int) -> *const c_char {
     static TEXTS: std::sync::OnceLock<Vec<CString>> = std::sync::OnceLock::new();
-    let texts = TEXTS.get_or_init(|| KINDS.iter().map(|kind| CString::new(kind.text()).unwrap_or_default()).collect());
-    let of_kind = KINDS.iter().position(|kind| *kind as c_int == status).map(|index| texts[index].as_c_str());
+    let texts = TEXTS.get_or_init(|| ErrorKind::ALL.iter().map(|kind| CString::new(kind.text()).unwrap_or_default()).collect());
+    let of_kind = ErrorKind::ALL.iter().position(|kind| *kind as c_int == status).map(|index| texts[index].as_c_str());
     of_kind.unwrap_or(if status == LSW_OK { c"success" } else { c"unknown status" }).as_ptr()
 }
 

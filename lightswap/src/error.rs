@@ -34,6 +34,21 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    pub(crate) const ALL: [Self; 12] = [
+        Self::InvalidArgument,
+        Self::BackendUrl,
+        Self::Backend,
+        Self::NoUserfaultfd,
+        Self::NoIoUring,
+        Self::NoMemory,
+        Self::NoSpace,
+        Self::PinLimit,
+        Self::NotInRegion,
+        Self::NotAWorker,
+        Self::Busy,
+        Self::SwapIn,
+    ];
+
     /// A few words for the kind, without details.
     pub const fn text(self) -> &'static str {
         match self {

@@ -3,6 +3,7 @@
 use crate::access::PageRange;
 use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
+use crate::evict;
 use crate::fork;
 use crate::lwt;
 use crate::notifier::{monitor, sigbus};
@@ -70,9 +71,13 @@ fn serve(pager: &Pager, worker: &Worker) {
         let num_evicted = pager.budget.num_evicted();
         worker.turn(wait);
         pager.log_swap_out_failure();
-        // The only one that reclaims does so until there is room, or nothing more can leave just now.
-        let reclaims_alone = pager.config.waiting == Waiting::Poll;
-        wait = !(reclaims_alone && pager.budget.is_low() && pager.budget.num_evicted() != num_evicted);
+        if pager.config.waiting == Waiting::Poll {
+            // The only one that reclaims: for those who wait for a frame as well, and until there is room, or nothing more can leave just now.
+            if pager.budget.has_waiters() && !pager.is_failing() {
+                evict::reclaim(worker);
+            }
+            wait = !(pager.budget.is_low() && pager.budget.num_evicted() != num_evicted);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::child::{fork, in_child};
 use common::pages::{Pages, pattern};
-use common::{Backend, builder, kernel_is_able};
+use common::{Backend, DEFAULT_MODE, MONITOR, Mode, builder, kernel_is_able};
 use lightswap::Contract;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -14,12 +14,12 @@ fn swapped_out_page(pages: Pages) -> usize {
 }
 
 /// In a process of its own: opens, fills, and forks children in all kinds of ways.
-fn with_region(test: &str, contract: Contract, body: impl FnOnce(Pages)) -> Option<common::child::Ended> {
+fn with_region(test: &str, mode: Mode, contract: Contract, body: impl FnOnce(Pages)) -> Option<common::child::Ended> {
     in_child(test, || {
         if !kernel_is_able() {
             return;
         }
-        let swap = builder(100, Backend::File.url(400)).open().unwrap();
+        let swap = mode.set(builder(100, Backend::File.url(400))).open().unwrap();
         let region = swap.create_region(400 * common::PAGE, contract).unwrap();
         let pages = Pages::of(&region);
         (0..400).for_each(|page| pages.fill(page, 3));
@@ -37,30 +37,42 @@ fn exit_unless(is_right: bool) {
     }
 }
 
-#[test]
-fn a_swapped_out_page_stops_the_child() {
-    for contract in [Contract::Transparent, Contract::Cooperative] {
-        let ended = with_region("a_swapped_out_page_stops_the_child", contract, |pages| {
-            let page = swapped_out_page(pages);
-            let by_access = fork(|| exit_unless(pages.word(page, 9) == pattern(page, 9, 3)));
-            assert!(libc::WIFSIGNALED(by_access) && libc::WTERMSIG(by_access) == libc::SIGABRT, "status {by_access:#x}");
-            let by_write = fork(|| pages.set_word(page, 9, 1));
-            assert!(libc::WIFSIGNALED(by_write) && libc::WTERMSIG(by_write) == libc::SIGABRT, "status {by_write:#x}");
-            let by_touch = fork(|| pages.touch(page, 1));
-            assert!(libc::WIFSIGNALED(by_touch) && libc::WTERMSIG(by_touch) == libc::SIGABRT, "status {by_touch:#x}");
-        });
-        let Some(ended) = ended else { return };
-        ended.expect_success();
-        if ended.stdout.contains("the parent is well") {
-            let messages = ended.stderr.lines().filter(|line| line.contains("lightswap: fatal: ") && line.contains("fork")).count();
-            assert_eq!(messages, 3, "one clear message for each child: {ended:?}");
-        }
+fn stops_the_child(test: &str, mode: Mode, contract: Contract) {
+    let ended = with_region(test, mode, contract, |pages| {
+        let page = swapped_out_page(pages);
+        let by_access = fork(|| exit_unless(pages.word(page, 9) == pattern(page, 9, 3)));
+        assert!(libc::WIFSIGNALED(by_access) && libc::WTERMSIG(by_access) == libc::SIGABRT, "status {by_access:#x}");
+        let by_write = fork(|| pages.set_word(page, 9, 1));
+        assert!(libc::WIFSIGNALED(by_write) && libc::WTERMSIG(by_write) == libc::SIGABRT, "status {by_write:#x}");
+        let by_touch = fork(|| pages.touch(page, 1));
+        assert!(libc::WIFSIGNALED(by_touch) && libc::WTERMSIG(by_touch) == libc::SIGABRT, "status {by_touch:#x}");
+    });
+    let Some(ended) = ended else { return };
+    ended.expect_success();
+    if ended.stdout.contains("the parent is well") {
+        let messages = ended.stderr.lines().filter(|line| line.contains("lightswap: fatal: ") && line.contains("fork")).count();
+        assert_eq!(messages, 3, "one clear message for each child: {ended:?}");
     }
 }
 
 #[test]
+fn a_swapped_out_page_stops_the_child() {
+    stops_the_child("a_swapped_out_page_stops_the_child", DEFAULT_MODE, Contract::Transparent);
+}
+
+#[test]
+fn a_swapped_out_page_of_a_cooperative_region_stops_the_child() {
+    stops_the_child("a_swapped_out_page_of_a_cooperative_region_stops_the_child", DEFAULT_MODE, Contract::Cooperative);
+}
+
+#[test]
+fn a_swapped_out_page_stops_the_child_with_a_monitor() {
+    stops_the_child("a_swapped_out_page_stops_the_child_with_a_monitor", MONITOR, Contract::Transparent);
+}
+
+#[test]
 fn resident_pages_read_right_in_the_child() {
-    let ended = with_region("resident_pages_read_right_in_the_child", Contract::Transparent, |pages| {
+    let ended = with_region("resident_pages_read_right_in_the_child", DEFAULT_MODE, Contract::Transparent, |pages| {
         // The parent pages on while the child reads: what it evicts and overwrites must not show in the child.
         let (mut told, tell) = std::io::pipe().unwrap();
         // SAFETY: the child does system calls and memory accesses only, and exits.
@@ -93,7 +105,7 @@ fn resident_pages_read_right_in_the_child() {
 
 #[test]
 fn other_programs_start_as_ever() {
-    let ended = with_region("other_programs_start_as_ever", Contract::Transparent, |_| {
+    let ended = with_region("other_programs_start_as_ever", DEFAULT_MODE, Contract::Transparent, |_| {
         // The standard library uses posix_spawn for the first, and fork and exec for the second.
         assert!(Command::new("true").status().unwrap().success());
         let mut command = Command::new("true");
