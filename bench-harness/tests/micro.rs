@@ -105,6 +105,8 @@ fn single_faults_are_timed_beside_those_of_the_kernel() {
     let of = |pager: &str| latencies.iter().filter(|record| record["pager"] == pager).count();
     assert_eq!(of("kernel") + skipped.len(), 2);
     assert_eq!(of("lightswap"), 6);
-    assert!(micro.iter().any(|record| record["step"] == "notify"));
+    for step in ["notify", "queue", "io", "map", "resume", "evict"] {
+        assert!(micro.iter().any(|record| record["step"] == step), "no step {step}");
+    }
     assert!(latencies.iter().all(|record| is_positive(record, "p50_us")), "{latencies:?}");
 }
