@@ -1,18 +1,25 @@
 //! How much memory a server needs for some records, and how a memory limit is divided.
 
 use crate::units::{KIB, MIB};
+use crate::value_sizes::ValueSizes;
 
 pub const PAGE_BYTES: u64 = 4 * KIB;
 
 /// Item header, CAS number, longest key with its end, value with its line end.
-fn item_bytes(value_size: usize) -> u64 {
+pub fn item_bytes(value_size: usize) -> u64 {
     48 + 8 + 24 + value_size as u64 + 2
 }
 
-/// `-m`, in MiB, so that nothing is evicted: slab classes waste up to a quarter, inserts add up to a tenth.
-pub fn server_memory_mib(records: u64, value_size: usize) -> u64 {
-    let records_bytes = records * item_bytes(value_size);
-    (records_bytes * 5 / 4 * 11 / 10).div_ceil(MIB) + 64
+/// Whole slab pages of 1 MiB for this many items of one size: chunks waste up to a quarter, and what is left of a page when no further chunk fits.
+fn slab_pages(items: u64, value_size: usize) -> u64 {
+    let chunk_bytes = item_bytes(value_size) * 5 / 4 + 8;
+    items.div_ceil((MIB / chunk_bytes).max(1))
+}
+
+/// `-m`, in MiB, so that nothing is evicted; inserts may add up to a tenth.
+pub fn server_memory_mib(records: u64, value_sizes: &ValueSizes) -> u64 {
+    let pages: u64 = value_sizes.parts().iter().map(|part| slab_pages((records * u64::from(part.percent)).div_ceil(100) + 100, part.size)).sum();
+    pages * 11 / 10 + 64
 }
 
 /// Buckets of the hash table as a power of two, at least 1.5 a record, so that few lookups walk over a neighbour: every item
@@ -64,7 +71,7 @@ mod tests {
 
     #[test]
     fn half_a_million_records_fit() {
-        let mib = server_memory_mib(500_000, 1_000);
+        let mib = server_memory_mib(500_000, &ValueSizes::fixed(1_000));
         // Stock memcached holds them in 592 MB of 1,184-byte chunks.
         assert!((650..900).contains(&mib), "{mib}");
         assert_eq!(hash_power(500_000), 20);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::journal::{Guard, Journal, Leftover};
+use crate::lab::is_root;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
@@ -67,6 +68,22 @@ pub fn find_hierarchy() -> Result<Hierarchy> {
         .context("no cgroup hierarchy with the memory controller is mounted, so no memory limit can be set; mount cgroup2 at /sys/fs/cgroup")
 }
 
+/// What is missing here to limit a server's memory, if anything.
+pub fn obstacle() -> Option<String> {
+    if !is_root() {
+        return Some("memory limits take root: a cgroup is made for the server".into());
+    }
+    let root = match find_hierarchy() {
+        Ok(hierarchy) => hierarchy.root,
+        Err(error) => return Some(error.to_string()),
+    };
+    let trial = root.join(format!("lightswap-bench-trial-{}", std::process::id()));
+    match fs::create_dir(&trial).and_then(|()| fs::remove_dir(&trial)) {
+        Ok(()) => None,
+        Err(error) => Some(format!("no cgroup can be made in {}: {error}", root.display())),
+    }
+}
+
 fn write(path: &Path, value: &str) -> Result<()> {
     fs::write(path, value).with_context(|| format!("cannot write {value} to {}", path.display()))
 }
@@ -74,7 +91,12 @@ fn write(path: &Path, value: &str) -> Result<()> {
 impl<'a> Cgroup<'a> {
     /// Takes root, as does everything that limits a process's memory.
     pub fn create(journal: &'a Journal, name: &str, limit_bytes: u64, swap: KernelSwap) -> Result<Self> {
-        let Hierarchy { version, root } = find_hierarchy()?;
+        Self::create_in(journal, &find_hierarchy()?, name, limit_bytes, swap)
+    }
+
+    fn create_in(journal: &'a Journal, hierarchy: &Hierarchy, name: &str, limit_bytes: u64, swap: KernelSwap) -> Result<Self> {
+        let Hierarchy { version, root } = hierarchy;
+        let version = *version;
         if version == Version::V2 {
             let enabled = root.join("cgroup.subtree_control");
             let text = fs::read_to_string(&enabled).unwrap_or_default();
@@ -169,6 +191,42 @@ pub fn remove(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Plain files in the place of cgroupfs: what is written, and where.
+    #[test]
+    fn limits_are_set_in_both_versions() {
+        for (version, swap, expected) in [
+            (Version::V1, KernelSwap::Allowed, vec![("memory.limit_in_bytes", "1048576"), ("memory.swappiness", "100")]),
+            (Version::V1, KernelSwap::Forbidden, vec![("memory.limit_in_bytes", "1048576"), ("memory.swappiness", "0")]),
+            (Version::V2, KernelSwap::Allowed, vec![("memory.max", "1048576")]),
+        ] {
+            let root = std::env::temp_dir().join(format!("lightswap-bench-test-{}-cgroup-{version:?}-{swap:?}", std::process::id()));
+            let _ = fs::remove_dir_all(&root);
+            fs::create_dir_all(&root).unwrap();
+            let journal = Journal::open_in(&root.join("state")).unwrap();
+            let hierarchy = Hierarchy { version, root: root.clone() };
+            let cgroup = Cgroup::create_in(&journal, &hierarchy, "group", 1 << 20, swap).unwrap();
+            let mut found: Vec<(String, String)> = fs::read_dir(root.join("group"))
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(&path).unwrap()))
+                .collect();
+            found.sort();
+            let expected: Vec<(String, String)> = expected.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+            assert_eq!(found, expected, "{version:?} {swap:?}");
+            if version == Version::V2 {
+                assert_eq!(fs::read_to_string(root.join("cgroup.subtree_control")).unwrap(), "+memory");
+            }
+            // A real cgroup is an empty directory to rmdir.
+            for (name, _) in &found {
+                fs::remove_file(root.join("group").join(name)).unwrap();
+            }
+            drop(cgroup);
+            assert!(!root.join("group").exists());
+            drop(journal);
+            fs::remove_dir_all(&root).unwrap();
+        }
+    }
 
     #[test]
     fn both_versions_are_found_in_mountinfo() {

@@ -1,19 +1,23 @@
 //! The command line.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
 use crate::compare::CompareArguments;
-use crate::configurations;
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
 use crate::lab::Transport;
-use crate::micro::{fault, notify};
+use crate::memtier;
+use crate::micro;
+use crate::null_server;
 use crate::report::{ReportArguments, SummaryArguments};
 use crate::units::parse_size;
-use crate::values::{VALUE_SIZE_MAX, VALUE_SIZE_MIN};
+use crate::value_sizes::{ValueSizes, parse_value_size};
 use crate::ycsb::{Distribution, Workload};
 
 /// Workloads, baselines and reports for Lightswap.
@@ -28,15 +32,22 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Compare dram, kernel-swap and lightswap at 50 % and 25 % local memory
+    /// Compare dram, kernel-swap-ssd and lightswap at 50 % and 25 % local memory
     Demo(DemoArguments),
+    /// Compare all configurations over local memory, workloads, value sizes and request rates; takes up where a run was ended
+    Grid(GridArguments),
+    /// List the configurations, what they are and whether they can run here
+    Configurations,
     /// Start a server in one configuration, load it and run workloads on it
     Run(RunArguments),
     /// Load any running memcached and run workloads on it
     Load(LoadArguments),
-    /// Measure the core library in this process: notification and fault handling
+    /// Measure single steps: notification, fault handling, kernel swap beside them
     #[command(subcommand)]
-    Micro(MicroCommand),
+    Micro(micro::Command),
+    /// Serve made-up values; the ceiling of load generators is measured against it
+    #[command(hide = true)]
+    NullServer(null_server::Options),
     /// Make an HTML report of result files
     Report(ReportArguments),
     /// Print a summary of result files in Markdown
@@ -45,23 +56,6 @@ pub enum Command {
     Compare(CompareArguments),
     /// Remove what a killed run left: servers, cgroups, swap files, kernel settings
     Clean,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum MicroCommand {
-    /// Latency from the faulting access to the handler, over the number of LWTs, beside a bare SIGBUS handler
-    Notify(MicroArguments<notify::Options>),
-    /// Faults per second and CPU a fault, all included; with --backend file beside fio
-    Fault(MicroArguments<fault::Options>),
-}
-
-#[derive(Debug, Args)]
-pub struct MicroArguments<O: Args> {
-    #[command(flatten)]
-    pub options: O,
-    /// Write the results as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -73,6 +67,9 @@ pub struct ShapeArguments {
     /// (`writeallfields=true`), so records keep their size
     #[arg(long, value_name = "SIZE", default_value = "1000", value_parser = parse_value_size)]
     pub value_size: usize,
+    /// Values of several sizes instead: sizes and the percent of the records that have them. Every record keeps its size
+    #[arg(long, value_name = "SIZE:PERCENT,...", conflicts_with = "value_size")]
+    pub value_mix: Option<ValueSizes>,
     /// Connections, each with one operation under way
     #[arg(long, default_value_t = 64, value_parser = parse_connections)]
     pub connections: usize,
@@ -83,14 +80,15 @@ pub struct ShapeArguments {
 
 impl ShapeArguments {
     pub fn shape(&self) -> Shape {
-        Shape { records: self.records, value_size: self.value_size, connections: self.connections, client_threads: self.client_threads }
+        let value_sizes = self.value_mix.unwrap_or(ValueSizes::fixed(self.value_size));
+        Shape { records: self.records, value_sizes, connections: self.connections, client_threads: self.client_threads }
     }
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct TimingArguments {
-    /// YCSB core workloads, run one after the other on the same data. E scans, which memcached cannot
-    #[arg(long, value_enum, value_delimiter = ',', ignore_case = true, default_value = "c")]
+    /// YCSB core workloads and two plainer ones, run one after the other on the same data. E scans, which memcached cannot
+    #[arg(long, value_parser = WorkloadParser, value_delimiter = ',', ignore_case = true, default_value = "c")]
     pub workload: Vec<Workload>,
     /// Draw keys by this distribution instead of the workload's own
     #[arg(long, value_enum)]
@@ -101,6 +99,10 @@ pub struct TimingArguments {
     /// Seconds of measuring
     #[arg(long, default_value = "10", value_parser = parse_seconds)]
     pub seconds: Duration,
+    /// An open loop: this many operations a second are due, evenly spaced, and latencies count from when they were due; without it each connection
+    /// asks again when it was answered
+    #[arg(long, value_name = "OPERATIONS", value_parser = parse_rate)]
+    pub rate: Option<f64>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -146,9 +148,42 @@ pub struct DemoArguments {
 }
 
 #[derive(Debug, Args)]
+pub struct GridArguments {
+    /// One repetition, fewer cells, short runs
+    #[arg(long)]
+    pub quick: bool,
+    /// Only say what would be measured and how long it takes
+    #[arg(long)]
+    pub plan: bool,
+    /// Measure everything again, whatever the results say
+    #[arg(long)]
+    pub fresh: bool,
+    /// Only these; names or paths of files. All when not given
+    #[arg(long, value_name = "NAME|FILE.toml", value_delimiter = ',')]
+    pub configurations: Vec<String>,
+    /// Only these workloads
+    #[arg(long, value_parser = WorkloadParser, value_delimiter = ',', ignore_case = true)]
+    pub workloads: Vec<Workload>,
+    /// Memory limits as parts of the data; 1 stands for the configurations without a limit
+    #[arg(long, value_delimiter = ',', value_parser = parse_ratio)]
+    pub ratios: Vec<f64>,
+    /// Repetitions of every cell, instead of the plan's own numbers
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repetitions: Option<u32>,
+    /// Where the results go. Cells that are there already are not measured again
+    #[arg(long, value_name = "FILE", default_value = "results/grid.json")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub server: ServerArguments,
+    #[command(flatten)]
+    pub shape: ShapeArguments,
+}
+
+#[derive(Debug, Args)]
 pub struct RunArguments {
-    #[arg(long, value_enum)]
-    pub configuration: configurations::Name,
+    /// A name that `configurations` lists, or the path of a file of the same form
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub configuration: String,
     /// Memory limit of the whole server process as a part of the data: what stock memcached needs resident
     #[arg(long, default_value = "0.25", value_parser = parse_ratio)]
     pub ratio: f64,
@@ -181,15 +216,13 @@ pub struct LoadArguments {
     /// Write the results as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Then also run memtier_benchmark, if it is on PATH: its records are loaded beside the others, and 10 % of its operations are writes
+    #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "rate")]
+    pub memtier: Vec<memtier::Pattern>,
     #[command(flatten)]
     pub timing: TimingArguments,
     #[command(flatten)]
     pub shape: ShapeArguments,
-}
-
-fn parse_value_size(text: &str) -> Result<usize, String> {
-    let size = usize::try_from(parse_size(text)?).map_err(|e| e.to_string())?;
-    if (VALUE_SIZE_MIN..=VALUE_SIZE_MAX).contains(&size) { Ok(size) } else { Err(format!("values have {VALUE_SIZE_MIN} to {VALUE_SIZE_MAX} bytes")) }
 }
 
 fn parse_connections(text: &str) -> Result<usize, String> {
@@ -203,6 +236,33 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err("a number of seconds from 0 to 86400 is needed".into()),
+    }
+}
+
+/// The workloads there are, and for E why it is not among them.
+#[derive(Clone)]
+struct WorkloadParser;
+
+impl TypedValueParser for WorkloadParser {
+    type Value = Workload;
+
+    fn parse_ref(&self, command: &clap::Command, argument: Option<&Arg>, value: &OsStr) -> Result<Workload, clap::Error> {
+        if value.eq_ignore_ascii_case("e") || value.eq_ignore_ascii_case("ycsb-e") {
+            let sentence = "YCSB E scans ranges of keys, which memcached cannot do; leave it out of --workload\n";
+            return Err(clap::Error::raw(ErrorKind::InvalidValue, sentence).with_cmd(command));
+        }
+        EnumValueParser::<Workload>::new().parse_ref(command, argument, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Workload::value_variants().iter().filter_map(ValueEnum::to_possible_value)))
+    }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (0.01..=1e8).contains(&rate) => Ok(rate),
+        _ => Err("a number of operations a second from 0.01 to 1e8 is needed".into()),
     }
 }
 
@@ -228,7 +288,9 @@ mod tests {
         for line in [
             "run --configuration lightswap --ratio 0",
             "run --configuration lightswap --ratio nan",
-            "run --configuration nothing",
+            "grid --workloads x",
+            "grid --ratios 0.5,2",
+            "grid --repetitions 0",
             "run --configuration dram --workload e",
             "load localhost",
             "load 127.0.0.1:1 --seconds -1",
@@ -236,6 +298,10 @@ mod tests {
             "load 127.0.0.1:1 --value-size 8",
             "load 127.0.0.1:1 --connections 0",
             "load 127.0.0.1:1 --records 0",
+            "load 127.0.0.1:1 --rate 0",
+            "load 127.0.0.1:1 --rate nan",
+            "load 127.0.0.1:1 --value-mix 100:50",
+            "load 127.0.0.1:1 --value-size 100 --value-mix 100:50,200:50",
             "report --out x",
             "compare a.json",
             "compare a.json b.json --threshold much",
@@ -246,15 +312,35 @@ mod tests {
     }
 
     #[test]
+    fn refusals_help() {
+        for (line, part) in [
+            ("run --configuration dram --workload a,unifrom", "'uniform'"),
+            ("run --configuration dram --workload sequental", "'sequential'"),
+            ("run --configuration dram --workload ycsb-x", "a, b, c, d, f, uniform, sequential"),
+            ("run --configuration dram --workload e", "YCSB E scans ranges of keys, which memcached cannot do"),
+            ("load 127.0.0.1:1 --workload c,YCSB-E", "YCSB E scans"),
+            ("load 127.0.0.1:1 --value-mix 100:50,7:50", "in \"7:50\" at character 8"),
+        ] {
+            let words = std::iter::once("lightswap-bench").chain(line.split(' '));
+            let error = Cli::try_parse_from(words).expect_err(line).to_string();
+            assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+
+    #[test]
     fn good_input_is_accepted() {
         for line in [
             "demo --quick --out a --html b --memcached-stock c --memcached-lightswap d --directory e",
-            "run --workload C,a --configuration kernel-swap --ratio 0.5 --server-threads 2,4 --json x",
+            "run --workload C,a --configuration kernel-swap-ssd --ratio 0.5 --server-threads 2,4 --json x",
             "load unix:/tmp/x --only-load",
+            "load unix:/tmp/x --workload ycsb-a,Uniform,sequential",
             "run --configuration dram --server-argument -v",
             "report --out x y.json z.json --markdown w.md",
             "summary y.json z.json",
             "compare a.json b.json --threshold 5%",
+            "load 127.0.0.1:1 --value-mix 100:25,1000:25,4k:25,16384:25 --rate 1e4",
+            "grid --plan --quick --configurations dram,lightswap --workloads a,ycsb-c --ratios 1,0.25 --repetitions 2",
+            "configurations",
             "clean",
         ] {
             let words = std::iter::once("lightswap-bench").chain(line.split(' '));

@@ -1,25 +1,27 @@
-//! The timed phase: a closed loop, one operation at a time on each connection.
+//! The timed phase: one operation at a time on each connection, in a closed loop or when they are due.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::client::{Connection, Fleet};
 use crate::keys::KeyTable;
-use crate::poller::NO_EVENT;
+use crate::pace::Pace;
+use crate::poller::{NO_EVENT, Poller};
 use crate::protocol::{Parsed, Reply, Store, append_get, append_store, parse_get_reply, parse_store_reply};
 use crate::random::Random;
 use crate::tally::Tally;
+use crate::value_sizes::ValueSizes;
 use crate::values::verify_value;
 use crate::ycsb::{KeyChooser, Operation, Workload, append_key};
 
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Phase {
-    WarmUp,
     Measure,
     Stop,
 }
@@ -27,22 +29,24 @@ pub enum Phase {
 /// What the timing thread tells the load threads, and they it.
 #[derive(Debug)]
 pub struct RunShared {
-    phase: AtomicU8,
+    measuring_since: OnceLock<Instant>,
+    stopped_at: OnceLock<Instant>,
     pub completed: AtomicU64,
     pub failed: AtomicBool,
 }
 
 impl RunShared {
     pub fn new() -> Self {
-        Self { phase: AtomicU8::new(Phase::WarmUp as u8), completed: AtomicU64::new(0), failed: AtomicBool::new(false) }
+        Self { measuring_since: OnceLock::new(), stopped_at: OnceLock::new(), completed: AtomicU64::new(0), failed: AtomicBool::new(false) }
     }
 
-    pub fn enter(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::Release);
-    }
-
-    fn is(&self, phase: Phase) -> bool {
-        self.phase.load(Ordering::Acquire) == phase as u8
+    /// When the phase was first entered: now, or before.
+    pub fn enter(&self, phase: Phase) -> Instant {
+        let time = match phase {
+            Phase::Measure => &self.measuring_since,
+            Phase::Stop => &self.stopped_at,
+        };
+        *time.get_or_init(Instant::now)
     }
 }
 
@@ -52,6 +56,7 @@ struct Pending {
     operation: Operation,
     key: u64,
     awaits: Awaits,
+    /// In an open loop: when it was due.
     started: Instant,
 }
 
@@ -66,80 +71,104 @@ enum Awaits {
 #[derive(Debug)]
 pub struct Driver<'a> {
     pub keys: &'a KeyTable,
-    pub value_size: usize,
+    pub value_sizes: ValueSizes,
     pub workload: Workload,
     pub chooser: KeyChooser,
+    /// Absent in a closed loop.
+    pub pace: Option<Pace>,
     pub random: Random,
     pub tally: Tally,
     /// Scratch space for a key name.
     pub key_name: Vec<u8>,
 }
 
+const CLOSED: &str = "the server closed a connection";
+
+/// What each connection of a thread does.
+#[derive(Debug, Default)]
+struct Work {
+    pending: Vec<Option<Pending>>,
+    /// Connections without an operation, the longest idle one first.
+    idle: VecDeque<usize>,
+}
+
+impl Work {
+    fn in_flight(&self) -> usize {
+        self.pending.len() - self.idle.len()
+    }
+}
+
 impl Driver<'_> {
     pub fn run(mut self, fleet: &mut Fleet, shared: &RunShared) -> Result<Tally> {
-        const CLOSED: &str = "the server closed a connection";
         let Fleet { connections, poller } = fleet;
-        let mut pending = Vec::with_capacity(connections.len());
-        let start = Instant::now();
-        for (token, connection) in connections.iter_mut().enumerate() {
-            pending.push(Some(self.begin(connection, start)));
-            connection.flush(poller, token).context(CLOSED)?;
+        if self.pace.is_some() {
+            // The kernel would wake this thread up to 50 us late to save wake-ups.
+            // SAFETY: this option takes a number. If it fails, latencies are a little higher.
+            unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
         }
-        let mut in_flight = connections.len();
+        let mut work = Work { pending: vec![None; connections.len()], idle: (0..connections.len()).collect() };
         let mut events = vec![NO_EVENT; connections.len()];
-        let mut measuring = false;
-        let mut stopped_counting = None;
-        let mut last_answer = start;
+        let mut measuring_since = None;
+        let mut counted = None;
+        let mut last_answer = Instant::now();
 
-        while in_flight > 0 {
-            let ready = poller.wait(&mut events, Duration::from_millis(100))?;
-            let stopping = shared.is(Phase::Stop);
-            if stopping && stopped_counting.is_none() {
-                stopped_counting = Some(self.tally.clone());
-            }
-            if !measuring && shared.is(Phase::Measure) {
-                measuring = true;
+        loop {
+            if measuring_since.is_none()
+                && let Some(&since) = shared.measuring_since.get()
+            {
+                measuring_since = Some(since);
                 self.tally.restart();
+                if let Some(pace) = &mut self.pace {
+                    pace.restart(since);
+                }
             }
-            if ready.is_empty() && last_answer.elapsed() > SILENCE_TIMEOUT {
-                bail!("the server did not answer {in_flight} requests for {} s", SILENCE_TIMEOUT.as_secs());
+            let stopped_at = shared.stopped_at.get().copied();
+            match stopped_at {
+                None => self.begin_due(connections, poller, &mut work, &mut last_answer)?,
+                Some(end) if counted.is_none() => counted = Some(self.count_at(end, measuring_since, &work)),
+                Some(_) => {}
+            }
+            if stopped_at.is_some() && work.in_flight() == 0 {
+                break;
+            }
+            let ready = poller.wait(&mut events, self.patience(&work))?;
+            if ready.is_empty() && work.in_flight() > 0 && last_answer.elapsed() > SILENCE_TIMEOUT {
+                bail!("the server did not answer {} requests for {} s", work.in_flight(), SILENCE_TIMEOUT.as_secs());
             }
             let mut completed = 0;
             for event in ready {
                 let token = event.u64 as usize;
                 let connection = &mut connections[token];
                 connection.flush(poller, token).and_then(|()| connection.receive()).context(CLOSED)?;
-                let Some(operation) = pending[token] else {
+                let Some(operation) = work.pending[token] else {
                     continue;
                 };
                 let Some(next) = self.advance(operation, connection)? else {
                     continue;
                 };
                 last_answer = Instant::now();
-                let next = match next {
-                    Step::SameOperation(pending) => pending,
+                work.pending[token] = match next {
+                    Step::SameOperation(pending) => Some(pending),
                     end @ (Step::Done | Step::Refused) => {
                         // A refusal is quick and no work: as an operation it would flatter a server that is out of memory.
                         if matches!(end, Step::Done) {
                             completed += 1;
-                            self.tally.record(operation.operation, last_answer - operation.started);
+                            self.record(operation, last_answer, measuring_since);
                         }
-                        if stopping {
-                            pending[token] = None;
-                            in_flight -= 1;
-                            continue;
-                        }
-                        self.begin(connection, last_answer)
+                        let next = if stopped_at.is_some() { None } else { self.next_due(last_answer) };
+                        next.map(|due| self.begin(connection, due))
                     }
                 };
-                pending[token] = Some(next);
-                connection.flush(poller, token).context(CLOSED)?;
+                match work.pending[token] {
+                    Some(_) => connection.flush(poller, token).context(CLOSED)?,
+                    None => work.idle.push_back(token),
+                }
             }
             shared.completed.fetch_add(completed, Ordering::Relaxed);
         }
         // Answers that came after the end count only for correctness.
         let drained = self.tally;
-        Ok(match stopped_counting {
+        Ok(match counted {
             None => drained,
             Some(mut counted) => {
                 counted.wrong_values = drained.wrong_values;
@@ -147,6 +176,67 @@ impl Driver<'_> {
                 counted
             }
         })
+    }
+
+    /// When an operation that can begin now was due.
+    #[inline]
+    fn next_due(&mut self, now: Instant) -> Option<Instant> {
+        match &mut self.pace {
+            None => Some(now),
+            Some(pace) => pace.take(now),
+        }
+    }
+
+    /// Begins operations on idle connections: at once in a closed loop, those that are due in an open loop.
+    #[inline]
+    fn begin_due(&mut self, connections: &mut [Connection], poller: &Poller, work: &mut Work, last_answer: &mut Instant) -> Result<()> {
+        while let Some(&token) = work.idle.front() {
+            let now = Instant::now();
+            let Some(due) = self.next_due(now) else {
+                break;
+            };
+            if work.in_flight() == 0 {
+                // Nobody owed an answer until now.
+                *last_answer = now;
+            }
+            work.idle.pop_front();
+            work.pending[token] = Some(self.begin(&mut connections[token], due));
+            connections[token].flush(poller, token).context(CLOSED)?;
+        }
+        Ok(())
+    }
+
+    /// How long to wait for answers before there is something else to do.
+    #[inline]
+    fn patience(&self, work: &Work) -> Duration {
+        const LOOK_FOR_PHASE: Duration = Duration::from_millis(100);
+        match &self.pace {
+            Some(pace) if !work.idle.is_empty() => pace.next_due().saturating_duration_since(Instant::now()).min(LOOK_FOR_PHASE),
+            _ => LOOK_FOR_PHASE,
+        }
+    }
+
+    #[inline]
+    fn record(&mut self, operation: Pending, now: Instant, measuring_since: Option<Instant>) {
+        if self.pace.is_some() && measuring_since.is_some_and(|since| operation.started < since) {
+            return;
+        }
+        self.tally.record(operation.operation, now - operation.started);
+    }
+
+    /// The tally at the end. In an open loop it has the operations that were due and are not done, too.
+    fn count_at(&mut self, end: Instant, measuring_since: Option<Instant>, work: &Work) -> Tally {
+        let mut tally = self.tally.clone();
+        let (Some(pace), Some(since)) = (&mut self.pace, measuring_since) else {
+            return tally;
+        };
+        for pending in work.pending.iter().flatten().filter(|pending| pending.started >= since) {
+            tally.record_unfinished(pending.operation, end.saturating_duration_since(pending.started), 1);
+        }
+        for (due, count) in pace.take_rest(end) {
+            tally.record_unfinished(self.workload.next_operation(&mut self.random), end.saturating_duration_since(due), count);
+        }
+        tally
     }
 
     /// Draws the next operation and writes its first request.
@@ -172,7 +262,7 @@ impl Driver<'_> {
     #[inline]
     fn write(&self, store: Store, key: u64, connection: &mut Connection) -> Awaits {
         let version = self.keys.write_sent(key);
-        append_store(store, key, version, self.value_size, &mut connection.output);
+        append_store(store, key, version, self.value_sizes.of(key), &mut connection.output);
         Awaits::Stored
     }
 
@@ -216,7 +306,7 @@ impl Driver<'_> {
     fn check_value(&mut self, key: u64, floor: u32, name: &[u8], data: &[u8]) {
         self.key_name.clear();
         append_key(key, &mut self.key_name);
-        let version = verify_value(key, self.value_size, data);
+        let version = verify_value(key, self.value_sizes.of(key), data);
         let legal = name == self.key_name.as_slice() && version.is_some_and(|version| self.keys.is_legal(key, floor, version));
         if !legal {
             self.tally.wrong_value(|| {

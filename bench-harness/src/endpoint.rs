@@ -3,9 +3,9 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -26,6 +26,43 @@ impl Endpoint {
             }
             Self::Unix(path) => OwnedFd::from(UnixStream::connect(path)?),
         }))
+    }
+
+    pub fn listen(&self) -> io::Result<Listener> {
+        Ok(match self {
+            Self::Tcp(address) => Listener::Tcp(TcpListener::bind(address)?),
+            Self::Unix(path) => Listener::Unix(UnixListener::bind(path)?),
+        })
+    }
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// A connection, as `Endpoint::connect` gives it to the other side.
+    pub fn accept(&self) -> io::Result<File> {
+        Ok(File::from(match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                OwnedFd::from(stream)
+            }
+            Self::Unix(listener) => OwnedFd::from(listener.accept()?.0),
+        }))
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Tcp(listener) => listener.as_raw_fd(),
+            Self::Unix(listener) => listener.as_raw_fd(),
+        }
     }
 }
 

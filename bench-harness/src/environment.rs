@@ -15,6 +15,9 @@ use crate::process::kib_field;
 pub struct Environment {
     /// Seconds since 1970 at the start.
     pub started_unix_seconds: u64,
+    /// The same in UTC, as ISO 8601 writes it.
+    #[serde(default)]
+    pub started: String,
     pub kernel: String,
     pub cpu: String,
     pub cpus: usize,
@@ -88,8 +91,10 @@ impl Environment {
         if let Some(version) = first_line("fio", &["--version"]) {
             versions.insert("fio".into(), version);
         }
+        let now = SystemTime::now();
         Self {
-            started_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
+            started_unix_seconds: now.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
+            started: humantime::format_rfc3339_seconds(now).to_string(),
             kernel: read_trimmed("/proc/sys/kernel/osrelease"),
             cpu: cpu_model(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
@@ -106,9 +111,24 @@ impl Environment {
     }
 }
 
-/// The command line as typed, in one string; arguments with spaces are quoted.
+/// The same text with paths below the working directory named from there. Other paths keep only their last part: results are read elsewhere.
+pub fn without_machine_paths(text: &str) -> String {
+    let here = std::env::current_dir().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    let text = if here.len() > 1 { text.replace(&format!("{here}/"), "") } else { text.to_owned() };
+    match text.find('/') {
+        // Also behind the scheme of a URL, an option's name, or the name of a suboption.
+        Some(start) if start == 0 || text[..start].ends_with([':', '=']) => {
+            let end = start + text[start..].find(['?', ':', ',']).unwrap_or(text.len() - start);
+            let last = text[start..end].rsplit('/').next().unwrap_or_default();
+            format!("{}{last}{}", &text[..start], &text[end..])
+        }
+        _ => text,
+    }
+}
+
+/// The command line as typed, in one string, without paths of this machine; arguments with spaces are quoted.
 pub fn command_line() -> String {
-    let quoted = std::env::args().map(|argument| {
+    let quoted = std::env::args().map(|argument| without_machine_paths(&argument)).map(|argument| {
         if argument.is_empty() || argument.contains(|c: char| c.is_whitespace() || c == '\'') {
             format!("'{}'", argument.replace('\'', r"'\''"))
         } else {
@@ -128,5 +148,18 @@ mod tests {
         assert!(environment.cpus > 0 && environment.memory_bytes > 0);
         assert_ne!(environment.kernel, "unknown");
         assert!(environment.file_system.contains(" on "));
+        assert!(environment.started.starts_with("20") && environment.started.ends_with('Z'), "{}", environment.started);
+    }
+
+    #[test]
+    fn recorded_commands_name_no_path_of_this_machine() {
+        let here = std::env::current_dir().unwrap();
+        let below = |path: &str| here.join(path).to_string_lossy().into_owned();
+        assert_eq!(without_machine_paths(&below("build/x")), "build/x");
+        assert_eq!(without_machine_paths(&format!("--lightswap-backend=file:{}?size=1MiB", below("a/b"))), "--lightswap-backend=file:a/b?size=1MiB");
+        assert_eq!(without_machine_paths("--lightswap-backend=file:/ssd/x/b?size=1MiB"), "--lightswap-backend=file:b?size=1MiB");
+        assert_eq!(without_machine_paths("ext_page_size=64,ext_path=/ssd/x/e:4G"), "ext_page_size=64,ext_path=e:4G");
+        assert_eq!(without_machine_paths("/opt/target/release/lightswap-bench"), "lightswap-bench");
+        assert_eq!(without_machine_paths("build/bench"), "build/bench");
     }
 }

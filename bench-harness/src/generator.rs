@@ -12,15 +12,18 @@ use crate::endpoint::Endpoint;
 use crate::interrupt;
 use crate::keys::KeyTable;
 use crate::load::{LoadShared, Loader};
+use crate::outcome::{Boundary, Outcome, Sample, TimeLine, process_cpu};
+use crate::pace::Pace;
 use crate::progress::Progress;
 use crate::random::Random;
 use crate::tally::Tally;
+use crate::value_sizes::ValueSizes;
 use crate::ycsb::{Distribution, KEY_LENGTH_MAX, KeyChooser, Workload};
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     pub records: u64,
-    pub value_size: usize,
+    pub value_sizes: ValueSizes,
     pub connections: usize,
     pub client_threads: usize,
 }
@@ -49,29 +52,15 @@ pub struct TimedRun {
     pub distribution: Option<Distribution>,
     pub warm_up: WarmUp,
     pub duration: Duration,
+    /// An open loop at this many operations a second instead of a closed loop; see `pace`.
+    pub due_per_second: Option<f64>,
     pub seed: u64,
 }
 
-#[derive(Debug)]
-pub struct Outcome {
-    pub tally: Tally,
-    pub measured: Duration,
-    pub warm_up: Duration,
-    /// Since the records were loaded, until measuring began.
-    pub warm_up_operations: u64,
-}
-
-impl Outcome {
-    pub fn operations_per_second(&self) -> f64 {
-        self.tally.operations as f64 / self.measured.as_secs_f64().max(1e-9)
+impl TimedRun {
+    pub fn distribution(&self) -> Distribution {
+        self.distribution.unwrap_or(self.workload.distribution())
     }
-}
-
-/// The ends of the measured time, for counters that are read from outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Boundary {
-    Start,
-    End,
 }
 
 #[derive(Debug)]
@@ -89,7 +78,7 @@ impl Generator {
         if threads == 0 || shape.connections < threads {
             bail!("{} connections cannot be spread over {threads} client threads; give at least one connection a thread", shape.connections);
         }
-        let input_capacity = shape.value_size + 1024;
+        let input_capacity = shape.value_sizes.largest() + 1024;
         let fleets = (0..threads)
             .map(|index| {
                 let count = shape.connections / threads + usize::from(index < shape.connections % threads);
@@ -101,6 +90,11 @@ impl Generator {
 
     /// Sets every record once.
     pub fn load(&mut self, label: &str) -> Result<()> {
+        self.load_slowly(label, None)
+    }
+
+    /// Sets every record once, no faster than `records_per_second` if that is given.
+    pub fn load_slowly(&mut self, label: &str, records_per_second: Option<f64>) -> Result<()> {
         let shared = LoadShared::default();
         let mut progress = Progress::start(label, self.shape.records);
         let (keys, shape) = (&self.keys, self.shape);
@@ -110,7 +104,15 @@ impl Generator {
             let threads: Vec<_> = (0..)
                 .zip(&mut self.fleets)
                 .map(|(first, fleet)| {
-                    let loader = Loader { fleet, keys, value_size: shape.value_size, first, step, records: shape.records };
+                    let loader = Loader {
+                        fleet,
+                        keys,
+                        value_sizes: shape.value_sizes,
+                        first,
+                        step,
+                        records: shape.records,
+                        records_per_second: records_per_second.map(|rate| rate / step as f64),
+                    };
                     let shared = &shared;
                     scope.spawn(move || {
                         let result = loader.run(shared);
@@ -138,15 +140,15 @@ impl Generator {
     }
 
     /// One warm-up and one measured phase without a pause between them.
-    pub fn run(&mut self, label: &str, run: TimedRun, mut at_boundary: impl FnMut(Boundary) -> Result<()>) -> Result<Outcome> {
+    pub fn run(&mut self, label: &str, run: TimedRun, mut at_boundary: impl FnMut(Boundary) -> Result<Sample>) -> Result<Outcome> {
         let shared = RunShared::new();
-        let distribution = run.distribution.unwrap_or(run.workload.distribution());
-        let chooser = KeyChooser::new(distribution, self.keys.existing(), 0);
+        let chooser = KeyChooser::new(run.distribution(), self.keys.existing(), 0);
         let total_ms = (run.warm_up.most + run.duration).as_millis() as u64;
         let mut progress = Progress::start(label, total_ms);
         let (keys, shape) = (&self.keys, self.shape);
         let count = self.fleets.len() as u64;
         let operations_before = self.operations;
+        let started = Instant::now();
 
         let outcome = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..)
@@ -154,9 +156,10 @@ impl Generator {
                 .map(|(index, fleet)| {
                     let driver = Driver {
                         keys,
-                        value_size: shape.value_size,
+                        value_sizes: shape.value_sizes,
                         workload: run.workload,
                         chooser: chooser.clone().for_thread(index, count),
+                        pace: run.due_per_second.map(|rate| Pace::new(started, rate, index, count)),
                         random: Random::new(run.seed.wrapping_mul(1_000).wrapping_add(index)),
                         tally: Tally::new(),
                         key_name: Vec::with_capacity(KEY_LENGTH_MAX),
@@ -172,7 +175,6 @@ impl Generator {
                 })
                 .collect();
 
-            let started = Instant::now();
             let mut sleep_until = |end: Instant, skipped: Duration| -> Result<()> {
                 interrupt::check()?;
                 let left = end.saturating_duration_since(Instant::now());
@@ -193,18 +195,26 @@ impl Generator {
                     }
                     sleep_until(end, Duration::ZERO)?;
                 }
-                at_boundary(Boundary::Start)?;
-                shared.enter(Phase::Measure);
-                let measure_started = Instant::now();
-                let (warm_up, warm_up_operations) = (started.elapsed(), operations());
+                let sample = at_boundary(Boundary::Start)?;
+                let measure_started = shared.enter(Phase::Measure);
+                let (cpu_before, warm_up_operations) = (process_cpu(), operations());
+                let mut time_line = TimeLine::start(measure_started, warm_up_operations, sample);
+                let warm_up = measure_started - started;
                 let end = measure_started + run.duration;
                 while !failed() && Instant::now() < end {
-                    sleep_until(end, run.warm_up.most.saturating_sub(warm_up))?;
+                    let tick = time_line.next_tick(end);
+                    sleep_until(tick.unwrap_or(end), run.warm_up.most.saturating_sub(warm_up))?;
+                    if tick.is_some_and(|tick| Instant::now() >= tick) {
+                        let sample = at_boundary(Boundary::Tick)?;
+                        time_line.add(Instant::now(), operations(), sample);
+                    }
                 }
-                let measured = measure_started.elapsed();
-                shared.enter(Phase::Stop);
-                at_boundary(Boundary::End)?;
-                Ok((measured, warm_up, warm_up_operations))
+                let (stopped, generator_cpu) = (shared.enter(Phase::Stop), process_cpu() - cpu_before);
+                let operations = operations();
+                time_line.add(stopped, operations, at_boundary(Boundary::End)?);
+                let time_line = time_line.into_moments();
+                let measured = stopped - measure_started;
+                Ok(Outcome { tally: Tally::new(), measured, warm_up, warm_up_operations, time_line, generator_cpu })
             })();
             shared.enter(Phase::Stop);
             let mut tally = Tally::new();
@@ -218,7 +228,7 @@ impl Generator {
             interrupt::check()?;
             match failure {
                 Some(error) => Err(error),
-                None => measured.map(|(measured, warm_up, warm_up_operations)| Outcome { tally, measured, warm_up, warm_up_operations }),
+                None => measured.map(|outcome| Outcome { tally, ..outcome }),
             }
         });
         self.operations += shared.completed.load(Ordering::Relaxed);

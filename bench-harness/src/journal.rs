@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{cgroup, process, swapfile};
+use crate::{cgroup, process, swap};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,6 +28,10 @@ pub enum Leftover {
     },
     SwapFile {
         path: PathBuf,
+    },
+    /// Written down after the kernel has given the number, before the device holds anything.
+    Zram {
+        number: u32,
     },
     File {
         path: PathBuf,
@@ -45,6 +49,7 @@ impl Leftover {
             Self::Process { pid, .. } => format!("process {pid}"),
             Self::Cgroup { path } => format!("cgroup {}", path.display()),
             Self::SwapFile { path } => format!("swap file {}", path.display()),
+            Self::Zram { number } => format!("swap device /dev/zram{number}"),
             Self::File { path } => format!("file {}", path.display()),
             Self::Setting { path, value } => format!("setting {} (back to {value})", path.display()),
         }
@@ -55,7 +60,8 @@ impl Leftover {
         match self {
             Self::Process { pid, start_time_ticks } => process::kill(*pid, *start_time_ticks),
             Self::Cgroup { path } => cgroup::remove(path),
-            Self::SwapFile { path } => swapfile::deactivate(path).and_then(|()| remove_file(path)),
+            Self::SwapFile { path } => swap::deactivate(path).and_then(|()| remove_file(path)),
+            Self::Zram { number } => swap::zram::remove(*number),
             Self::File { path } => remove_file(path),
             Self::Setting { path, value } => {
                 if fs::read_to_string(path).is_ok_and(|now| now.trim() == value) {
@@ -87,7 +93,7 @@ fn state_directory() -> PathBuf {
     if user == 0 {
         return PathBuf::from("/run/lightswap-bench");
     }
-    match std::env::var_os("XDG_RUNTIME_DIR") {
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty()) {
         Some(directory) => PathBuf::from(directory).join("lightswap-bench"),
         None => std::env::temp_dir().join(format!("lightswap-bench-{user}")),
     }
@@ -99,7 +105,7 @@ impl Journal {
         Self::open_in(&state_directory())
     }
 
-    fn open_in(directory: &Path) -> Result<Self> {
+    pub fn open_in(directory: &Path) -> Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(|| format!("cannot create {}", directory.display()))?;
         let path = directory.join("journal.json");
         let mut file = OpenOptions::new()

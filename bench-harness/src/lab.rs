@@ -1,29 +1,128 @@
-//! Brings one configuration up with its data loaded, runs workloads on it, takes it down.
+//! Brings one configuration up with its data loaded. What runs on it is in `session.rs`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, bail};
+use lightswap::format_size;
 
 use crate::budget::{FixedOverhead, backend_bytes, hash_power, local_memory_bytes, server_memory_mib};
-use crate::cgroup::{Cgroup, KernelSwap};
-use crate::configurations::{Binary, Configuration, Memory, lightswap_arguments};
+use crate::cgroup::{self, Cgroup, KernelSwap};
+use crate::configuration::{Binary, Configuration, Memory, SERVER_THREADS, Settings, VALUE_MEMORY_PERCENT, fill};
 use crate::endpoint::Endpoint;
-use crate::generator::{Boundary, Generator, Shape, TimedRun, WarmUp};
+use crate::environment::without_machine_paths;
+use crate::extstore;
+use crate::generator::{Generator, Shape};
 use crate::interrupt::Interrupted;
 use crate::journal::{Guard, Journal, Leftover, change_setting};
-use crate::process::{self, Usage};
+use crate::memtier;
+use crate::process;
 use crate::results::{Details, Run};
 use crate::server::{self, Server};
-use crate::swapfile::{ActiveSwap, SwapFile};
+use crate::session::Session;
+use crate::swap::{SwapDevice, SwapKind};
 use crate::units::MIB;
-use crate::ycsb::{Distribution, Workload};
-use lightswap::format_size;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Transport {
     Tcp,
     Unix,
+}
+
+impl Transport {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Unix => "unix",
+        }
+    }
+}
+
+/// One server of a comparison: what it is, and with which data.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    pub configuration: Rc<Configuration>,
+    /// The memory limit as a part of the data; 1 where there is no limit.
+    pub ratio: f64,
+    pub settings: Settings,
+    pub shape: Shape,
+}
+
+impl Cell {
+    pub fn label(&self) -> String {
+        let threads = self.settings.get(SERVER_THREADS).map_or("", String::as_str);
+        if self.configuration.is_limited() {
+            format!("{} {:.0} % -t {threads}", self.configuration.name, self.ratio * 100.0)
+        } else {
+            format!("{} -t {threads}", self.configuration.name)
+        }
+    }
+
+    /// A run without results, to be filled or to carry an error.
+    pub fn empty_run(&self, workload: &str, repetition: u32) -> Run {
+        Run {
+            workload: workload.into(),
+            server: "memcached".into(),
+            configuration: self.configuration.name.clone(),
+            backend: self.configuration.backend.clone(),
+            local_memory_ratio: self.ratio,
+            server_threads: self.configuration.server_threads(&self.settings).unwrap_or(0),
+            connections: self.shape.connections,
+            repetition,
+            details: Details {
+                settings: self.settings.clone(),
+                records: self.shape.records,
+                value_size_bytes: self.shape.value_sizes.mean(),
+                value_mix: self.shape.value_sizes.mix(),
+                ..Details::default()
+            },
+            ..Run::default()
+        }
+    }
+
+    pub fn memory_mib(&self) -> u64 {
+        server_memory_mib(self.shape.records, &self.shape.value_sizes)
+    }
+
+    /// Room for all pages in a swap device, a backend, or a process of its own.
+    pub fn backend_bytes(&self) -> u64 {
+        backend_bytes(self.memory_mib())
+    }
+}
+
+/// Why a cell makes no sense, rather than has failed: its memory limit is too small for what has to be in memory.
+#[derive(Debug)]
+pub struct NotPossible(pub String);
+
+impl std::fmt::Display for NotPossible {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotPossible {}
+
+/// Who loads them: keys differ.
+#[derive(Debug, Clone, Copy)]
+enum Records<'p> {
+    /// No faster than `rate` records a second.
+    Own {
+        rate: Option<f64>,
+    },
+    Memtier(&'p Path),
+}
+
+/// How the memory of a cell is divided.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MemoryPlan {
+    /// The part of the data that the cell stands for.
+    pub limit_bytes: Option<u64>,
+    /// Memory beside the limit, in the server's process.
+    pub in_process_bytes: Option<u64>,
+    pub local_memory_bytes: Option<u64>,
+    pub extstore: Option<extstore::Plan>,
 }
 
 #[derive(Debug)]
@@ -32,74 +131,14 @@ pub struct Lab<'a> {
     pub directory: PathBuf,
     pub stock: Option<PathBuf>,
     pub lightswap: Option<PathBuf>,
-    pub shape: Shape,
     pub transport: Transport,
     /// Given to every server, and to patched ones only.
     pub server_arguments: Vec<String>,
     pub lightswap_arguments: Vec<String>,
     /// What stock memcached needs resident for the records; memory limits are parts of it.
-    pub data_bytes: Option<u64>,
-    swap_file: Option<SwapFile<'a>>,
-}
-
-/// One cell of a comparison.
-#[derive(Debug, Clone, Copy)]
-pub struct Cell {
-    pub configuration: &'static Configuration,
-    pub ratio: f64,
-    pub server_threads: u32,
-}
-
-impl Cell {
-    pub fn label(&self) -> String {
-        if self.configuration.is_limited() {
-            format!("{} {:.0} % -t {}", self.configuration.name, self.ratio * 100.0, self.server_threads)
-        } else {
-            format!("{} -t {}", self.configuration.name, self.server_threads)
-        }
-    }
-
-    /// A run without results, to be filled or to carry an error.
-    pub fn empty_run(&self, workload: Workload, repetition: u32) -> Run {
-        Run {
-            workload: workload.name().into(),
-            server: "memcached".into(),
-            configuration: self.configuration.name.into(),
-            backend: self.configuration.backend.into(),
-            local_memory_ratio: self.ratio,
-            server_threads: self.server_threads,
-            repetition,
-            ..Run::default()
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-pub struct Timing {
-    pub workload: Workload,
-    pub distribution: Option<Distribution>,
-    pub warm_up: WarmUp,
-    pub duration: Duration,
-    pub repetition: u32,
-    pub sweep: bool,
-}
-
-/// A running, loaded server. What it holds is dropped in this order: connections first, kernel settings last.
-#[derive(Debug)]
-pub struct Session<'l> {
-    generator: Generator,
-    server: Server<'l>,
-    cgroup: Option<Cgroup<'l>>,
-    _swap: Option<ActiveSwap<'l>>,
-    _files: Vec<Guard<'l>>,
-    _settings: Vec<Guard<'l>>,
-    cell: Cell,
-    shape: Shape,
-    transport: Transport,
-    limit_bytes: Option<u64>,
-    local_memory_bytes: Option<u64>,
-    server_command: String,
-    data_bytes: u64,
+    data_bytes: Vec<(Shape, u64)>,
+    swap_devices: Vec<(SwapKind, SwapDevice<'a>, u64)>,
+    limits_memory: bool,
 }
 
 pub fn is_root() -> bool {
@@ -108,22 +147,30 @@ pub fn is_root() -> bool {
 }
 
 impl<'a> Lab<'a> {
-    pub fn new(journal: &'a Journal, directory: &Path, shape: Shape) -> Result<Self> {
-        std::fs::create_dir_all(directory)
-            .and_then(|()| directory.canonicalize())
-            .with_context(|| format!("cannot use the directory {}", directory.display()))
-            .map(|directory| Self {
-                journal,
-                directory,
-                stock: None,
-                lightswap: None,
-                shape,
-                transport: Transport::Tcp,
-                server_arguments: Vec::new(),
-                lightswap_arguments: Vec::new(),
-                data_bytes: None,
-                swap_file: None,
-            })
+    /// The directory is used as it was given: what is recorded then names relative paths.
+    pub fn new(journal: &'a Journal, directory: &Path) -> Result<Self> {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot use the directory {}", directory.display()))?;
+        Ok(Self {
+            journal,
+            directory: directory.to_owned(),
+            stock: None,
+            lightswap: None,
+            transport: Transport::Tcp,
+            server_arguments: Vec::new(),
+            lightswap_arguments: Vec::new(),
+            data_bytes: Vec::new(),
+            swap_devices: Vec::new(),
+            limits_memory: cgroup::obstacle().is_none(),
+        })
+    }
+
+    pub fn journal(&self) -> &'a Journal {
+        self.journal
+    }
+
+    /// Whether servers get memory limits here.
+    pub fn limits_memory(&self) -> bool {
+        self.limits_memory
     }
 
     pub fn binary(&self, binary: Binary) -> Result<&Path> {
@@ -134,29 +181,70 @@ impl<'a> Lab<'a> {
         path.as_deref().with_context(|| format!("no server binary for this configuration; give {option} PATH"))
     }
 
-    fn memory_mib(&self) -> u64 {
-        server_memory_mib(self.shape.records, self.shape.value_size)
+    pub fn set_data_bytes(&mut self, shape: Shape, bytes: u64) {
+        self.data_bytes.retain(|(known, _)| *known != shape);
+        self.data_bytes.push((shape, bytes));
     }
 
-    pub fn limit_bytes(&self, cell: &Cell) -> Result<Option<u64>> {
-        if !cell.configuration.is_limited() {
-            return Ok(None);
-        }
-        let data = self.data_bytes.context("the size of the data is not known, of which the memory limit is a part")?;
-        Ok(Some((data as f64 * cell.ratio) as u64 / MIB * MIB))
+    pub fn data_bytes(&self, shape: &Shape) -> Option<u64> {
+        self.data_bytes.iter().find(|(known, _)| known == shape).map(|(_, bytes)| *bytes)
     }
 
-    /// Makes the swap file, once for all kernel-swap sessions.
-    pub fn prepare(&mut self, configuration: &Configuration) -> Result<()> {
-        if configuration.memory == Memory::KernelSwap && !is_root() {
-            bail!("kernel-swap takes root: it makes a cgroup, a swap file and changes kernel settings");
+    /// Makes the swap device of a configuration, once for all its sessions; a larger one if it is too small.
+    pub fn prepare(&mut self, configuration: &Configuration, size_bytes: u64) -> Result<()> {
+        let Some(kind) = configuration.swap_device else {
+            return Ok(());
+        };
+        if self.swap_devices.iter().any(|(known, _, size)| *known == kind && *size >= size_bytes) {
+            return Ok(());
         }
-        if configuration.memory == Memory::KernelSwap && self.swap_file.is_none() {
-            let path = self.directory.join("lightswap-bench.swap");
-            let size_bytes = backend_bytes(self.memory_mib());
-            self.swap_file = Some(SwapFile::create(self.journal, &path, size_bytes)?);
-        }
+        self.swap_devices.retain(|(known, ..)| *known != kind);
+        self.swap_devices.push((kind, SwapDevice::create(self.journal, kind, &self.directory, size_bytes)?, size_bytes));
         Ok(())
+    }
+
+    pub fn memory_plan(&self, cell: &Cell) -> Result<MemoryPlan> {
+        let configuration = &cell.configuration;
+        let mut plan = MemoryPlan::default();
+        if configuration.memory == Memory::Ample {
+            // The region and a little more, so that nothing is ever reclaimed ahead of demand either.
+            plan.local_memory_bytes = Some((cell.memory_mib() * 5 / 4 + 64) * MIB);
+        }
+        if !configuration.is_limited() {
+            return Ok(plan);
+        }
+        let data = self.data_bytes(&cell.shape).context("the size of the data is not known, of which the memory limit is a part")?;
+        let limit_bytes = (data as f64 * cell.ratio) as u64 / MIB * MIB;
+        plan.limit_bytes = Some(limit_bytes);
+        let server_threads = configuration.server_threads(&cell.settings)?;
+        match configuration.memory {
+            Memory::Local => {
+                let overhead = FixedOverhead {
+                    server_memory_mib: cell.memory_mib(),
+                    hash_power: hash_power(cell.shape.records),
+                    connections: cell.shape.connections,
+                    server_threads,
+                };
+                let local = local_memory_bytes(limit_bytes, overhead).ok_or_else(|| {
+                    NotPossible(format!(
+                        "a limit of {} leaves no local memory beside the server's fixed {}; use more records or a larger ratio",
+                        format_size(limit_bytes),
+                        format_size(overhead.bytes())
+                    ))
+                })?;
+                plan.local_memory_bytes = Some(local);
+                plan.in_process_bytes = configuration.backend_in_process.then(|| cell.backend_bytes());
+            }
+            Memory::Extstore => {
+                let number = |name: &str| cell.settings.get(name).and_then(|text| text.parse::<u64>().ok());
+                let threads = u64::from(server_threads) + number("ext_threads").unwrap_or(1);
+                let percent = number(VALUE_MEMORY_PERCENT).with_context(|| format!("extstore needs the setting {VALUE_MEMORY_PERCENT}, a number"))?;
+                let extstore = extstore::plan(limit_bytes, &cell.shape, threads, percent).map_err(|error| NotPossible(error.to_string()))?;
+                plan.extstore = Some(extstore);
+            }
+            _ => {}
+        }
+        Ok(plan)
     }
 
     fn endpoint(&self) -> Result<Endpoint> {
@@ -166,107 +254,150 @@ impl<'a> Lab<'a> {
         })
     }
 
-    fn local_memory_bytes(&self, cell: &Cell, limit_bytes: Option<u64>) -> Result<Option<u64>> {
-        match (cell.configuration.memory, limit_bytes) {
-            (Memory::Local, Some(limit_bytes)) => {
-                let overhead = FixedOverhead {
-                    server_memory_mib: self.memory_mib(),
-                    hash_power: hash_power(self.shape.records),
-                    connections: self.shape.connections,
-                    server_threads: cell.server_threads,
-                };
-                let local = local_memory_bytes(limit_bytes, overhead).with_context(|| {
-                    format!(
-                        "a limit of {} leaves no local memory beside the server's fixed {}; use more records or a larger ratio",
-                        format_size(limit_bytes),
-                        format_size(overhead.bytes())
-                    )
-                })?;
-                Ok(Some(local))
-            }
-            // The region and a little more, so that nothing is ever reclaimed ahead of demand either.
-            (Memory::Ample, _) => Ok(Some((self.memory_mib() * 5 / 4 + 64) * MIB)),
-            _ => Ok(None),
+    /// Starts the server and loads the records. `prepare` comes first.
+    pub fn session(&self, cell: &Cell) -> Result<Session<'_>> {
+        let plan = self.memory_plan(cell)?;
+        if plan.extstore.is_none() {
+            return self.start(cell, plan, Records::Own { rate: None });
         }
+        for attempt in 0..extstore::LOAD_ATTEMPTS {
+            let rate = extstore::load_rate(&cell.shape, attempt);
+            let session = self.start(cell, plan, Records::Own { rate: Some(rate) })?;
+            match session.evictions()? {
+                0 => return Ok(session),
+                evictions => eprintln!("{}: {evictions} records evicted when loaded at {rate:.0}/s; once more, slower", cell.label()),
+            }
+            session.finish();
+        }
+        let slowest = extstore::load_rate(&cell.shape, extstore::LOAD_ATTEMPTS - 1);
+        bail!("{}: records are evicted even when they are loaded at {slowest:.0}/s", cell.label())
     }
 
-    /// Starts the server and loads the records. `prepare` comes first.
-    pub fn session(&self, cell: Cell) -> Result<Session<'_>> {
-        let configuration = cell.configuration;
-        let binary = self.binary(configuration.binary)?;
-        let limit_bytes = self.limit_bytes(&cell)?.filter(|_| is_root());
-        let local_memory_bytes = self.local_memory_bytes(&cell, self.limit_bytes(&cell)?)?;
+    /// The same with the records of memtier_benchmark.
+    pub fn memtier_session(&self, cell: &Cell, program: &Path) -> Result<Session<'_>> {
+        self.start(cell, self.memory_plan(cell)?, Records::Memtier(program))
+    }
 
-        let mut settings = Vec::new();
-        let mut active_swap = None;
-        if configuration.memory == Memory::KernelSwap {
-            // Read-ahead of neighbours in the swap file is wasted on random accesses.
-            settings.push(change_setting(self.journal, "/proc/sys/vm/page-cluster", "0")?);
-            settings.push(change_setting(self.journal, "/proc/sys/vm/swappiness", "100")?);
-            let swap_file = self.swap_file.as_ref().context("the swap file was not prepared")?;
-            active_swap = Some(swap_file.activate()?);
+    /// The server's arguments and the files that it makes.
+    fn arguments(&self, cell: &Cell, plan: MemoryPlan, endpoint: &Endpoint) -> Result<(Vec<String>, Vec<Guard<'_>>)> {
+        let configuration = &cell.configuration;
+        let mut values: BTreeMap<&str, String> = cell.settings.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+        values.insert("max_connections", (cell.shape.connections + 64).max(1024).to_string());
+        values.insert("memory_mib", cell.memory_mib().to_string());
+        values.insert("hash_power", hash_power(cell.shape.records).to_string());
+        let mut files = Vec::new();
+        let mut scratch = |name: &str| -> Result<String> {
+            let path = self.directory.join(name);
+            files.push(scratch_file(self.journal, &path)?);
+            Ok(path.to_string_lossy().into_owned())
+        };
+        if let Endpoint::Unix(_) = endpoint {
+            scratch("lightswap-bench.socket")?;
         }
-        let cgroup = limit_bytes
-            .map(|limit_bytes| {
-                let swap = match configuration.memory {
-                    Memory::KernelSwap => KernelSwap::Allowed,
-                    _ => KernelSwap::Forbidden,
-                };
-                Cgroup::create(self.journal, "lightswap-bench", limit_bytes, swap)
+        if let Some(bytes) = plan.local_memory_bytes {
+            values.insert("local_memory_mib", (bytes / MIB).to_string());
+            values.insert("backend_mib", (cell.backend_bytes() / MIB).to_string());
+            values.insert("backend_path", scratch("lightswap-bench.backend")?);
+        }
+        if let Some(extstore) = plan.extstore {
+            values.insert("extstore_memory_mib", extstore.memory_mib.to_string());
+            values.insert("extstore_file_mib", extstore.file_mib.to_string());
+            values.insert("extstore_path", scratch("lightswap-bench.extstore")?);
+        }
+        let mut arguments = configuration.arguments.iter().map(|template| fill(template, &values)).collect::<Result<Vec<_>>>()?;
+        match endpoint {
+            Endpoint::Tcp(address) => arguments.extend(["-l".into(), address.ip().to_string(), "-p".into(), address.port().to_string()]),
+            Endpoint::Unix(path) => arguments.extend(["-s".into(), path.to_string_lossy().into_owned()]),
+        }
+        if is_root() {
+            arguments.extend(["-u".into(), "root".into()]);
+        }
+        if plan.local_memory_bytes.is_some() {
+            arguments.extend_from_slice(&self.lightswap_arguments);
+        }
+        arguments.extend_from_slice(&self.server_arguments);
+        Ok((arguments, files))
+    }
+
+    fn start(&self, cell: &Cell, plan: MemoryPlan, records: Records<'_>) -> Result<Session<'_>> {
+        let configuration = &cell.configuration;
+        let binary = self.binary(configuration.binary)?;
+        let values: BTreeMap<&str, String> = cell.settings.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+        let mut kernel_settings = Vec::new();
+        for (name, template) in &configuration.kernel_settings {
+            let path = format!("/proc/sys/{}", name.replace('.', "/"));
+            kernel_settings.push(change_setting(self.journal, &path, &fill(template, &values)?)?);
+        }
+        let active_swap = match configuration.swap_device {
+            None => None,
+            Some(kind) => {
+                let device = self.swap_devices.iter().find(|(known, ..)| *known == kind).context("the swap device was not prepared")?;
+                Some(device.1.activate()?)
+            }
+        };
+        let cgroup_bytes = plan.limit_bytes.map(|bytes| bytes + plan.in_process_bytes.unwrap_or(0)).filter(|_| self.limits_memory);
+        let cgroup = cgroup_bytes
+            .map(|bytes| {
+                let swap = if active_swap.is_some() { KernelSwap::Allowed } else { KernelSwap::Forbidden };
+                Cgroup::create(self.journal, "lightswap-bench", bytes, swap)
             })
             .transpose()?;
 
         let endpoint = self.endpoint()?;
-        let mut files = Vec::new();
-        let mut scratch_file = |name: &str| -> Result<PathBuf> {
-            let path = self.directory.join(name);
-            files.push(Guard::new(self.journal, Leftover::File { path: path.clone() })?);
-            Ok(path)
-        };
-        if let Endpoint::Unix(_) = &endpoint {
-            scratch_file("lightswap-bench.socket")?;
-        }
-        let log = scratch_file("lightswap-bench.server-log")?;
-        let mut arguments = configuration.common_arguments(&self.shape, cell.server_threads, &endpoint);
-        if is_root() {
-            arguments.extend(["-u".into(), "root".into()]);
-        }
-        if let Some(local_memory_bytes) = local_memory_bytes {
-            let backend = scratch_file("lightswap-bench.backend")?;
-            arguments.extend(lightswap_arguments(local_memory_bytes, &backend.to_string_lossy(), self.memory_mib()));
-            arguments.extend_from_slice(&self.lightswap_arguments);
-        }
-        arguments.extend_from_slice(&self.server_arguments);
-
+        let (arguments, mut files) = self.arguments(cell, plan, &endpoint)?;
+        let log = self.directory.join("lightswap-bench.server-log");
+        files.push(scratch_file(self.journal, &log)?);
         let mut server = Server::start(self.journal, binary, &arguments, endpoint, &log, cgroup.as_ref())
             .with_context(|| format!("{} does not start", cell.label()))?;
         let label = format!("{}: loading", cell.label());
-        let loaded = Generator::connect(server.endpoint(), self.shape).and_then(|mut generator| generator.load(&label).map(|()| generator));
+        let loaded = (|| {
+            if plan.extstore.is_some() {
+                extstore::make_room(server.endpoint(), &cell.shape)?;
+            }
+            let mut generator = Generator::connect(server.endpoint(), cell.shape)?;
+            match records {
+                Records::Own { rate } => generator.load_slowly(&label, rate)?,
+                Records::Memtier(program) => memtier::load(program, server.endpoint(), cell.shape)?,
+            }
+            Ok(generator)
+        })();
         let generator = match loaded {
             Ok(generator) => generator,
-            Err(error) => return Err(explain(error, &mut server, cgroup.as_ref(), &cell)),
+            Err(error) => return Err(explain(error, &mut server, cgroup.as_ref(), cell)),
         };
-        let data_bytes = process::resident(server.pid())?.now_bytes;
+        let data_bytes = match self.data_bytes(&cell.shape) {
+            Some(bytes) => bytes,
+            None => process::resident(server.pid())?.now_bytes,
+        };
+        let words = std::iter::once(binary.to_string_lossy().into_owned()).chain(arguments);
         Ok(Session {
             generator,
-            cell,
-            shape: self.shape,
-            transport: self.transport,
-            limit_bytes,
-            local_memory_bytes,
-            server_command: format!("{} {}", binary.display(), arguments.join(" ")),
-            data_bytes: self.data_bytes.unwrap_or(data_bytes),
             server,
             cgroup,
             _swap: active_swap,
             _files: files,
-            _settings: settings,
+            _settings: kernel_settings,
+            cell: cell.clone(),
+            transport: self.transport,
+            plan,
+            load_rate: match records {
+                Records::Own { rate } => rate,
+                Records::Memtier(_) => None,
+            },
+            data_bytes,
+            server_command: words.map(|word| without_machine_paths(&word)).collect::<Vec<_>>().join(" "),
         })
     }
 }
 
+/// A file that the server makes, removed with the guard. The journal may be read by a run in another directory.
+fn scratch_file<'a>(journal: &'a Journal, path: &Path) -> Result<Guard<'a>> {
+    let path = std::path::absolute(path).with_context(|| format!("cannot name {} from the root", path.display()))?;
+    Guard::new(journal, Leftover::File { path })
+}
+
 /// Adds why the server died, if that is what is behind an error of the load generator.
-fn explain(error: Error, server: &mut Server, cgroup: Option<&Cgroup>, cell: &Cell) -> Error {
+pub fn explain(error: Error, server: &mut Server, cgroup: Option<&Cgroup>, cell: &Cell) -> Error {
     if error.is::<Interrupted>() {
         return error;
     }
@@ -278,93 +409,4 @@ fn explain(error: Error, server: &mut Server, cgroup: Option<&Cgroup>, cell: &Ce
         std::thread::sleep(Duration::from_millis(20));
     }
     error.context(format!("{}: the server runs, but its client failed", cell.label()))
-}
-
-impl Session<'_> {
-    /// The server's resident set after loading: the size of the data, when nothing limits it.
-    pub fn resident_bytes(&self) -> Result<u64> {
-        Ok(process::resident(self.server.pid())?.now_bytes)
-    }
-
-    pub fn run(&mut self, timing: Timing) -> Result<Run> {
-        let pid = self.server.pid();
-        let label = format!("{}: {}", self.cell.label(), timing.workload.name());
-        let run = TimedRun {
-            workload: timing.workload,
-            distribution: timing.distribution,
-            warm_up: timing.warm_up,
-            duration: timing.duration,
-            seed: u64::from(timing.repetition) + 1,
-        };
-        let mut before = Usage::default();
-        let mut after = Usage::default();
-        let result = self.generator.run(&label, run, |boundary| {
-            let usage = process::usage(pid)?;
-            match boundary {
-                Boundary::Start => before = usage,
-                Boundary::End => after = usage,
-            }
-            Ok(())
-        });
-        let outcome = match result {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                return Err(explain(error, &mut self.server, self.cgroup.as_ref(), &self.cell));
-            }
-        };
-        if outcome.tally.operations == 0 {
-            bail!("{label}: not one operation completed in {:.1} s; the server is stuck or the run too short", outcome.measured.as_secs_f64());
-        }
-        let statistics = self.server.statistics("")?;
-        let evictions = statistics.get("evictions").and_then(|text| text.parse().ok()).unwrap_or(0);
-        let server_statistics = match self.cell.configuration.binary {
-            Binary::Stock => Default::default(),
-            Binary::Lightswap => self.server.statistics("lightswap")?,
-        };
-        let operations_per_second = outcome.operations_per_second();
-        let tally = outcome.tally;
-        Ok(Run {
-            connections: self.shape.connections,
-            operations_per_second,
-            latency_us: tally.latency(),
-            hit_ratio: tally.hit_ratio(),
-            wrong_values: tally.wrong_values,
-            resident_bytes_max: process::resident(pid)?.max_bytes,
-            limit_bytes: self.limit_bytes,
-            server_cpu_seconds: after.cpu_seconds - before.cpu_seconds,
-            details: Details {
-                sweep: timing.sweep,
-                error: None,
-                transport: match self.transport {
-                    Transport::Tcp => "tcp".into(),
-                    Transport::Unix => "unix".into(),
-                },
-                records: self.shape.records,
-                value_size_bytes: self.shape.value_size,
-                data_bytes: self.data_bytes,
-                warm_up_seconds: outcome.warm_up.as_secs_f64(),
-                warm_up_operations: outcome.warm_up_operations,
-                duration_seconds: outcome.measured.as_secs_f64(),
-                operations: tally.operations,
-                latency_by_operation_us: tally.latency_by_operation(),
-                server_errors: tally.server_errors,
-                first_server_error: tally.first_server_error,
-                first_wrong_value: tally.first_wrong_value,
-                evictions,
-                major_faults: after.major_faults - before.major_faults,
-                local_memory_bytes: self.local_memory_bytes,
-                cgroup_peak_bytes: self.cgroup.as_ref().and_then(Cgroup::peak_bytes),
-                server_command: self.server_command.clone(),
-                server_statistics,
-                ..Details::default()
-            },
-            ..self.cell.empty_run(timing.workload, timing.repetition)
-        })
-    }
-
-    pub fn finish(self) {
-        let Self { generator, server, .. } = self;
-        drop(generator);
-        server.stop();
-    }
 }

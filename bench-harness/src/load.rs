@@ -10,6 +10,7 @@ use crate::interrupt;
 use crate::keys::KeyTable;
 use crate::poller::NO_EVENT;
 use crate::protocol::{Parsed, Reply, Store, append_store, parse_store_reply};
+use crate::value_sizes::ValueSizes;
 
 /// Bytes of requests that one connection has under way.
 const PIPELINE_BYTES: usize = 32 * 1024;
@@ -30,18 +31,25 @@ pub struct LoadShared {
 pub struct Loader<'a> {
     pub fleet: &'a mut Fleet,
     pub keys: &'a KeyTable,
-    pub value_size: usize,
+    pub value_sizes: ValueSizes,
     /// This thread sets the keys `first`, `first + step`, ... below `records`.
     pub first: u64,
     pub step: u64,
     pub records: u64,
+    /// No faster than this, if given.
+    pub records_per_second: Option<f64>,
 }
 
 impl Loader<'_> {
     pub fn run(self, shared: &LoadShared) -> Result<()> {
         let Fleet { connections, poller } = self.fleet;
-        let batch = (PIPELINE_BYTES / self.value_size).clamp(1, 64);
+        let batch = (PIPELINE_BYTES / self.value_sizes.mean()).clamp(1, 64);
         let mut next = self.first;
+        let started = Instant::now();
+        let is_due = |next: u64| {
+            let due = |rate: f64| (next - self.first) as f64 / self.step as f64 <= started.elapsed().as_secs_f64() * rate;
+            self.records_per_second.is_none_or(due)
+        };
         // Keys that the server refused, to be sent again.
         let mut again: Vec<u64> = Vec::new();
         let mut under_way: Vec<std::collections::VecDeque<u64>> = vec![Default::default(); connections.len()];
@@ -60,14 +68,14 @@ impl Loader<'_> {
                 for _ in 0..batch {
                     let key = match again.pop() {
                         Some(key) => key,
-                        None if next < self.records => {
+                        None if next < self.records && is_due(next) => {
                             next += self.step;
                             next - self.step
                         }
                         None => break,
                     };
                     let version = self.keys.write_sent(key);
-                    append_store(Store::Set, key, version, self.value_size, &mut connection.output);
+                    append_store(Store::Set, key, version, self.value_sizes.of(key), &mut connection.output);
                     under_way[token].push_back(key);
                 }
                 if connection.output.is_empty() {
@@ -76,12 +84,14 @@ impl Loader<'_> {
                 }
                 connection.flush(poller, token).context("the server closed a connection while records were loaded")?;
             }
-            if idle.len() == connections.len() {
+            if idle.len() == connections.len() && next >= self.records {
                 return Ok(());
             }
 
+            // With records that are not due yet there is nobody to wait for.
+            let patience = if next < self.records && !idle.is_empty() { Duration::from_millis(1) } else { Duration::from_millis(200) };
             let mut refused = 0;
-            for event in poller.wait(&mut events, Duration::from_millis(200))? {
+            for event in poller.wait(&mut events, patience)? {
                 let token = event.u64 as usize;
                 let connection = &mut connections[token];
                 connection
@@ -128,7 +138,7 @@ impl Loader<'_> {
                 }
                 std::thread::sleep(PAUSE_AFTER_REFUSAL);
             }
-            if last_answer.elapsed() > SILENCE_TIMEOUT {
+            if idle.len() < connections.len() && last_answer.elapsed() > SILENCE_TIMEOUT {
                 bail!("the server did not answer for {} s while records were loaded", SILENCE_TIMEOUT.as_secs());
             }
         }

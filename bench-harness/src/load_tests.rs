@@ -15,6 +15,7 @@ use anyhow::Result;
 use clap::Parser;
 use serde_json::Value;
 
+use crate::budget::server_memory_mib;
 use crate::cli::Cli;
 use crate::execute;
 
@@ -60,8 +61,8 @@ impl Drop for Memcached {
     }
 }
 
-fn start_memcached(socket: &str) -> Option<Memcached> {
-    let child = Command::new("memcached").args(["-u", "root", "-m", "64", "-t", "2", "-s", socket]).stderr(Stdio::null()).spawn();
+fn start_memcached(socket: &str, memory_mib: u64) -> Option<Memcached> {
+    let child = Command::new("memcached").args(["-u", "root", "-m", &memory_mib.to_string(), "-t", "2", "-s", socket]).stderr(Stdio::null()).spawn();
     let Ok(child) = child else {
         eprintln!("skipped: memcached is not on PATH; apt-get install memcached");
         return None;
@@ -78,7 +79,7 @@ fn start_memcached(socket: &str) -> Option<Memcached> {
 fn every_workload_runs_on_memcached_without_a_wrong_value() {
     let scratch = Scratch::new("stock");
     let socket = scratch.file("socket");
-    let Some(_memcached) = start_memcached(&socket) else {
+    let Some(_memcached) = start_memcached(&socket, 64) else {
         return;
     };
     let server = format!("unix:{socket}");
@@ -86,24 +87,57 @@ fn every_workload_runs_on_memcached_without_a_wrong_value() {
     // Few records and many connections: reads and updates of the same key race all the time.
     #[rustfmt::skip]
     let outcome = bench(&[
-        "load", &server, "--records", "50", "--connections", "32", "--client-threads", "2", "--workload", "a,b,c,d,f",
+        "load", &server, "--records", "50", "--connections", "32", "--client-threads", "2", "--workload", "a,b,c,d,f,uniform,sequential",
         "--warm-up-seconds", "0.1", "--seconds", "0.4", "--json", &json,
     ]);
     assert!(outcome.expect("a run"));
     let runs = runs(&json);
-    assert_eq!(runs.len(), 5);
-    for run in runs {
+    let names: Vec<&str> = runs.iter().filter_map(|run| run["workload"].as_str()).collect();
+    assert_eq!(names, ["ycsb-a", "ycsb-b", "ycsb-c", "ycsb-d", "ycsb-f", "uniform", "sequential"]);
+    for run in &runs {
         assert_eq!(run["wrong_values"], 0, "{run}");
         assert_eq!(run["hit_ratio"], 1.0, "{run}");
         assert!(run["operations"].as_u64() > Some(100), "{run}");
+        let buckets: u64 = run["latency_buckets"].as_array().expect("buckets").iter().filter_map(|bucket| bucket[1].as_u64()).sum();
+        assert_eq!(run["operations"].as_u64(), Some(buckets), "{run}");
+        assert!(run["time_line"].as_array().is_some_and(|pieces| !pieces.is_empty()), "{run}");
     }
+    assert_eq!((&runs[5]["distribution"], &runs[6]["distribution"]), (&"uniform".into(), &"sequential".into()));
+}
+
+#[test]
+fn a_mix_of_sizes_fits_into_the_memory_reckoned_for_it() {
+    let scratch = Scratch::new("mix");
+    let socket = scratch.file("socket");
+    let (records, mix) = (30_000, "100:25,1000:25,4096:25,16384:25");
+    let mib = server_memory_mib(records, &mix.parse().expect("a mix"));
+    let Some(_memcached) = start_memcached(&socket, mib) else {
+        return;
+    };
+    let server = format!("unix:{socket}");
+    let json = scratch.file("out.json");
+    #[rustfmt::skip]
+    let outcome = bench(&[
+        "load", &server, "--records", &records.to_string(), "--value-mix", mix, "--workload", "a,sequential",
+        "--warm-up-seconds", "0", "--seconds", "0.4", "--json", &json,
+    ]);
+    assert!(outcome.expect("a run"));
+    for run in runs(&json) {
+        assert_eq!((&run["wrong_values"], &run["hit_ratio"]), (&0.into(), &1.0.into()), "{run}");
+        assert_eq!((&run["value_mix"], &run["value_size_bytes"]), (&mix.into(), &5_395.into()));
+    }
+    let mut connection = std::os::unix::net::UnixStream::connect(&socket).expect("a connection");
+    connection.write_all(b"stats\r\nquit\r\n").expect("a request");
+    let mut statistics = String::new();
+    connection.read_to_string(&mut statistics).expect("statistics");
+    assert!(statistics.contains("STAT evictions 0\r\n") && statistics.contains(&format!("STAT curr_items {records}\r\n")), "{statistics}");
 }
 
 #[test]
 fn evicted_records_are_misses_and_not_wrong() {
     let scratch = Scratch::new("evict");
     let socket = scratch.file("socket");
-    let Some(_memcached) = start_memcached(&socket) else {
+    let Some(_memcached) = start_memcached(&socket, 64) else {
         return;
     };
     let server = format!("unix:{socket}");
@@ -131,9 +165,19 @@ enum Lie {
     Foreign,
     /// Ends the connection in the middle of an answer.
     Cut,
+    /// Tells no lie, but answers nobody for a while after the first hundred reads.
+    Stalling,
 }
 
-type Values = Arc<Mutex<HashMap<String, Vec<u8>>>>;
+const STALL: Duration = Duration::from_millis(400);
+
+#[derive(Default)]
+struct Held {
+    values: HashMap<String, Vec<u8>>,
+    num_reads: u32,
+}
+
+type Values = Arc<Mutex<Held>>;
 
 fn serve(mut socket: TcpStream, values: &Values, lie: Lie) -> std::io::Result<()> {
     let mut reader = BufReader::new(socket.try_clone()?);
@@ -149,7 +193,7 @@ fn serve(mut socket: TcpStream, values: &Values, lie: Lie) -> std::io::Result<()
             let mut value = vec![0; words[4].parse::<usize>().expect("a length") + 2];
             reader.read_exact(&mut value)?;
             value.truncate(value.len() - 2);
-            let mut values = values.lock().expect("lock");
+            let values = &mut values.lock().expect("lock").values;
             match lie {
                 Lie::Stale => drop(values.entry(key).or_insert(value)),
                 _ => drop(values.insert(key, value)),
@@ -157,17 +201,25 @@ fn serve(mut socket: TcpStream, values: &Values, lie: Lie) -> std::io::Result<()
             socket.write_all(b"STORED\r\n")?;
             continue;
         }
-        let mut value = values.lock().expect("lock")[&key].clone();
+        let mut held = values.lock().expect("lock");
+        let mut value = held.values[&key].clone();
         match lie {
             Lie::Stale => {}
+            Lie::Stalling => {
+                held.num_reads += 1;
+                if held.num_reads == 100 {
+                    // With the lock, so that all connections wait.
+                    std::thread::sleep(STALL);
+                }
+            }
             Lie::Damaged => *value.last_mut().expect("a byte") ^= 1,
             Lie::Foreign => {
-                let values = values.lock().expect("lock");
-                let other = values.keys().find(|other| **other != key).expect("another key");
-                value = values[other].clone();
+                let other = held.values.keys().find(|other| **other != key).expect("another key");
+                value = held.values[other].clone();
             }
             Lie::Cut => value.truncate(value.len() / 2),
         }
+        drop(held);
         let length = if matches!(lie, Lie::Cut) { value.len() * 2 } else { value.len() };
         let mut answer = format!("VALUE {key} 0 {length}\r\n").into_bytes();
         answer.extend_from_slice(&value);
@@ -179,7 +231,9 @@ fn serve(mut socket: TcpStream, values: &Values, lie: Lie) -> std::io::Result<()
     }
 }
 
-fn run_on_liar(lie: Lie, name: &str) -> (Result<bool>, Option<Value>) {
+const UPDATES: [&str; 4] = ["--workload", "a", "--seconds", "0.3"];
+
+fn run_on_liar(lie: Lie, name: &str, more: &[&str]) -> (Result<bool>, Option<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let server = listener.local_addr().expect("an address").to_string();
     let values = Values::default();
@@ -191,11 +245,8 @@ fn run_on_liar(lie: Lie, name: &str) -> (Result<bool>, Option<Value>) {
     });
     let scratch = Scratch::new(name);
     let json = scratch.file("out.json");
-    #[rustfmt::skip]
-    let outcome = bench(&[
-        "load", &server, "--records", "20", "--connections", "4", "--workload", "a", "--warm-up-seconds", "0",
-        "--seconds", "0.3", "--json", &json,
-    ]);
+    let arguments = ["load", &server, "--records", "20", "--connections", "4", "--warm-up-seconds", "0", "--json", &json];
+    let outcome = bench(&[&arguments, more].concat());
     let run = std::path::Path::new(&json).exists().then(|| runs(&json)[0].clone());
     (outcome, run)
 }
@@ -203,7 +254,7 @@ fn run_on_liar(lie: Lie, name: &str) -> (Result<bool>, Option<Value>) {
 #[test]
 fn stale_damaged_and_foreign_values_are_counted() {
     for (lie, name) in [(Lie::Stale, "stale"), (Lie::Damaged, "damaged"), (Lie::Foreign, "foreign")] {
-        let (outcome, run) = run_on_liar(lie, name);
+        let (outcome, run) = run_on_liar(lie, name, &UPDATES);
         assert!(!outcome.expect("a run"), "{name}");
         let run = run.expect("a result");
         assert!(run["wrong_values"].as_u64() > Some(0), "{name}: {run}");
@@ -211,9 +262,29 @@ fn stale_damaged_and_foreign_values_are_counted() {
     }
 }
 
+/// Only lower bounds: a busy machine can make all of this slower and nothing faster.
+#[test]
+fn a_stall_shows_in_the_latencies_of_an_open_loop() {
+    let more = ["--workload", "c", "--seconds", "1.2", "--rate", "1000"];
+    let (outcome, run) = run_on_liar(Lie::Stalling, "stalling", &more);
+    assert!(outcome.expect("a run"));
+    let run = run.expect("a result");
+    let buckets = run["latency_buckets"].as_array().expect("buckets");
+    let count = |from_us: f64| -> u64 { buckets.iter().filter(|b| b[0].as_f64() > Some(from_us)).filter_map(|b| b[1].as_u64()).sum() };
+    // Four connections, so a closed loop would see four slow answers; here 200 operations were due in the first half of the stall.
+    assert!(count(200_000.0) >= 190, "{run}");
+    assert!(run["latency_us"]["max"].as_f64() >= Some(390_000.0), "{run}");
+    assert_eq!(run["due_per_second"], 1_000.0);
+    // All that was due is accounted for, done or not.
+    let unfinished = run["unfinished_operations"].as_u64().expect("a number");
+    assert_eq!(count(0.0), run["operations"].as_u64().expect("a number") + unfinished);
+    let due = (run["duration_seconds"].as_f64().expect("a number") * 1_000.0) as u64 + 1;
+    assert!(count(0.0).abs_diff(due) <= 1, "{} of {due}", count(0.0));
+}
+
 #[test]
 fn a_server_that_goes_away_is_an_error() {
-    let (outcome, run) = run_on_liar(Lie::Cut, "cut");
+    let (outcome, run) = run_on_liar(Lie::Cut, "cut", &UPDATES);
     assert!(run.is_none());
     let text = format!("{:#}", outcome.expect_err("no result"));
     assert!(text.contains("the server closed a connection"), "{text}");

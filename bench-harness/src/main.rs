@@ -7,13 +7,18 @@ mod cli;
 mod client;
 mod commands;
 mod compare;
-mod configurations;
+mod configuration;
 mod demo;
 mod disk_probe;
 mod drive;
 mod endpoint;
 mod environment;
+mod extstore;
 mod generator;
+mod generator_ceiling;
+mod grid;
+#[cfg(test)]
+mod grid_tests;
 mod interrupt;
 mod journal;
 mod keys;
@@ -21,20 +26,30 @@ mod lab;
 mod load;
 #[cfg(test)]
 mod load_tests;
+mod memtier;
 mod micro;
+mod null_server;
+mod outcome;
+mod pace;
+mod plan;
 mod poller;
+mod preflight;
 mod process;
 mod progress;
 mod protocol;
 mod random;
 mod report;
 mod results;
+mod resume;
 mod server;
+mod session;
 mod summary;
-mod swapfile;
+mod swap;
+mod sweep;
 mod table;
 mod tally;
 mod units;
+mod value_sizes;
 mod values;
 mod ycsb;
 
@@ -50,9 +65,12 @@ fn execute(cli: &Cli) -> Result<bool> {
     interrupt::install()?;
     match &cli.command {
         Command::Demo(arguments) => demo::demo(arguments),
+        Command::Grid(arguments) => demo::grid(arguments),
+        Command::Configurations => commands::configurations(),
         Command::Run(arguments) => commands::run(arguments),
         Command::Load(arguments) => commands::load(arguments),
-        Command::Micro(command) => commands::micro(command),
+        Command::NullServer(options) => null_server::run(options).map(|()| true),
+        Command::Micro(command) => micro::run(command),
         Command::Report(arguments) => report::report(arguments),
         Command::Summary(arguments) => report::summary(arguments),
         Command::Compare(arguments) => compare::compare(arguments),

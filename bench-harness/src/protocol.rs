@@ -58,7 +58,7 @@ const LINE_LENGTH_MAX: usize = 1024;
 /// One line without its line end, and the position behind it.
 #[inline]
 fn line(input: &[u8]) -> Option<(&[u8], usize)> {
-    let end = input.iter().take(LINE_LENGTH_MAX).position(|&byte| byte == b'\n')?;
+    let end = memchr::memchr(b'\n', &input[..input.len().min(LINE_LENGTH_MAX)])?;
     let text = input[..end].strip_suffix(b"\r").unwrap_or(&input[..end]);
     Some((text, end + 1))
 }

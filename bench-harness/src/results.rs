@@ -83,6 +83,8 @@ pub struct Details {
     pub warm_up_operations: u64,
     pub duration_seconds: f64,
     pub operations: u64,
+    /// Open loop: due in the measured time and not finished at its end. They are in the latencies, with the time until then.
+    pub unfinished_operations: u64,
     pub latency_by_operation_us: BTreeMap<String, LatencyUs>,
     pub server_errors: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -96,6 +98,13 @@ pub struct Details {
     pub local_memory_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_peak_bytes: Option<u64>,
+    /// Memory for swapped-out pages that is not part of the limit: all of a backend in the server's process (its cgroup's limit is higher by this), or
+    /// what a zram device used at the end of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_memory_bytes: Option<u64>,
+    /// Where records were loaded no faster than this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_records_per_second: Option<f64>,
     pub server_command: String,
     /// What identifies the cell within its repetition; a run of the same name and repetition need not be made again.
     pub cell: String,
@@ -143,7 +152,7 @@ pub struct Skipped {
 pub enum Micro {
     Notify {
         /// "sigbus", "monitor", or later "ebpf"; "bare" is a plain SIGBUS handler without Lightswap, "kernel" the kernel's own first-touch fault from
-        /// access to access.
+        /// access to access. "sigbus-suspended": each LWT waits inside its handler for a disk, so that as many signal frames are alive as LWTs.
         notifier: String,
         lwts: u32,
         workers: u32,
@@ -221,6 +230,10 @@ pub struct Results {
     pub command: String,
     pub runs: Vec<Run>,
     pub micro: Vec<Micro>,
+    /// Smallest and largest of the repetitions for each record of `micro`, of its first measured number (such as `p50_us` or `faults_per_second`), of which
+    /// the record has the median. Empty in older files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub micro_ranges: Vec<(f64, f64)>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
 }

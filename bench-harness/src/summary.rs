@@ -13,6 +13,11 @@ pub struct Spread {
     pub max: f64,
 }
 
+/// Absent where there are no numbers.
+pub fn median(numbers: Vec<f64>) -> Option<f64> {
+    Spread::of(numbers).map(|spread| spread.median)
+}
+
 impl Spread {
     pub fn of(mut numbers: Vec<f64>) -> Option<Self> {
         numbers.sort_by(f64::total_cmp);

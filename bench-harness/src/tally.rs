@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::ycsb::Operation;
 
 const LATENCY_MAX_US: u64 = 600_000_000;
+/// Preferred numbers (ISO 3, R10): steps of about 26 %.
+const BUCKET_BOUNDS: [f64; 10] = [1.0, 1.25, 1.6, 2.0, 2.5, 3.15, 4.0, 5.0, 6.3, 8.0];
 
 /// Latency percentiles of a run, in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -30,6 +32,8 @@ impl LatencyUs {
 #[derive(Debug, Clone)]
 pub struct Tally {
     pub operations: u64,
+    /// Open loop: operations that were due and not finished when the run ended; only the latencies hold them.
+    pub unfinished: u64,
     pub reads: u64,
     pub hits: u64,
     pub wrong_values: u64,
@@ -62,6 +66,7 @@ impl Tally {
     pub fn new() -> Self {
         Self {
             operations: 0,
+            unfinished: 0,
             reads: 0,
             hits: 0,
             wrong_values: 0,
@@ -75,8 +80,19 @@ impl Tally {
     #[inline]
     pub fn record(&mut self, operation: Operation, latency: Duration) {
         self.operations += 1;
+        self.record_latency(operation, latency, 1);
+    }
+
+    /// Operations that took at least this long: the run ended before them.
+    pub fn record_unfinished(&mut self, operation: Operation, latency_so_far: Duration, count: u64) {
+        self.unfinished += count;
+        self.record_latency(operation, latency_so_far, count);
+    }
+
+    #[inline]
+    fn record_latency(&mut self, operation: Operation, latency: Duration, count: u64) {
         let latency_us = u64::try_from(latency.as_micros()).unwrap_or(LATENCY_MAX_US);
-        self.histograms[histogram_index(operation)].saturating_record(latency_us);
+        self.histograms[histogram_index(operation)].saturating_record_n(latency_us, count);
     }
 
     pub fn wrong_value(&mut self, describe: impl FnOnce() -> String) {
@@ -99,6 +115,7 @@ impl Tally {
 
     pub fn merge(&mut self, other: Self) {
         self.operations += other.operations;
+        self.unfinished += other.unfinished;
         self.reads += other.reads;
         self.hits += other.hits;
         self.wrong_values += other.wrong_values;
@@ -114,13 +131,34 @@ impl Tally {
         }
     }
 
-    /// Percentiles over all operations.
-    pub fn latency(&self) -> LatencyUs {
+    fn all_operations(&self) -> Histogram<u64> {
         let mut all = new_histogram();
         for histogram in &self.histograms {
             all.add(histogram).expect("histograms of equal bounds can be added");
         }
-        LatencyUs::from_histogram(&all)
+        all
+    }
+
+    /// Percentiles over all operations.
+    pub fn latency(&self) -> LatencyUs {
+        LatencyUs::from_histogram(&self.all_operations())
+    }
+
+    /// Upper bounds in microseconds, ten a decade, and how many operations lie between each and the bound before it; empty buckets are left out.
+    pub fn latency_buckets(&self) -> Vec<(f64, u64)> {
+        let mut bounds = (0..).flat_map(|decade| BUCKET_BOUNDS.map(|bound| bound * 10f64.powi(decade))).skip(1);
+        let mut bound = BUCKET_BOUNDS[0];
+        let mut buckets: Vec<(f64, u64)> = Vec::new();
+        for step in self.all_operations().iter_recorded() {
+            while bound < step.value_iterated_to() as f64 {
+                bound = bounds.next().unwrap_or(f64::INFINITY);
+            }
+            match buckets.last_mut() {
+                Some((last, count)) if *last == bound => *count += step.count_at_value(),
+                _ => buckets.push((bound, step.count_at_value())),
+            }
+        }
+        buckets
     }
 
     /// Percentiles of each kind of operation that occurred.
@@ -159,5 +197,23 @@ mod tests {
         assert_eq!(names, ["read", "update"]);
         one.restart();
         assert_eq!((one.operations, one.wrong_values), (0, 1));
+    }
+
+    #[test]
+    fn buckets_hold_every_operation_once() {
+        let mut tally = Tally::new();
+        assert_eq!(tally.latency_buckets(), []);
+        for us in [0, 1, 2, 9, 10, 11, 99, 100, 126, 160, 999_000] {
+            tally.record(Operation::Read, Duration::from_micros(us));
+        }
+        tally.record_unfinished(Operation::Update, Duration::from_secs(3_600), 1);
+        let buckets = tally.latency_buckets();
+        assert_eq!(&buckets[..6], [(1.0, 2), (2.0, 1), (10.0, 2), (12.5, 1), (100.0, 2), (160.0, 2)]);
+        assert_eq!(buckets[6], (1e6, 1));
+        // Beyond the ten minutes that the histogram holds: counted at its end.
+        assert_eq!(buckets[7], (6.3e8, 1));
+        assert_eq!((tally.operations, tally.unfinished), (11, 1));
+        let bounds: Vec<f64> = buckets.iter().map(|bucket| bucket.0).collect();
+        assert!(bounds.is_sorted(), "{bounds:?}");
     }
 }

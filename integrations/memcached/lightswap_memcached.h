@@ -7,15 +7,20 @@
 
 /* Set once, before the first worker thread starts. */
 extern bool lightswap_enabled;
+/* Pages are asked for before they are accessed; off with the notifier `monitor`, to be what programs with a classic
+ * userfaultfd handler are. */
+extern bool lightswap_asks_first;
 
 /* ---- Start-up (lightswap_options.c, lightswap_start.c) ---- */
 
 /* getopt_long values; above every short option. */
-enum { LIGHTSWAP_OPTION_MEMORY = 0x100, LIGHTSWAP_OPTION_BACKEND };
+enum { LIGHTSWAP_OPTION_MEMORY = 0x100, LIGHTSWAP_OPTION_BACKEND, LIGHTSWAP_OPTION_NOTIFIER, LIGHTSWAP_OPTION_WAIT };
 
 void lightswap_usage(void);
 void lightswap_set_memory(const char *text);
 void lightswap_set_backend(const char *text);
+void lightswap_set_notifier(const char *text);
+void lightswap_set_wait(const char *text);
 /* Sees the text of each -o suboption ("name=value,rest"), to tell what was asked for from what is a default. */
 void lightswap_note_suboption(const char *text);
 
@@ -82,8 +87,15 @@ bool lightswap_wait_for_eviction(const item *tail, int attempt);
 /* Asking is cheaper than faulting: no signal, all missing pages in one go, and the pages count as used. A page that
  * cannot be read back is reported by the access that follows. */
 static inline void lightswap_touch(const void *addr, size_t len) {
-    if (__builtin_expect(lightswap_enabled, 0)) {
+    if (__builtin_expect(lightswap_enabled, 0) && (lightswap_asks_first || lsw_is_resident(addr, len))) {
         (void)lsw_touch(addr, len);
+    }
+}
+
+/* Starts reading what will be touched soon. */
+static inline void lightswap_prefetch(const void *addr, size_t len) {
+    if (lightswap_asks_first) {
+        (void)lsw_prefetch(addr, len);
     }
 }
 
@@ -95,7 +107,7 @@ static inline void lightswap_touch_key(const item *it, size_t nkey) {
 /* The whole item, when a client is going to get it. The rest of a chunked item is touched as it is sent. */
 static inline void lightswap_touch_item(const item *it) {
     if (__builtin_expect(lightswap_enabled, 0) && (it->it_flags & ITEM_CHUNKED) == 0) {
-        (void)lsw_touch(it, ITEM_ntotal(it));
+        lightswap_touch(it, ITEM_ntotal(it));
     }
 }
 

@@ -71,7 +71,7 @@ void lightswap_touch_neighbours(const item *it) {
     const item *prev = it->prev;
     const item *next = it->next;
     if (prev != NULL && next != NULL) {
-        (void)lsw_prefetch(next, sizeof(item)); /* so that both reads are on their way together */
+        lightswap_prefetch(next, sizeof(item)); /* so that both reads are on their way together */
     }
     if (prev != NULL) {
         lightswap_touch(prev, sizeof(item));

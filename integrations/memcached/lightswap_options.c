@@ -11,6 +11,8 @@
 struct lightswap_settings lightswap_settings;
 
 static const char *memory_text;
+static const char *notifier_text;
+static const char *wait_text;
 static const char *refused_suboption;
 static const char *refusal;
 
@@ -32,7 +34,13 @@ void lightswap_usage(void) {
            "                          also: LIGHTSWAP_MEMORY in the environment\n"
            "-   --lightswap-backend=<url> where the other items are kept, such as\n"
            "                          file:/path?size=32GiB; %%p in it is the process id.\n"
-           "                          also: LIGHTSWAP_BACKEND in the environment\n");
+           "                          also: LIGHTSWAP_BACKEND in the environment\n"
+           "-   --lightswap-notifier=<sigbus|monitor>\n"
+           "                          how page faults reach Lightswap. monitor is for comparison: classic userfaultfd.\n"
+           "                          also: LIGHTSWAP_NOTIFIER in the environment (default: sigbus)\n"
+           "-   --lightswap-wait=<suspend|poll>\n"
+           "                          what a worker does while a page is read. poll is for comparison: it waits.\n"
+           "                          also: LIGHTSWAP_WAIT in the environment (default: suspend)\n");
 }
 
 void lightswap_set_memory(const char *text) {
@@ -41,6 +49,14 @@ void lightswap_set_memory(const char *text) {
 
 void lightswap_set_backend(const char *text) {
     lightswap_settings.backend = text;
+}
+
+void lightswap_set_notifier(const char *text) {
+    notifier_text = text;
+}
+
+void lightswap_set_wait(const char *text) {
+    wait_text = text;
 }
 
 /* Suboptions that start what Lightswap cannot live with. Upstream turns most of them on by default, which is switched
@@ -81,6 +97,17 @@ void lightswap_note_suboption(const char *text) {
 static const char *from_environment(const char *name) {
     const char *value = getenv(name);
     return value != NULL && value[0] != '\0' ? value : NULL;
+}
+
+/* Which of two words an option has: 0 for the first, which is the default. */
+static uint32_t choose(const char *text, const char *option, const char *first, const char *second) {
+    if (text == NULL || strcmp(text, first) == 0) {
+        return 0;
+    }
+    if (strcmp(text, second) != 0) {
+        refuse("--lightswap-%s=%s: it takes %s or %s", option, text, first, second);
+    }
+    return 1;
 }
 
 static void refuse_what_cannot_work(const struct lightswap_choices *choices) {
@@ -124,6 +151,9 @@ void lightswap_configure(const struct lightswap_choices *choices) {
         lightswap_settings.backend = from_environment("LIGHTSWAP_BACKEND");
     }
     if (memory_text == NULL && lightswap_settings.backend == NULL) {
+        if (notifier_text != NULL || wait_text != NULL) {
+            refuse("--lightswap-%s needs --lightswap-memory and --lightswap-backend", notifier_text != NULL ? "notifier" : "wait");
+        }
         return;
     }
     if (memory_text == NULL) {
@@ -135,6 +165,18 @@ void lightswap_configure(const struct lightswap_choices *choices) {
     if (lsw_parse_size(memory_text, &lightswap_settings.memory_bytes) != LSW_OK) {
         refuse("--lightswap-memory: %s", lsw_last_error());
     }
+    if (notifier_text == NULL) {
+        notifier_text = from_environment("LIGHTSWAP_NOTIFIER");
+    }
+    if (wait_text == NULL) {
+        wait_text = from_environment("LIGHTSWAP_WAIT");
+    }
+    lightswap_settings.notifier = choose(notifier_text, "notifier", "sigbus", "monitor");
+    lightswap_settings.waiting = choose(wait_text, "wait", "suspend", "poll");
+    if (lightswap_settings.notifier == LSW_NOTIFIER_MONITOR && lightswap_settings.waiting == LSW_WAITING_POLL) {
+        refuse("--lightswap-notifier=monitor cannot be combined with --lightswap-wait=poll: a thread that sleeps in the kernel cannot poll");
+    }
+    lightswap_asks_first = lightswap_settings.notifier != LSW_NOTIFIER_MONITOR;
     refuse_what_cannot_work(choices);
     switch_off(choices);
     lightswap_enabled = true;

@@ -7,6 +7,8 @@
 struct lightswap_settings {
     uint64_t memory_bytes;      /* local memory */
     const char *backend;        /* URL, as given */
+    uint32_t notifier;          /* LSW_NOTIFIER_... */
+    uint32_t waiting;           /* LSW_WAITING_... */
 };
 
 extern struct lightswap_settings lightswap_settings;

@@ -12,6 +12,7 @@
 enum { FDS_OF_INSTANCE = 8 };
 
 bool lightswap_enabled = false;
+bool lightswap_asks_first = true;
 
 static lsw_instance *instance;
 
@@ -49,6 +50,8 @@ static lsw_region *open_region(void) {
         .backend_url = url,
         .max_workers = settings.num_threads,
         .lwt_stack_bytes = 0,
+        .notifier = lightswap_settings.notifier,
+        .waiting = lightswap_settings.waiting,
     };
     lsw_region *region = NULL;
     if (lsw_open(&config, &instance) != LSW_OK ||

@@ -46,6 +46,14 @@
 #define LSW_TRANSPARENT 0
 /* Code pins pages of the region before it writes them. */
 #define LSW_COOPERATIVE 1
+/* Faults raise a signal in the faulting thread; only its LWT waits. The default. */
+#define LSW_NOTIFIER_SIGBUS 0
+/* For comparison: classic userfaultfd. The faulting thread sleeps in the kernel, and one thread of the instance does all paging. */
+#define LSW_NOTIFIER_MONITOR 1
+/* An LWT that waits for a page is suspended, and its worker runs the others. The default. */
+#define LSW_WAITING_SUSPEND 0
+/* For comparison: the worker polls its I/O queue until the page is in, and one thread of the instance does all reclaim. With LSW_NOTIFIER_SIGBUS only. */
+#define LSW_WAITING_POLL 1
 
 /* One budget of local memory, one backend, any number of regions and workers. */
 typedef struct lsw_instance lsw_instance;
@@ -63,6 +71,10 @@ typedef struct lsw_config {
     uint32_t max_workers;
     /* Usable bytes of an LWT's stack; 0 means 64 KiB. */
     uint32_t lwt_stack_bytes;
+    /* How a faulting access reaches the library: LSW_NOTIFIER_SIGBUS (0) or LSW_NOTIFIER_MONITOR. */
+    uint32_t notifier;
+    /* What a worker does while a page is on its way: LSW_WAITING_SUSPEND (0) or LSW_WAITING_POLL. */
+    uint32_t waiting;
 } lsw_config;
 
 /* An LWT-aware mutex. All-zero is an unlocked one. */

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lwt;
-use crate::notifier::sigbus::die;
+use crate::notifier::die;
 use crate::region::{self, Page, RegionInner};
 use crate::size::pages_in;
 use crate::swap_in::{self, SwapInError};

@@ -70,6 +70,11 @@ impl Budget {
         self.tick.store((num_evicted / (self.capacity / TICKS_PER_CAPACITY).max(1)) as u8, Relaxed);
     }
 
+    /// Pages evicted so far.
+    pub(crate) fn num_evicted(&self) -> usize {
+        self.num_evicted.load(Relaxed)
+    }
+
     pub(crate) fn num_used(&self) -> usize {
         self.num_used.load(Relaxed)
     }

@@ -4,6 +4,7 @@
 #![allow(non_camel_case_types, reason = "the names are those of the C header")]
 #![allow(clippy::missing_safety_doc, reason = "every pointer must be valid for its use, as in C; the header says what for")]
 
+use crate::config::{Notifier, Waiting};
 use crate::error::{Error, ErrorKind};
 use crate::instance::{Lightswap, Region, WorkerHandle};
 use crate::region::{self, Contract};
@@ -46,6 +47,16 @@ pub const LSW_TRANSPARENT: c_int = 0;
 /// Code pins pages of the region before it writes them.
 pub const LSW_COOPERATIVE: c_int = 1;
 
+/// Faults raise a signal in the faulting thread; only its LWT waits. The default.
+pub const LSW_NOTIFIER_SIGBUS: u32 = 0;
+/// For comparison: classic userfaultfd. The faulting thread sleeps in the kernel, and one thread of the instance does all paging.
+pub const LSW_NOTIFIER_MONITOR: u32 = 1;
+
+/// An LWT that waits for a page is suspended, and its worker runs the others. The default.
+pub const LSW_WAITING_SUSPEND: u32 = 0;
+/// For comparison: the worker polls its I/O queue until the page is in, and one thread of the instance does all reclaim. With LSW_NOTIFIER_SIGBUS only.
+pub const LSW_WAITING_POLL: u32 = 1;
+
 // Numbers above, as the header must show them; the same as in Rust.
 const _: () = {
     assert!(LSW_ERR_INVALID_ARGUMENT == ErrorKind::InvalidArgument as c_int);
@@ -60,6 +71,8 @@ const _: () = {
     assert!(LSW_ERR_NOT_A_WORKER == ErrorKind::NotAWorker as c_int);
     assert!(LSW_ERR_BUSY == ErrorKind::Busy as c_int);
     assert!(LSW_ERR_SWAP_IN == ErrorKind::SwapIn as c_int);
+    assert!(LSW_NOTIFIER_SIGBUS == Notifier::Sigbus as u32 && LSW_NOTIFIER_MONITOR == Notifier::Monitor as u32);
+    assert!(LSW_WAITING_SUSPEND == Waiting::Suspend as u32 && LSW_WAITING_POLL == Waiting::Poll as u32);
     assert!(LSW_TRANSPARENT == Contract::Transparent as c_int && LSW_COOPERATIVE == Contract::Cooperative as c_int);
 };
 
@@ -83,6 +96,10 @@ pub struct lsw_config {
     max_workers: u32,
     /// Usable bytes of an LWT's stack; 0 means 64 KiB.
     lwt_stack_bytes: u32,
+    /// How a faulting access reaches the library: LSW_NOTIFIER_SIGBUS (0) or LSW_NOTIFIER_MONITOR.
+    notifier: u32,
+    /// What a worker does while a page is on its way: LSW_WAITING_SUSPEND (0) or LSW_WAITING_POLL.
+    waiting: u32,
 }
 
 /// An LWT-aware mutex. All-zero is an unlocked one.
@@ -173,7 +190,19 @@ pub unsafe extern "C" fn lsw_open(config: *const lsw_config, instance: *mut *mut
     let Ok(url) = url.to_str() else {
         return fail(&Error::new(ErrorKind::BackendUrl, "the backend URL is not UTF-8"));
     };
+    let no_such = |what: &str, value: u32| fail(&Error::new(ErrorKind::InvalidArgument, format!("{value} is no {what}: 0 and 1 are")));
+    let notifier = match config.notifier {
+        LSW_NOTIFIER_SIGBUS => Notifier::Sigbus,
+        LSW_NOTIFIER_MONITOR => Notifier::Monitor,
+        other => return no_such("notifier", other),
+    };
+    let waiting = match config.waiting {
+        LSW_WAITING_SUSPEND => Waiting::Suspend,
+        LSW_WAITING_POLL => Waiting::Poll,
+        other => return no_such("way of waiting", other),
+    };
     let mut builder = Lightswap::builder().local_memory(config.local_memory_bytes).backend(url).max_workers(config.max_workers.max(1) as usize);
+    builder = builder.notifier(notifier).waiting(waiting);
     if config.lwt_stack_bytes > 0 {
         builder = builder.lwt_stack(config.lwt_stack_bytes as usize);
     }

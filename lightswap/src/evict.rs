@@ -99,6 +99,10 @@ pub(crate) fn take_frame(worker: &Worker) {
         return;
     }
     let counters = &worker.stats().counters;
+    if !worker.reclaims() {
+        counters.frame_waits.add(1);
+        return poll_for_frame(worker);
+    }
     counters.direct_reclaims.add(1);
     let mut wait = pager.budget.begin_wait();
     loop {
@@ -115,6 +119,20 @@ pub(crate) fn take_frame(worker: &Worker) {
         } else {
             wait.park();
         }
+    }
+}
+
+/// The same where only the pager thread reclaims.
+fn poll_for_frame(worker: &Worker) {
+    let pager = worker.pager();
+    let _wait = pager.budget.begin_wait();
+    while !pager.budget.try_take() {
+        pager.pager_thread().nudge();
+        if pager.is_failing() {
+            // Not by suspending this LWT: others of this worker may poll for the page it owns.
+            std::thread::sleep(RETRY_PAUSE / 10);
+        }
+        worker.poll_in_place();
     }
 }
 

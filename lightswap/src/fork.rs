@@ -25,7 +25,7 @@ extern "C" fn in_child() {
         return;
     }
     region::for_each(region::RegionInner::set_inherited);
-    match Uffd::open() {
+    match Uffd::open(false) {
         Ok(uffd) => {
             region::for_each(|region| {
                 if uffd.register(region.start(), region.num_bytes(), false).is_err() {

@@ -6,8 +6,9 @@
 
 use crate::pager::Pager;
 use crate::parking::SpinLock;
-use crate::region::{self, CHUNK_PAGES, MAX_REGIONS, RegionInner};
+use crate::region::{self, CHUNK_PAGES, MAX_REGIONS, Page, RegionInner};
 use std::cell::UnsafeCell;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Pages of one claim.
 pub(crate) const SPAN_PAGES: usize = 2 * CHUNK_PAGES;
@@ -90,6 +91,15 @@ impl Hand {
                 state.index = end;
             }
         });
+    }
+
+    /// The page at `address` of a region of `pager`, which is not destroyed until its `num_swapping_in` is decremented again.
+    pub(crate) fn enter_page(&self, address: usize, pager: &Pager) -> Option<Page<'static>> {
+        self.with(|_| {
+            let region = (0..MAX_REGIONS).filter_map(|place| region::in_place(place, pager)).find(|region| region.contains(address))?;
+            region.num_swapping_in.fetch_add(1, Relaxed);
+            Some(region.page_at(address))
+        })
     }
 
     /// The eviction is over.

@@ -1,15 +1,16 @@
 //! The public types: an instance (local memory, backend, workers), its regions, and the worker handle.
 
 use crate::access::PageRange;
+use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
 use crate::lwt;
-use crate::notifier::sigbus;
-use crate::pager::{Config, Pager};
+use crate::notifier::{monitor, sigbus};
+use crate::pager::Pager;
 use crate::region::{self, Contract, RegionInner};
 use crate::size::{PAGE_SIZE, bytes_of, format_size, round_up};
 use crate::stats::{Counters, Stats, percentile_ns};
-use crate::worker::{self, Worker, WorkerShared};
+use crate::worker::{self, Role, Worker, WorkerShared};
 use std::marker::PhantomData;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
@@ -46,18 +47,33 @@ impl Instance {
 
 /// Body of the pager thread.
 fn serve_threads(pager: &Arc<Pager>, ready: &mpsc::Sender<Result<()>>) {
-    let worker = match Worker::enter(pager) {
+    let worker = match Worker::enter(pager, Role::PagerThread) {
         Ok(worker) => worker,
         Err(error) => return ready.send(Err(error)).unwrap_or_default(),
     };
     let _ = pager.pager_thread.set(worker.shared());
-    if ready.send(Ok(())).is_ok() {
-        while !worker.shared().must_stop.load(Acquire) || worker.num_lwts() > 0 {
-            worker.turn(true);
-            pager.log_swap_out_failure();
-        }
+    let watched = if pager.config.faults_sleep() { worker.fd().map(Some) } else { Ok(None) };
+    match watched {
+        Err(error) => ready.send(Err(error)).unwrap_or_default(),
+        Ok(wake_fd) if ready.send(Ok(())).is_ok() => match wake_fd {
+            None => serve(pager, worker),
+            Some(wake_fd) => monitor::serve(pager, worker, wake_fd),
+        },
+        Ok(_) => {}
     }
     let _ = Worker::leave();
+}
+
+fn serve(pager: &Pager, worker: &Worker) {
+    let mut wait = true;
+    while worker.must_go_on() {
+        let num_evicted = pager.budget.num_evicted();
+        worker.turn(wait);
+        pager.log_swap_out_failure();
+        // The only one that reclaims does so until there is room, or nothing more can leave just now.
+        let reclaims_alone = pager.config.waiting == Waiting::Poll;
+        wait = !(reclaims_alone && pager.budget.is_low() && pager.budget.num_evicted() != num_evicted);
+    }
 }
 
 impl Drop for Instance {
@@ -108,6 +124,24 @@ impl Builder {
         self
     }
 
+    /// How a faulting access reaches Lightswap; the default is the fastest.
+    pub fn notifier(mut self, notifier: Notifier) -> Self {
+        self.0.notifier = notifier;
+        self
+    }
+
+    /// What a worker does while a page is on its way; the default is the fastest. [`Waiting::Poll`] cannot be combined with [`Notifier::Monitor`].
+    pub fn waiting(mut self, waiting: Waiting) -> Self {
+        self.0.waiting = waiting;
+        self
+    }
+
+    /// Whether the steps of every swap-in are timed, which [`Lightswap::stats`] then shows as `step_*`. Default false: it takes some readings of the clock.
+    pub fn step_times(mut self, timed: bool) -> Self {
+        self.0.step_times = timed;
+        self
+    }
+
     /// Opens the backend and starts the pager.
     ///
     /// # Errors
@@ -128,7 +162,7 @@ pub struct Lightswap {
 impl Lightswap {
     /// Starts setting up an instance.
     pub fn builder() -> Builder {
-        Builder(Config { local_memory_bytes: 0, backend_url: String::new(), max_workers: 1, lwt_stack_bytes: 64 << 10, vectored_removal: true })
+        Builder(Config::default())
     }
 
     fn pager(&self) -> &Arc<Pager> {
@@ -165,7 +199,7 @@ impl Lightswap {
     /// # Errors
     /// [`ErrorKind::Busy`] if it is one already, [`ErrorKind::NoIoUring`], [`ErrorKind::NoMemory`].
     pub fn enter_worker(&self) -> Result<WorkerHandle> {
-        Worker::enter(self.pager()).map(|worker| WorkerHandle { worker, _instance: self.instance.clone(), not_send: PhantomData })
+        Worker::enter(self.pager(), Role::Application).map(|worker| WorkerHandle { worker, _instance: self.instance.clone(), not_send: PhantomData })
     }
 
     /// All counters and gauges by name; units are in the names. Stops nobody, so values may be of slightly different moments.

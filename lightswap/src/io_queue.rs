@@ -124,7 +124,7 @@ impl IoQueue {
     }
 
     /// Makes the eventfd unreadable until it is written again.
-    fn clear_wake(&self) {
+    pub(crate) fn clear_wake(&self) {
         let mut count = 0u64;
         // SAFETY: `count` takes the 8 bytes an eventfd gives; it is non-blocking.
         unsafe { libc::read(self.wake_fd, (&raw mut count).cast(), 8) };

@@ -43,6 +43,7 @@ mod budget;
 mod buffers;
 #[doc(hidden)]
 pub mod capi;
+mod config;
 mod error;
 mod evict;
 mod fork;
@@ -64,13 +65,15 @@ mod sys;
 pub mod syscalls;
 mod worker;
 
+pub use config::{Notifier, Waiting};
 pub use error::{Error, ErrorKind, Result};
 pub use instance::{Builder, Lightswap, Region, WorkerHandle, advise_cold, is_resident, pin, prefetch, reserve, touch, unpin};
 pub use region::Contract;
 pub use size::{PAGE_SIZE, format_size, parse_size};
 
-/// For measurements: the monotonic time (ns) of the fault handler's first instruction at the last fault of the calling thread.
+/// For measurements: the monotonic time (ns) of the fault handler's first instruction at the last fault of the calling thread; with [`Notifier::Monitor`], of
+/// the pager thread's reading of the last fault of the process.
 #[doc(hidden)]
 pub fn last_notification_ns() -> u64 {
-    notifier::sigbus::last_notification_ns()
+    notifier::last_notification_ns()
 }

@@ -2,6 +2,7 @@
 
 use crate::backend::{self, Backend};
 use crate::budget::Budget;
+use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hand::Hand;
 use crate::size::{PAGE_SIZE, format_size, pages_in};
@@ -14,16 +15,6 @@ use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use twox_hash::XxHash3_64;
-
-/// How an instance is set up; `lightswap::Builder` fills it in.
-#[derive(Clone, Debug)]
-pub(crate) struct Config {
-    pub(crate) local_memory_bytes: u64,
-    pub(crate) backend_url: String,
-    pub(crate) max_workers: usize,
-    pub(crate) lwt_stack_bytes: usize,
-    pub(crate) vectored_removal: bool,
-}
 
 /// Most workers of an instance.
 const MAX_WORKERS: usize = 1024;
@@ -60,7 +51,7 @@ pub(crate) struct Pager {
     retry_at_ns: AtomicU64,
     /// All workers there ever were; they stay for their statistics.
     workers: Mutex<Vec<&'static WorkerShared>>,
-    /// The thread that serves faults of threads which are no workers.
+    /// The thread that serves faults of threads which are no workers; with some settings it does more, see [`crate::worker::Role`].
     pub(crate) pager_thread: OnceLock<&'static WorkerShared>,
     slots: Mutex<Vec<(usize, usize)>>,
 }
@@ -72,8 +63,9 @@ pub(crate) static ZERO_PAGE: ZeroPage = ZeroPage([0; PAGE_SIZE]);
 
 impl Pager {
     pub(crate) fn open(config: Config) -> Result<Self> {
+        config.check()?;
         let (capacity, buffers_per_worker) = divide_memory(&config)?;
-        let uffd = Uffd::open()?;
+        let uffd = Uffd::open(config.faults_sleep())?;
         let backend = backend::open(&config.backend_url)?;
         let secret = random_secret()?;
         Ok(Self {
@@ -250,7 +242,7 @@ mod tests {
     use super::*;
 
     fn config(local_memory_bytes: u64, max_workers: usize) -> Config {
-        Config { local_memory_bytes, backend_url: String::new(), max_workers, lwt_stack_bytes: 0, vectored_removal: true }
+        Config { local_memory_bytes, max_workers, ..Config::default() }
     }
 
     #[test]

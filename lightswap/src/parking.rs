@@ -9,7 +9,7 @@
 
 use crate::lwt::{self, Lwt};
 use crate::sys::futex;
-use crate::worker;
+use crate::worker::{self, Worker};
 use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -20,9 +20,19 @@ const NUM_BUCKETS: usize = 512;
 struct Waiter {
     key: usize,
     next: Cell<*const Waiter>,
-    /// The suspended LWT; null for an OS thread, which sleeps on `woken`.
-    lwt: *mut Lwt,
+    how: How,
     woken: AtomicU32,
+}
+
+/// How a waiter waits.
+#[derive(Clone, Copy)]
+enum How {
+    /// Suspended.
+    Lwt(*mut Lwt),
+    /// An OS thread that sleeps on `woken`.
+    Thread,
+    /// Looking at `woken` again and again.
+    Polling(&'static Worker),
 }
 
 #[repr(align(64))]
@@ -51,8 +61,21 @@ fn bucket(key: usize) -> &'static Bucket {
 /// `still_needed` runs after the caller is queued, under the bucket's lock; if it returns `false` there is no wait. It must not suspend, park,
 /// unpark or touch region memory.
 pub(crate) fn park(key: usize, still_needed: impl FnOnce() -> bool) {
+    let lwt = lwt::current();
+    park_as(if lwt.is_null() { How::Thread } else { How::Lwt(lwt) }, key, still_needed);
+}
+
+/// The same for pages and buffers, which come without any LWT of this worker running: on a worker that polls, the LWT keeps the thread.
+pub(crate) fn park_for_pager(key: usize, still_needed: impl FnOnce() -> bool) {
+    match worker::current() {
+        Some(worker) if worker.polls() && lwt::on_lwt() => park_as(How::Polling(worker), key, still_needed),
+        _ => park(key, still_needed),
+    }
+}
+
+fn park_as(how: How, key: usize, still_needed: impl FnOnce() -> bool) {
     let bucket = bucket(key);
-    let waiter = Waiter { key, next: Cell::new(ptr::null()), lwt: lwt::current(), woken: AtomicU32::new(0) };
+    let waiter = Waiter { key, next: Cell::new(ptr::null()), how, woken: AtomicU32::new(0) };
     bucket.lock.lock();
     bucket.num_waiters.fetch_add(1, SeqCst);
     fence(SeqCst);
@@ -69,7 +92,7 @@ pub(crate) fn park(key: usize, still_needed: impl FnOnce() -> bool) {
     }
     bucket.tail.set(&waiter);
     bucket.lock.unlock();
-    if !waiter.lwt.is_null() {
+    if matches!(how, How::Lwt(_)) {
         // Exactly once, even if the wake-up has come already: the waker puts this LWT into its worker's inbox in any case, and from there
         // it is resumed only after it was suspended.
         lwt::suspend();
@@ -77,13 +100,14 @@ pub(crate) fn park(key: usize, still_needed: impl FnOnce() -> bool) {
         return;
     }
     while waiter.woken.load(Acquire) == 0 {
-        match worker::current() {
+        match (how, worker::current()) {
+            (How::Polling(worker), _) => worker.poll_in_place(),
             // A worker's own stack must not sleep on what one of its LWTs may be about to do: it runs them meanwhile. Not a path for speed.
-            Some(worker) => {
+            (_, Some(worker)) => {
                 worker.turn(false);
                 std::thread::yield_now();
             }
-            None => futex::wait(&waiter.woken, 0),
+            _ => futex::wait(&waiter.woken, 0),
         }
     }
 }
@@ -143,13 +167,13 @@ pub(crate) fn unpark(key: usize, limit: usize) {
     bucket.lock.unlock();
     while !woken.is_null() {
         // SAFETY: dequeued by us and not yet woken, so its owner still waits. Everything is read before the store that lets it go.
-        let (waiter, next, lwt) = unsafe { (&*woken, (*woken).next.get(), (*woken).lwt) };
+        let (waiter, next, how) = unsafe { (&*woken, (*woken).next.get(), (*woken).how) };
         let word = waiter.woken.as_ptr();
         waiter.woken.store(1, Release);
-        if lwt.is_null() {
-            futex::wake_one(word);
-        } else {
-            lwt::wake(lwt);
+        match how {
+            How::Lwt(lwt) => lwt::wake(lwt),
+            How::Thread => futex::wake_one(word),
+            How::Polling(_) => {}
         }
         woken = next;
     }

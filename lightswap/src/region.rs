@@ -126,6 +126,10 @@ impl RegionInner {
         self.memory.discard(0, self.memory.len());
     }
 
+    pub(crate) fn contains(&self, address: usize) -> bool {
+        (self.start()..self.start() + self.num_bytes()).contains(&address)
+    }
+
     pub(crate) fn is_transparent(&self) -> bool {
         self.contract == Contract::Transparent
     }

@@ -1,11 +1,13 @@
 //! Bringing pages in: from a fault, a touch, a pin or a prefetch to the mapped page.
 //!
 //! On an LWT the caller submits the read and is suspended until the page is there. An ordinary thread does what needs no waiting itself, and
-//! hands the rest to the instance's pager thread, where an LWT serves it; only that thread blocks.
+//! hands the rest to the instance's pager thread, where an LWT serves it; only that thread blocks. With [`Notifier::Monitor`] all threads of the program do
+//! so, and what they ask for comes without a pin: the LWT that is to drop it may not run before another one's fault, which needs a frame, is over.
 //!
 //! Whoever asked gets the page with a pin that it drops when it has been resumed: with a tiny local memory the page would otherwise be
 //! gone again before its LWT ran, forever.
 
+use crate::config::Notifier;
 use crate::evict;
 use crate::lwt;
 use crate::page_table::{PageState, Pinned, Word};
@@ -16,7 +18,7 @@ use crate::stats::Stats;
 use crate::sys;
 use crate::worker::{self, Worker};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
-use std::sync::atomic::{AtomicBool, AtomicPtr};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr};
 
 /// Why a page could not be brought in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,7 @@ pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, SwapInError> 
                     return Ok(Pinned::Resident);
                 }
             }
-            PageState::SwappingIn | PageState::Removing => parking::park(page.key(), || entry.set_waiters()),
+            PageState::SwappingIn | PageState::Removing => parking::park_for_pager(page.key(), || entry.set_waiters()),
             PageState::Failed => return Err(SwapInError { cause: entry.cause() }),
             PageState::Resident | PageState::Evicting => {}
         }
@@ -71,11 +73,11 @@ pub(crate) fn unpin(page: Page<'_>) -> bool {
     was_last.is_some()
 }
 
-/// Brings in a page whose word was `word` with one pin; `false` if somebody else was faster.
+/// Brings in a page whose word was `word` with one pin; `false` if there is no pin: somebody else was faster, or the pager thread has brought it in.
 fn try_bring_in(page: Page<'static>, word: Word) -> Result<bool, SwapInError> {
     let pager = &*page.region.pager;
     match worker::current_of(pager) {
-        Some(worker) if lwt::on_lwt() => {
+        Some(worker) if worker.swaps_in() && lwt::on_lwt() => {
             if !page.entry().begin_swap_in(word) {
                 return Ok(false);
             }
@@ -102,13 +104,16 @@ fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), Swap
         let entry = page.entry();
         // With our pin on it, or Failed, the page stays as it is until we look.
         while entry.load().state() == PageState::SwappingIn {
-            parking::park(page.key(), || entry.set_waiters());
+            parking::park_for_pager(page.key(), || entry.set_waiters());
         }
         if entry.load().state() == PageState::Failed {
             return Err(SwapInError { cause: entry.cause() });
         }
     }
     stats.fault_handling.record(sys::now_ns() - start_ns);
+    if !worker.reclaims() && pager.budget.is_low() {
+        pager.pager_thread().nudge();
+    }
     Ok(())
 }
 
@@ -116,8 +121,9 @@ fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), Swap
 fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, SwapInError> {
     let pager = &*page.region.pager;
     let entry = page.entry();
+    let may_swap_in = pager.config.notifier == Notifier::Sigbus;
     let content = pager.backend.content(page.slot());
-    if (!word.is_stored() || content.is_some()) && pager.budget.try_take_in_turn() {
+    if may_swap_in && (!word.is_stored() || content.is_some()) && pager.budget.try_take_in_turn() {
         if !entry.begin_swap_in(word) {
             pager.budget.give_back(1);
             return Ok(false);
@@ -144,8 +150,11 @@ fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, SwapInErr
     while !request.done.load(Acquire) {
         parking::park(request.key(), || !request.done.load(Acquire));
     }
-    // The pin that the server took is ours now; without one there is a failure, which the caller's loop finds.
-    Ok(request.pinned.load(Acquire))
+    match request.cause.load(Acquire) {
+        // The pin that the server took, if it left us one, is ours now.
+        0 => Ok(may_swap_in),
+        cause => Err(SwapInError { cause }),
+    }
 }
 
 /// Maps a zeroed page; on failure gives the frame back.
@@ -213,7 +222,7 @@ pub(crate) fn prefetch(page: Page<'static>) {
     if word.state() != PageState::SwappedOut {
         return;
     }
-    let Some(worker) = worker::current_of(pager) else {
+    let Some(worker) = worker::current_of(pager).filter(|worker| worker.swaps_in()) else {
         // The request outlives this call: the pager thread frees it. Until then the region must not go.
         page.region.num_swapping_in.fetch_add(1, AcqRel);
         let request = Box::leak(Box::new(Request::new(page, true)));
@@ -243,14 +252,15 @@ pub(crate) struct Request {
     page: Page<'static>,
     is_prefetch: bool,
     done: AtomicBool,
-    pinned: AtomicBool,
+    /// Why it failed, or 0.
+    cause: AtomicI32,
     pub(crate) next: AtomicPtr<Request>,
 }
 
 impl Request {
     fn new(page: Page<'static>, is_prefetch: bool) -> Self {
         let next = AtomicPtr::new(std::ptr::null_mut());
-        Self { page, is_prefetch, done: AtomicBool::new(false), pinned: AtomicBool::new(false), next }
+        Self { page, is_prefetch, done: AtomicBool::new(false), cause: AtomicI32::new(0), next }
     }
 
     fn key(&self) -> usize {
@@ -269,10 +279,13 @@ pub(crate) fn serve(request: *mut Request) {
         page.region.num_swapping_in.fetch_sub(1, AcqRel);
         return;
     }
-    let pinned = make_resident(page).is_ok();
+    let result = make_resident(page);
+    if result.is_ok() && page.region.pager.config.notifier == Notifier::Monitor {
+        unpin(page);
+    }
     // SAFETY: as above; after `done` is set it may be gone, its address is still good as a key.
     unsafe {
-        (*request).pinned.store(pinned, Release);
+        (*request).cause.store(result.map_or_else(|error| error.cause, |_| 0), Release);
         (*request).done.store(true, Release);
     }
     parking::unpark_all(request as usize);

@@ -4,6 +4,7 @@
 //! scheduler: take in remote wake-ups, reap completions (map what was read), run every ready LWT once, reclaim ahead of demand, submit.
 
 use crate::buffers::{Buffers, PendingRead};
+use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict::{self, Batch, MAX_BATCHES};
 use crate::io_queue::{IoQueue, Purpose, event_fd};
@@ -133,6 +134,15 @@ fn push<T>(head: &AtomicPtr<T>, node: *mut T, next: &AtomicPtr<T>) {
     }
 }
 
+/// What a worker is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The program's own LWTs.
+    Application,
+    /// Serving threads that are no workers. Where the program's workers may not page or reclaim (see [`Worker::enter`]), this one does it for them.
+    PagerThread,
+}
+
 /// A worker; for its thread only.
 pub(crate) struct Worker {
     pager: Arc<Pager>,
@@ -144,11 +154,14 @@ pub(crate) struct Worker {
     current_lwt: Cell<*mut Lwt>,
     num_lwts: Cell<usize>,
     stacks: RefCell<StackPool>,
+    swaps_in: bool,
+    reclaims: bool,
+    polls: bool,
 }
 
 impl Worker {
     /// Makes the calling thread a worker.
-    pub(crate) fn enter(pager: &Arc<Pager>) -> Result<&'static Self> {
+    pub(crate) fn enter(pager: &Arc<Pager>, role: Role) -> Result<&'static Self> {
         if current().is_some() {
             return Err(Error::new(ErrorKind::Busy, "this thread is a worker already"));
         }
@@ -164,6 +177,8 @@ impl Worker {
         let buffers = Buffers::new(pager.buffers_per_worker)?;
         let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), &[buffers.as_iovec()], pager.backend.file())?;
         shared.is_entered.store(true, Relaxed);
+        let is_pager_thread = role == Role::PagerThread;
+        let Config { notifier, waiting, .. } = pager.config;
         let worker = Self {
             pager: pager.clone(),
             shared,
@@ -174,6 +189,10 @@ impl Worker {
             current_lwt: Cell::new(ptr::null_mut()),
             num_lwts: Cell::new(0),
             stacks: RefCell::new(StackPool::new(pager.config.lwt_stack_bytes)),
+            // With a monitor a fault of the program's blocks the whole thread: what it has begun would have to wait.
+            swaps_in: is_pager_thread || notifier == Notifier::Sigbus,
+            reclaims: is_pager_thread || (notifier == Notifier::Sigbus && waiting == Waiting::Suspend),
+            polls: !is_pager_thread && waiting == Waiting::Poll,
         };
         let worker: &'static Self = Box::leak(Box::new(worker));
         CURRENT.set(worker);
@@ -215,7 +234,7 @@ impl Worker {
                 lwt::resume(self, lwt);
             }
         }
-        let must_reclaim = if self.pager.is_failing() { self.pager.may_retry() } else { self.pager.budget.is_low() };
+        let must_reclaim = self.reclaims && if self.pager.is_failing() { self.pager.may_retry() } else { self.pager.budget.is_low() };
         // The device works while this worker evicts.
         self.queue.submit();
         if must_reclaim {
@@ -225,6 +244,12 @@ impl Worker {
         // The caller may sleep on our descriptor now.
         let must_return = self.ready.len() == 0 && (!self.prepare_sleep() || self.queue.has_work());
         if must_return { 1 } else { self.ready.len() }
+    }
+
+    /// Waiting by [`Waiting::Poll`], in the midst of an LWT: takes completions in, and lets another thread have the CPU.
+    pub(crate) fn poll_in_place(&self) {
+        self.queue.poll(false, |purpose, result| self.complete(purpose, result));
+        std::thread::yield_now();
     }
 
     /// Asks for a nudge; `false` if there is something already.
@@ -273,7 +298,7 @@ impl Worker {
             if let Some(buffer) = self.buffers.take(read) {
                 break buffer;
             }
-            parking::park(self.buffers_key(), || !self.buffers.has_free());
+            parking::park_for_pager(self.buffers_key(), || !self.buffers.has_free());
         };
         self.pager.backend.start_read(&self.queue, page.slot(), buffer, self.buffers.address(buffer));
     }
@@ -317,6 +342,26 @@ impl Worker {
 
     pub(crate) fn pager(&self) -> &Pager {
         &self.pager
+    }
+
+    /// Whether it brings pages in itself; otherwise it asks the pager thread, as ordinary threads do.
+    pub(crate) fn swaps_in(&self) -> bool {
+        self.swaps_in
+    }
+
+    /// Whether it evicts pages; otherwise the pager thread does.
+    pub(crate) fn reclaims(&self) -> bool {
+        self.reclaims
+    }
+
+    /// Whether its LWTs poll for pages instead of being suspended.
+    pub(crate) fn polls(&self) -> bool {
+        self.polls
+    }
+
+    /// Pager thread: `false` when the instance has ended.
+    pub(crate) fn must_go_on(&self) -> bool {
+        !self.shared.must_stop.load(Acquire) || self.num_lwts.get() > 0
     }
 
     pub(crate) fn shared(&self) -> &'static WorkerShared {

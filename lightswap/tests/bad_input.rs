@@ -5,7 +5,7 @@ mod common;
 use common::child::in_child;
 use common::pages::Pages;
 use common::{Backend, PAGE, builder, is_root, kernel_is_able, new_path, skip, stat};
-use lightswap::{Contract, ErrorKind, Lightswap};
+use lightswap::{Contract, ErrorKind, Lightswap, Notifier, Waiting};
 use std::ffi::CString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -42,6 +42,16 @@ fn local_memory() {
     refused(builder(18, "memory:?size=1MiB").max_workers(2).open(), ErrorKind::InvalidArgument, "at least 76 KiB");
     refused(builder(64, "memory:?size=1MiB").max_workers(0).open(), ErrorKind::InvalidArgument, "workers");
     assert!(with(18 * PAGE as u64).is_ok(), "the least that is named must do");
+}
+
+#[test]
+fn modes() {
+    if !kernel_is_able() {
+        return;
+    }
+    let both = builder(64, "memory:?size=1MiB").notifier(Notifier::Monitor).waiting(Waiting::Poll);
+    refused(both.clone().open(), ErrorKind::InvalidArgument, "\"monitor\" cannot be combined with waiting by \"poll\"");
+    assert!(both.clone().waiting(Waiting::Suspend).open().is_ok() && both.notifier(Notifier::Sigbus).open().is_ok());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use common::pages::Pages;
-use common::{BACKENDS, Backend, LEAST_PAGES, builder, kernel_is_able, stat};
+use common::{BACKENDS, Backend, LEAST_PAGES, MODES, MONITOR, builder, kernel_is_able, stat};
 use lightswap::{Contract, ErrorKind, Lightswap};
 
 const CONTRACTS: [Contract; 2] = [Contract::Transparent, Contract::Cooperative];
@@ -42,12 +42,14 @@ fn matrix(local_pages: u64, num_pages: usize, num_lwts: usize) {
     }
     for backend in BACKENDS {
         for contract in CONTRACTS {
-            for vectored in [true, false] {
-                let swap = builder(local_pages, backend.url(num_pages)).vectored_removal(vectored).open().unwrap();
+            for (mode, vectored) in MODES.into_iter().map(|mode| (mode, true)).chain([(MODES[0], false)]) {
+                let swap = mode.set(builder(local_pages, backend.url(num_pages))).vectored_removal(vectored).open().unwrap();
                 exercise(&swap, contract, num_pages, num_lwts);
                 let (swap_ins, faults) = (stat(&swap, "swap_ins"), stat(&swap, "faults") + stat(&swap, "touch_misses"));
-                let what = format!("{backend:?} {contract:?} vectored {vectored}");
-                assert!(swap_ins >= num_pages as u64 && faults >= swap_ins, "{what}: {:?}", swap.stats());
+                let what = format!("{mode:?} {backend:?} {contract:?} vectored {vectored}");
+                assert!(swap_ins >= num_pages as u64, "{what}: {:?}", swap.stats());
+                // With a monitor a page may leave again before the thread that asked for it runs, and is brought in again.
+                assert!(faults >= swap_ins || mode == MONITOR, "{what}: {:?}", swap.stats());
                 // The option must do what it says, or one of the two paths is never tested.
                 assert!(vectored || stat(&swap, "vectored_removal") == 0, "{what}");
             }

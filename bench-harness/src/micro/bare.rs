@@ -1,6 +1,6 @@
 //! The floor of notification: a SIGBUS handler that does nothing but note the time and map a page, with a userfaultfd of its own.
 
-use super::now_ns;
+use super::{latency_ns, now_ns};
 use anyhow::{Result, bail};
 use lightswap::PAGE_SIZE;
 use linux_raw_sys::general as raw;
@@ -88,13 +88,13 @@ pub fn measure(num_threads: usize, num_faults: usize) -> Result<Vec<u32>> {
             let start_ns = now_ns();
             // SAFETY: inside the thread's part of the range.
             unsafe { address.read_volatile() };
-            u32::try_from(NOTIFIED_NS.get() - start_ns).unwrap_or(u32::MAX)
+            latency_ns(start_ns, NOTIFIED_NS.get())
         };
         order.map(fault).collect::<Vec<u32>>()
     };
     let mut all: Vec<u32> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..num_threads).map(|thread| scope.spawn(move || measure_part(thread))).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        threads.into_iter().flat_map(|thread| thread.join().expect("a measuring thread does not panic")).collect()
     });
     all.sort_unstable();
     Ok(all)

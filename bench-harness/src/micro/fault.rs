@@ -3,23 +3,23 @@
 //! LWTs read uniformly random pages of a region whose local memory is a fraction of it. With the file backend, fio reads the same file at the same depth
 //! in turn with it.
 
-use super::{Filled, Pages, cpu_seconds, median};
+use std::path::PathBuf;
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use lightswap::{Contract, Lightswap, PAGE_SIZE};
+
+use super::disk_file::{DiskFile, has_fio};
+use super::pages::{Filled, Pages};
+use super::{Findings, cpu_seconds, median, parse_ratio, parse_seconds};
 use crate::interrupt;
+use crate::journal::Journal;
 use crate::progress::Progress;
 use crate::random::Random;
 use crate::results::Micro;
 use crate::units::parse_size;
-use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
-use lightswap::{Contract, Lightswap, PAGE_SIZE};
-use serde_json::Value;
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Barrier};
-use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
@@ -39,19 +39,19 @@ pub struct Options {
     #[arg(long, default_value = "256MiB", value_parser = parse_size)]
     region: u64,
     /// Local memory as a fraction of the region
-    #[arg(long, default_value_t = 0.25)]
+    #[arg(long, default_value_t = 0.25, value_parser = parse_ratio)]
     ratio: f64,
     /// Numbers of workers
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2], value_parser = clap::value_parser!(u32).range(1..=1024))]
     workers: Vec<u32>,
     /// Numbers of LWTs a worker [default: 1 for memory, 1,32,128 for file]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=100_000))]
     lwts: Option<Vec<u32>>,
     /// Seconds of each measurement
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = parse_seconds)]
     seconds: f64,
     /// Times that all points are measured in turn
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repetitions: u32,
 }
 
@@ -71,15 +71,17 @@ enum Kind {
     Fio,
 }
 
-pub fn run(options: &Options) -> Result<Vec<Micro>> {
-    if !(0.01..=1.0).contains(&options.ratio) || options.seconds <= 0.0 || options.repetitions == 0 {
-        bail!("--ratio takes 0.01 to 1, --seconds and --repetitions more than 0");
-    }
+pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
+    let mut findings = Findings::default();
     let file = match options.backend {
         Backend::Memory => None,
-        Backend::File => Some(SwapFile::new(&options.directory, options.region)?),
+        Backend::File => Some(DiskFile::create(journal, &options.directory, options.region)?),
     };
-    let mut points = points(options, file.is_some());
+    let with_fio = file.is_some() && has_fio();
+    if file.is_some() && !with_fio {
+        findings.skip("fio", "it is not installed (apt-get install fio)".into());
+    }
+    let mut points = points(options, file.is_some(), with_fio);
     let total = points.len() as u64 * u64::from(options.repetitions);
     let mut progress = Progress::start("faults", total);
     let mut num_done = 0;
@@ -87,9 +89,9 @@ pub fn run(options: &Options) -> Result<Vec<Micro>> {
         for point in &mut points {
             interrupt::check()?;
             let (rate, cpu_us) = match point.kind {
-                Kind::Fio => (file.as_ref().context("fio needs the file")?.read_by_fio(point, options.seconds)?, 0.0),
+                Kind::Fio => (file.as_ref().context("fio needs the file")?.read_by_fio(point.workers, point.lwts, options.seconds)?, 0.0),
                 Kind::Lightswap { contract, touches } => {
-                    let backend = file.as_ref().map_or_else(|| format!("memory:?size={}", options.region), SwapFile::url);
+                    let backend = file.as_ref().map_or_else(|| format!("memory:?size={}", options.region), DiskFile::url);
                     measure(options, backend, contract, touches, point, u64::from(repetition))?
                 }
             };
@@ -101,11 +103,14 @@ pub fn run(options: &Options) -> Result<Vec<Micro>> {
     }
     progress.finish(&format!("{total} measurements"));
     let backend = if file.is_some() { "file" } else { "memory" };
-    Ok(points.into_iter().map(|point| point.record(backend)).collect())
+    for point in points {
+        point.record(backend, &mut findings);
+    }
+    Ok(findings)
 }
 
-fn points(options: &Options, with_fio: bool) -> Vec<Point> {
-    let lwts = options.lwts.clone().unwrap_or_else(|| if with_fio { vec![1, 32, 128] } else { vec![1] });
+fn points(options: &Options, on_disk: bool, with_fio: bool) -> Vec<Point> {
+    let lwts = options.lwts.clone().unwrap_or_else(|| if on_disk { vec![1, 32, 128] } else { vec![1] });
     let mut kinds: Vec<Kind> = [false, true]
         .into_iter()
         .flat_map(|touches| [Contract::Cooperative, Contract::Transparent].map(|contract| Kind::Lightswap { contract, touches }))
@@ -123,19 +128,24 @@ fn points(options: &Options, with_fio: bool) -> Vec<Point> {
 }
 
 impl Point {
-    fn record(self, backend: &str) -> Micro {
-        let faults_per_second = median(self.faults_per_second);
+    fn record(self, backend: &str, findings: &mut Findings) {
+        let (workers, lwts) = (self.workers, self.lwts);
         match self.kind {
-            Kind::Fio => Micro::DiskRead { tool: "fio".into(), jobs: self.workers, depth: self.lwts, reads_per_second: faults_per_second },
-            Kind::Lightswap { contract, touches } => Micro::Fault {
+            Kind::Fio => findings.add(self.faults_per_second, |reads_per_second| Micro::DiskRead {
+                tool: "fio".into(),
+                jobs: workers,
+                depth: lwts,
+                reads_per_second,
+            }),
+            Kind::Lightswap { contract, touches } => findings.add(self.faults_per_second, |faults_per_second| Micro::Fault {
                 backend: backend.into(),
                 contract: if contract == Contract::Transparent { "transparent" } else { "cooperative" }.into(),
                 path: if touches { "touch" } else { "fault" }.into(),
-                workers: self.workers,
-                lwts: self.lwts,
+                workers,
+                lwts,
                 faults_per_second,
                 cpu_us_per_fault: median(self.cpu_us_per_fault),
-            },
+            }),
         }
     }
 }
@@ -192,67 +202,5 @@ fn read_until(end: Instant, pages: Pages, touches: bool, mut random: Random) {
         if Instant::now() >= end {
             return;
         }
-    }
-}
-
-/// A file with real blocks (reading what was never written is no I/O); deleted on drop.
-#[derive(Debug)]
-struct SwapFile {
-    path: PathBuf,
-    num_bytes: u64,
-}
-
-impl SwapFile {
-    fn new(directory: &Path, num_bytes: u64) -> Result<Self> {
-        let file = Self { path: directory.join(format!("lightswap-bench.fault.{}", std::process::id())), num_bytes };
-        let mut out = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&file.path)
-            .with_context(|| format!("cannot create {}", file.path.display()))?;
-        let mut random = Random::new(1);
-        let block: Vec<u8> = (0..(1 << 20) / 8).flat_map(|_| random.next_u64().to_le_bytes()).collect();
-        let mut left = num_bytes;
-        while left > 0 {
-            interrupt::check()?;
-            let len = left.min(block.len() as u64);
-            out.write_all(&block[..len as usize]).with_context(|| format!("cannot write {}", file.path.display()))?;
-            left -= len;
-        }
-        out.sync_all()?;
-        Ok(file)
-    }
-
-    fn url(&self) -> String {
-        format!("file:{}", self.path.display())
-    }
-
-    /// Reads per second that fio gets with one job a worker and one request in flight an LWT.
-    fn read_by_fio(&self, point: &Point, seconds: f64) -> Result<f64> {
-        let output = Command::new("fio")
-            .args(["--name=read", "--rw=randread", "--bs=4k", "--direct=1", "--ioengine=io_uring", "--norandommap", "--randrepeat=0"])
-            // As Lightswap does: otherwise every request of fio alone pays for pinning its page and finding its file.
-            .args(["--fixedbufs=1", "--registerfiles=1"])
-            .args(["--time_based", "--group_reporting", "--output-format=json"])
-            .arg(format!("--filename={}", self.path.display()))
-            .arg(format!("--size={}", self.num_bytes))
-            .arg(format!("--numjobs={}", point.workers))
-            .arg(format!("--iodepth={}", point.lwts))
-            .arg(format!("--runtime={}ms", (seconds * 1e3) as u64))
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot run fio, which the file backend is compared with; install it (apt-get install fio)")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let json = text.find('{').and_then(|at| serde_json::from_str::<Value>(&text[at..]).ok());
-        json.as_ref()
-            .and_then(|json| json["jobs"][0]["read"]["iops"].as_f64())
-            .with_context(|| format!("fio failed: {}", String::from_utf8_lossy(&output.stderr).trim()))
-    }
-}
-
-impl Drop for SwapFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }

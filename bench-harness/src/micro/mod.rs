@@ -1,27 +1,127 @@
-//! Micro-benchmarks of the core library in this process: `micro notify` and `micro fault`.
+//! Micro-benchmarks: of the core library in this process, and of kernel swap in a child process beside it.
 //!
 //! All points of a benchmark are measured in turn, again and again, so that a change of the machine's speed meets all of them; each record is the
 //! median over the repetitions.
 
-pub mod bare;
-pub mod fault;
-pub mod notify;
+mod bare;
+mod disk_file;
+mod fault;
+mod floor;
+mod kernel_child;
+mod kernel_swap;
+mod notify;
+mod pages;
+mod regions;
+mod steps;
+mod switch;
 
-use crate::random::Random;
-use anyhow::{Context, Result};
-use lightswap::{Contract, Lightswap, PAGE_SIZE, Region};
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::environment::{Environment, command_line};
+use crate::generator_ceiling;
+use crate::journal::Journal;
+use crate::results::{Micro, Results, Skipped};
+use crate::table;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Latency from the faulting access to the handler, over the number of LWTs, beside a bare SIGBUS handler and the kernel's own fault
+    Notify(Arguments<notify::Options>),
+    /// Faults per second and CPU a fault, all included; with --backend file beside fio
+    Fault(Arguments<fault::Options>),
+    /// Latency of one fault at a time and of its steps, beside kernel swap on the same disk and on zram
+    Steps(Arguments<steps::Options>),
+    /// Faults per second and CPU a fault of kernel swap, over threads; to be set beside `fault`
+    Kernel(Arguments<kernel_swap::Options>),
+    /// Time from one LWT to another of the same worker
+    Switch(Arguments<switch::Options>),
+    /// What the size of a region costs when the number of pages in use is the same
+    Regions(Arguments<regions::Options>),
+    /// What this load generator can do and what a request costs it, beside memtier_benchmark when that is on PATH
+    Generator(Arguments<generator_ceiling::Options>),
+    /// What `steps` and `kernel` start in a cgroup
+    #[command(hide = true)]
+    KernelChild(kernel_child::Options),
+}
+
+#[derive(Debug, Args)]
+pub struct Arguments<O: Args> {
+    #[command(flatten)]
+    options: O,
+    /// Write the results as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// What a benchmark found, and what it could not measure here.
+#[derive(Debug, Default)]
+pub struct Findings {
+    micro: Vec<Micro>,
+    ranges: Vec<(f64, f64)>,
+    skipped: Vec<Skipped>,
+}
+
+impl Findings {
+    /// A record of its first number's median, given what the repetitions found.
+    pub fn add(&mut self, repetitions: Vec<f64>, record: impl FnOnce(f64) -> Micro) {
+        let smallest = repetitions.iter().copied().fold(f64::INFINITY, f64::min);
+        let largest = repetitions.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        self.ranges.push((smallest, largest));
+        self.micro.push(record(median(repetitions)));
+    }
+
+    pub fn skip(&mut self, what: &str, reason: String) {
+        eprintln!("{what} is left out: {reason}");
+        self.skipped.push(Skipped { configuration: what.into(), reason });
+    }
+}
+
+pub fn run(command: &Command) -> Result<bool> {
+    if let Command::KernelChild(options) = command {
+        return kernel_child::run(options).map(|()| true);
+    }
+    // Held to the end: two measurements at a time would disturb each other.
+    let journal = Journal::open()?;
+    let (findings, json) = match command {
+        Command::Notify(arguments) => (notify::run(&journal, &arguments.options)?, &arguments.json),
+        Command::Fault(arguments) => (fault::run(&journal, &arguments.options)?, &arguments.json),
+        Command::Steps(arguments) => (steps::run(&journal, &arguments.options)?, &arguments.json),
+        Command::Kernel(arguments) => (kernel_swap::run(&journal, &arguments.options)?, &arguments.json),
+        Command::Switch(arguments) => (switch::run(&arguments.options)?, &arguments.json),
+        Command::Regions(arguments) => (regions::run(&arguments.options)?, &arguments.json),
+        Command::Generator(arguments) => (generator_ceiling::run(&journal, &arguments.options)?, &arguments.json),
+        Command::KernelChild(_) => unreachable!("handled above"),
+    };
+    let environment = serde_json::to_value(Environment::collect(Path::new(".")))?;
+    let results = Results {
+        environment,
+        command: command_line(),
+        micro: findings.micro,
+        micro_ranges: findings.ranges,
+        skipped: findings.skipped,
+        ..Results::default()
+    };
+    table::print(&results);
+    if let Some(path) = json {
+        results.write(path)?;
+    }
+    Ok(true)
+}
 
 /// Median of at least one number.
-fn median(mut numbers: Vec<f64>) -> f64 {
+pub fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     let middle = numbers.len() / 2;
     if numbers.len() % 2 == 1 { numbers[middle] } else { f64::midpoint(numbers[middle - 1], numbers[middle]) }
 }
 
-/// The q-quantile of some latencies in nanoseconds, in microseconds.
+/// The q-quantile of some latencies in nanoseconds, in microseconds; 0 when there are none.
 fn quantile_us(sorted_ns: &[u32], q: f64) -> f64 {
-    let index = ((sorted_ns.len() as f64 * q) as usize).min(sorted_ns.len() - 1);
-    f64::from(sorted_ns[index]) / 1_000.0
+    let index = ((sorted_ns.len() as f64 * q) as usize).min(sorted_ns.len().saturating_sub(1));
+    sorted_ns.get(index).map_or(0.0, |&ns| f64::from(ns) / 1_000.0)
 }
 
 /// Monotonic nanoseconds, on the clock that the library stamps notifications with.
@@ -32,74 +132,38 @@ fn now_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// A difference of two times as `quantile_us` wants it; 4 s and more are all the same.
+fn latency_ns(start_ns: u64, end_ns: u64) -> u32 {
+    u32::try_from(end_ns.saturating_sub(start_ns)).unwrap_or(u32::MAX)
+}
+
+fn resource_usage(who: libc::c_int) -> libc::rusage {
+    // SAFETY: an all-zero rusage is valid, and it is valid for writing.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(who, &mut usage);
+        usage
+    }
+}
+
 /// CPU seconds that this process has used, all threads, user and system.
 fn cpu_seconds() -> f64 {
-    // SAFETY: an all-zero rusage is valid, and it is valid for writing.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
+    let usage = resource_usage(libc::RUSAGE_SELF);
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
-/// A region whose every page holds its own number.
-struct Filled {
-    swap: Lightswap,
-    region: Region,
-}
-
-impl Filled {
-    fn new(swap: Lightswap, num_bytes: usize, contract: Contract) -> Result<Self> {
-        let region = swap.create_region(num_bytes, contract)?;
-        let pages = Pages::of(&region);
-        let worker = swap.enter_worker()?;
-        worker.start(move || (0..pages.num_pages).for_each(|page| pages.write(page)))?;
-        worker.run();
-        drop(worker);
-        Ok(Self { swap, region })
-    }
-
-    fn statistic(&self, name: &str) -> Result<u64> {
-        let stats = self.swap.stats();
-        stats.iter().find(|(known, _)| *known == name).map(|(_, value)| *value).with_context(|| format!("the library counts no {name:?}"))
+fn parse_ratio(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(ratio) if (0.01..=1.0).contains(&ratio) => Ok(ratio),
+        _ => Err("a fraction from 0.01 to 1".into()),
     }
 }
 
-/// Where the pages of a filled region are; for LWTs, which outlive no region here.
-#[derive(Clone, Copy)]
-struct Pages {
-    base: usize,
-    num_pages: usize,
-}
-
-impl Pages {
-    fn of(region: &Region) -> Self {
-        Self { base: region.as_ptr() as usize, num_pages: region.len() / PAGE_SIZE }
-    }
-
-    fn address(self, page: usize) -> *mut u64 {
-        (self.base + page * PAGE_SIZE) as *mut u64
-    }
-
-    fn write(self, page: usize) {
-        let address = self.address(page);
-        lightswap::pin(address.cast(), PAGE_SIZE).expect("one page can be pinned");
-        // SAFETY: inside the region; pinned, as the cooperative contract wants.
-        unsafe { address.write_volatile(page as u64) };
-        lightswap::unpin(address.cast(), PAGE_SIZE).expect("just pinned");
-    }
-
-    /// Reads a page, by fault if it is not there, and checks that it is the right one.
-    fn read(self, page: usize) {
-        // SAFETY: inside the region.
-        let value = unsafe { self.address(page).read_volatile() };
-        assert_eq!(value, page as u64, "a page came back with another content");
-    }
-
-    fn draw(self, random: &mut Random) -> usize {
-        (random.next_u64() >> 11) as usize % self.num_pages
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("seconds, 0.01 to 3600".into()),
     }
 }
 
@@ -112,5 +176,22 @@ mod tests {
         assert_eq!((median(vec![3.0, 1.0, 2.0]), median(vec![4.0, 1.0])), (2.0, 2.5));
         let sorted: Vec<u32> = (1..=100).map(|number| number * 1_000).collect();
         assert_eq!((quantile_us(&sorted, 0.5), quantile_us(&sorted, 1.0)), (51.0, 100.0));
+        assert_eq!(quantile_us(&[], 0.5), 0.0);
+        assert_eq!((latency_ns(5, 3), latency_ns(0, 1 << 40)), (0, u32::MAX));
+    }
+
+    #[test]
+    fn a_record_has_the_median_and_a_range() {
+        let mut findings = Findings::default();
+        findings.add(vec![3.0, 1.0, 2.0], |switch_ns| Micro::LwtSwitch { lwts: 2, switch_ns });
+        assert_eq!(findings.micro, [Micro::LwtSwitch { lwts: 2, switch_ns: 2.0 }]);
+        assert_eq!(findings.ranges, [(1.0, 3.0)]);
+    }
+
+    #[test]
+    fn fractions_and_times_have_limits() {
+        assert_eq!(parse_ratio("0.25"), Ok(0.25));
+        assert!(["0", "1.1", "nan", "x"].iter().all(|text| parse_ratio(text).is_err()));
+        assert!(["0", "-1", "inf", "1h"].iter().all(|text| parse_seconds(text).is_err()));
     }
 }

@@ -1,65 +1,89 @@
 //! `micro notify`: from the faulting access to the first instruction of the handler, over the number of LWTs.
 //!
-//! LWTs of one worker read random pages of a region that is four times local memory. With a file as the backend (`--directory`) each faulting LWT stays
-//! suspended inside its handler until its read is done, so that as many signal frames are alive as there are LWTs; with the default, the memory backend,
-//! an LWT yields after each fault, so that the frames of all LWTs take turns.
+//! LWTs of one worker read random pages of a region that is four times local memory. On the memory backend an LWT yields after each fault, so that the
+//! frames of all LWTs take turns. With `--directory` the same is measured on a file, too: there each faulting LWT stays suspended inside its handler until
+//! its read is done, so that as many signal frames are alive as there are LWTs ("sigbus-suspended").
 
-use super::{Filled, Pages, bare, median, now_ns, quantile_us};
-use crate::interrupt;
-use crate::progress::Progress;
-use crate::random::Random;
-use crate::results::Micro;
-use anyhow::Result;
-use lightswap::{Contract, Lightswap, last_notification_ns, lwt};
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Barrier};
 
+use anyhow::Result;
+use lightswap::{Contract, Lightswap, last_notification_ns, lwt};
+
+use super::disk_file::DiskFile;
+use super::pages::{Filled, Pages};
+use super::{Findings, bare, floor, latency_ns, median, now_ns, quantile_us};
+use crate::interrupt;
+use crate::journal::Journal;
+use crate::progress::Progress;
+use crate::random::Random;
+use crate::results::Micro;
+
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Numbers of LWTs a worker
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32, 128, 512])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32, 128, 512, 1024], value_parser = clap::value_parser!(u32).range(1..=10_000))]
     lwts: Vec<u32>,
     /// Numbers of workers, each busy with so many LWTs
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2], value_parser = clap::value_parser!(u32).range(1..=1024))]
     workers: Vec<u32>,
     /// Faults a worker in each measurement
-    #[arg(long, default_value_t = 16_384)]
-    faults: usize,
+    #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    faults: u32,
     /// Times that all points are measured in turn
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repetitions: u32,
-    /// Swap to a file in this directory instead of memory
+    /// Measure LWTs that are suspended inside their handlers, too, with a file in this directory
     #[arg(long)]
     directory: Option<PathBuf>,
 }
 
 const REGION_BYTES: usize = 128 << 20;
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Notifier {
+    Kernel,
+    Bare,
+    Sigbus,
+    SigbusSuspended,
+}
+
+impl Notifier {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Bare => "bare",
+            Self::Sigbus => "sigbus",
+            Self::SigbusSuspended => "sigbus-suspended",
+        }
+    }
+}
+
 /// A point of the benchmark and what was measured there: (p50, p99) of each repetition.
+#[derive(Debug)]
 struct Point {
-    notifier: &'static str,
+    notifier: Notifier,
     lwts: u32,
     workers: u32,
     measured: Vec<(f64, f64)>,
 }
 
-pub fn run(options: &Options) -> Result<Vec<Micro>> {
-    let mut points = Vec::new();
-    for &workers in &options.workers {
-        points.push(Point { notifier: "bare", lwts: 0, workers, measured: Vec::new() });
-        points.extend(options.lwts.iter().map(|&lwts| Point { notifier: "sigbus", lwts, workers, measured: Vec::new() }));
-    }
+pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
+    let file = options.directory.as_ref().map(|directory| DiskFile::create(journal, directory, REGION_BYTES as u64)).transpose()?;
+    let mut points = points(options);
     let total = points.len() as u64 * u64::from(options.repetitions);
     let mut progress = Progress::start("notification", total);
     let mut num_done = 0;
+    let faults = options.faults.next_power_of_two() as usize;
     for repetition in 0..options.repetitions {
         for point in &mut points {
             interrupt::check()?;
             let latencies_ns = match point.notifier {
-                "bare" => bare::measure(point.workers as usize, options.faults.next_power_of_two())?,
-                _ => measure(options, point.lwts as usize, point.workers as usize, u64::from(repetition))?,
+                Notifier::Kernel => floor::measure(point.workers as usize, faults)?,
+                Notifier::Bare => bare::measure(point.workers as usize, faults)?,
+                _ => measure(point, file.as_ref(), options.faults as usize, u64::from(repetition))?,
             };
             point.measured.push((quantile_us(&latencies_ns, 0.5), quantile_us(&latencies_ns, 0.99)));
             num_done += 1;
@@ -67,28 +91,42 @@ pub fn run(options: &Options) -> Result<Vec<Micro>> {
         }
     }
     progress.finish(&format!("{total} measurements"));
-    Ok(points.into_iter().map(Point::record).collect())
+    let mut findings = Findings::default();
+    for Point { notifier, lwts, workers, measured } in points {
+        let (p50, p99): (Vec<f64>, Vec<f64>) = measured.into_iter().unzip();
+        findings.add(p50, |p50_us| Micro::Notify { notifier: notifier.name().into(), lwts, workers, p50_us, p99_us: median(p99) });
+    }
+    Ok(findings)
 }
 
-impl Point {
-    fn record(self) -> Micro {
-        let (p50, p99) = self.measured.into_iter().unzip();
-        Micro::Notify { notifier: self.notifier.into(), lwts: self.lwts, workers: self.workers, p50_us: median(p50), p99_us: median(p99) }
+/// Notifiers alternate for each number of LWTs.
+fn points(options: &Options) -> Vec<Point> {
+    let mut points = Vec::new();
+    for &workers in &options.workers {
+        let mut add = |notifier, lwts| points.push(Point { notifier, lwts, workers, measured: Vec::new() });
+        add(Notifier::Kernel, 0);
+        add(Notifier::Bare, 0);
+        for &lwts in &options.lwts {
+            add(Notifier::Sigbus, lwts);
+            if options.directory.is_some() {
+                add(Notifier::SigbusSuspended, lwts);
+            }
+        }
     }
+    points
 }
 
 /// Notification latencies in nanoseconds, sorted.
-fn measure(options: &Options, num_lwts: usize, num_workers: usize, seed: u64) -> Result<Vec<u32>> {
-    let name = format!("lightswap-bench.notify.{}", std::process::id());
-    let backend = match &options.directory {
-        Some(directory) => format!("file:{}?size={REGION_BYTES}", directory.join(name).display()),
-        None => format!("memory:?size={REGION_BYTES}"),
+fn measure(point: &Point, file: Option<&DiskFile>, quota: usize, seed: u64) -> Result<Vec<u32>> {
+    let (num_lwts, num_workers) = (point.lwts as usize, point.workers as usize);
+    let backend = match file {
+        Some(file) if point.notifier == Notifier::SigbusSuspended => file.url(),
+        _ => format!("memory:?size={REGION_BYTES}"),
     };
-    let swap = Lightswap::builder().local_memory(REGION_BYTES as u64 / 4).backend(backend).max_workers(num_workers).open()?;
-    let filled = Filled::new(swap, REGION_BYTES, Contract::Transparent)?;
+    let builder = Lightswap::builder().local_memory(REGION_BYTES as u64 / 4).backend(backend).max_workers(num_workers);
+    let filled = Filled::new(builder.open()?, REGION_BYTES, Contract::Transparent)?;
     let pages = Pages::of(&filled.region);
     let start = Arc::new(Barrier::new(num_workers));
-    let quota = options.faults;
     let mut all = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..num_workers)
             .map(|number| {
@@ -128,7 +166,7 @@ fn fault_until(pages: Pages, quota: usize, mut random: Random, latencies_ns: &Re
         // Without a fault the stamp is from before the access.
         if notified_ns > start_ns && notified_ns != last_ns {
             last_ns = notified_ns;
-            latencies_ns.borrow_mut().push(u32::try_from(notified_ns - start_ns).unwrap_or(u32::MAX));
+            latencies_ns.borrow_mut().push(latency_ns(start_ns, notified_ns));
             lwt::yield_now();
         }
     }

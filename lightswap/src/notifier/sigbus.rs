@@ -4,13 +4,13 @@
 //! stays on the LWT's stack until the page is in and the handler returns to retry the access. That is why the signal is not blocked while its
 //! handler runs (SA_NODEFER) and why it runs on the faulting stack (no SA_ONSTACK).
 
+use super::{die, die_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::region::{self, RegionInner};
-use crate::swap_in::{self, SwapInError};
+use crate::swap_in;
 use crate::sys;
 use crate::worker;
 use std::cell::Cell;
-use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -130,41 +130,6 @@ fn check_progress(address: usize, is_spurious: bool) {
     LAST_FAULT.set((address, count));
     if count > MAX_REPEATS {
         die(format_args!("the access to {address:#x} faults again and again: was the region remapped, protected or discarded by other code?"));
-    }
-}
-
-fn die_of(region: &RegionInner, address: usize, error: SwapInError) -> ! {
-    let (start, offset) = (region.start(), address - region.start());
-    die(format_args!(
-        "page {address:#x} (offset {offset:#x} of the region at {start:#x}) cannot be swapped in from backend \"{}\": {error}",
-        region.pager.config.backend_url
-    ))
-}
-
-/// Says why on standard error and aborts. Async-signal-safe.
-pub(crate) fn die(message: std::fmt::Arguments<'_>) -> ! {
-    let mut line = Line { bytes: [0; 512], len: 0 };
-    let _ = writeln!(line, "lightswap: fatal: {message}");
-    // SAFETY: writes the initialised part of the buffer; abort is what we want.
-    unsafe {
-        libc::write(2, line.bytes.as_ptr().cast(), line.len);
-        libc::abort()
-    }
-}
-
-/// A line of text without allocation; what does not fit is cut.
-struct Line {
-    bytes: [u8; 512],
-    len: usize,
-}
-
-impl std::fmt::Write for Line {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let free = &mut self.bytes[self.len..];
-        let len = text.len().min(free.len());
-        free[..len].copy_from_slice(&text.as_bytes()[..len]);
-        self.len += len;
-        Ok(())
     }
 }
 

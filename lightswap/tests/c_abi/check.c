@@ -50,6 +50,14 @@ static void check_bad_arguments(void) {
     CHECK(lsw_open(&config, &instance) == LSW_ERR_BACKEND_URL);
     config.backend_url = "file:/nonexistent/swap?size=1MiB";
     CHECK(lsw_open(&config, &instance) == LSW_ERR_BACKEND);
+    config.backend_url = "memory:?size=1MiB";
+    config.notifier = LSW_NOTIFIER_MONITOR + 1;
+    CHECK(lsw_open(&config, &instance) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "2 is no notifier"));
+    config.notifier = LSW_NOTIFIER_MONITOR;
+    config.waiting = LSW_WAITING_POLL + 1;
+    CHECK(lsw_open(&config, &instance) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "2 is no way of waiting"));
+    config.waiting = LSW_WAITING_POLL;
+    CHECK(lsw_open(&config, &instance) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "cannot be combined"));
     CHECK(instance == NULL);
     CHECK(lsw_close(NULL) == LSW_ERR_INVALID_ARGUMENT && lsw_region_destroy(NULL) == LSW_ERR_INVALID_ARGUMENT);
     CHECK(lsw_region_base(NULL) == NULL && lsw_region_len(NULL) == 0);
@@ -126,6 +134,7 @@ static void check_paging(lsw_instance *instance) {
     lsw_region *region = NULL;
     pthread_t thread;
     uint64_t swap_ins = 0;
+    turn = parked = 0;
     CHECK(lsw_region_create(NULL, 4096, LSW_TRANSPARENT, &region) == LSW_ERR_INVALID_ARGUMENT);
     CHECK(lsw_region_create(instance, 4096, LSW_TRANSPARENT, NULL) == LSW_ERR_INVALID_ARGUMENT);
     CHECK(lsw_region_create(instance, 4096, 2, &region) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "contract"));
@@ -167,16 +176,23 @@ static void check_paging(lsw_instance *instance) {
 }
 
 int main(void) {
-    lsw_config config = {.local_memory_bytes = 256 << 10, .backend_url = "memory:?size=4MiB"};
-    lsw_instance *instance = NULL;
+    static const struct {
+        uint32_t notifier, waiting;
+    } modes[] = {{LSW_NOTIFIER_SIGBUS, LSW_WAITING_SUSPEND}, {LSW_NOTIFIER_MONITOR, LSW_WAITING_SUSPEND}, {LSW_NOTIFIER_SIGBUS, LSW_WAITING_POLL}};
     check_texts();
     check_bad_arguments();
-    if (lsw_open(&config, &instance) != LSW_OK) {
-        printf("skipped: %s\n", lsw_last_error());
-        return 0;
+    for (int i = 0; i < 3; i++) {
+        lsw_config config = {.local_memory_bytes = 256 << 10, .backend_url = "memory:?size=4MiB"};
+        lsw_instance *instance = NULL;
+        config.notifier = modes[i].notifier;
+        config.waiting = modes[i].waiting;
+        if (lsw_open(&config, &instance) != LSW_OK) {
+            printf("skipped: %s\n", lsw_last_error());
+            return 0;
+        }
+        check_paging(instance);
+        CHECK(lsw_close(instance) == LSW_OK);
     }
-    check_paging(instance);
-    CHECK(lsw_close(instance) == LSW_OK);
     printf("all checks passed\n");
     return 0;
 }

@@ -4,7 +4,7 @@
 pub mod child;
 pub mod pages;
 
-use lightswap::{Builder, ErrorKind, Lightswap};
+use lightswap::{Builder, ErrorKind, Lightswap, Notifier, Waiting};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -25,6 +25,25 @@ pub enum Backend {
 }
 
 pub const BACKENDS: [Backend; 2] = [Backend::Memory, Backend::File];
+
+/// How faults are notified and waited for: the default, and the modes for comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode {
+    pub notifier: Notifier,
+    pub waiting: Waiting,
+}
+
+pub const DEFAULT_MODE: Mode = Mode { notifier: Notifier::Sigbus, waiting: Waiting::Suspend };
+pub const MONITOR: Mode = Mode { notifier: Notifier::Monitor, waiting: Waiting::Suspend };
+pub const POLL: Mode = Mode { notifier: Notifier::Sigbus, waiting: Waiting::Poll };
+pub const MODES: [Mode; 3] = [DEFAULT_MODE, MONITOR, POLL];
+
+impl Mode {
+    /// `builder` set to this mode.
+    pub fn set(self, builder: Builder) -> Builder {
+        builder.notifier(self.notifier).waiting(self.waiting)
+    }
+}
 
 impl Backend {
     /// A new backend of this kind with room for `num_pages` pages.

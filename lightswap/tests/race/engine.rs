@@ -3,7 +3,7 @@
 //! selftests). One seed fixes what each actor does, though not how they interleave.
 
 use crate::common::pages::{Pages, WORDS};
-use crate::common::{PAGE, Random, Watchdog, mix, stat};
+use crate::common::{Mode, PAGE, Random, Watchdog, mix, stat};
 use lightswap::sync::Mutex;
 use lightswap::{Contract, ErrorKind, Lightswap, lwt, syscalls};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,6 +19,7 @@ pub struct Plan {
     pub duration: Duration,
     pub backend_url: String,
     pub contract: Contract,
+    pub mode: Mode,
     pub vectored: bool,
     pub local_pages: u64,
     pub num_pages: usize,
@@ -57,13 +58,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs the plan. Panics, or ends the process, at the first wrong byte, failed call or hang.
 pub fn run(plan: &Plan) -> Done {
-    let swap = Lightswap::builder()
+    let builder = Lightswap::builder()
         .local_memory(plan.local_pages * PAGE as u64)
         .backend(&plan.backend_url)
         .max_workers(plan.num_workers.max(1))
-        .vectored_removal(plan.vectored)
-        .open()
-        .unwrap();
+        .vectored_removal(plan.vectored);
+    let swap = plan.mode.set(builder).open().unwrap();
     let region = swap.create_region(plan.num_pages * PAGE, plan.contract).unwrap();
     let shared = Arc::new(Shared {
         pages: Pages::of(&region),

@@ -6,7 +6,7 @@
 mod common;
 mod engine;
 
-use common::{BACKENDS, Backend, Random, kernel_is_able};
+use common::{BACKENDS, Backend, DEFAULT_MODE, MODES, MONITOR, Mode, POLL, Random, kernel_is_able};
 use engine::{Done, Plan, run};
 use lightswap::Contract;
 use std::time::Duration;
@@ -14,12 +14,13 @@ use std::time::Duration;
 /// Long enough for some ten thousand faults each.
 const DURATION: Duration = Duration::from_millis(700);
 
-fn plan(contract: Contract, backend: Backend) -> Plan {
+fn plan(mode: Mode, contract: Contract, backend: Backend) -> Plan {
     Plan {
         seed: 1,
         duration: DURATION,
         backend_url: backend.url(300),
         contract,
+        mode,
         vectored: true,
         local_pages: 100,
         num_pages: 300,
@@ -36,29 +37,49 @@ fn race(plan: &Plan) -> Done {
     done
 }
 
-fn race_on_both_backends(contract: Contract) {
+fn race_on_both_backends(mode: Mode, contract: Contract) {
     if kernel_is_able() {
         for backend in BACKENDS {
-            race(&plan(contract, backend));
+            race(&plan(mode, contract, backend));
         }
     }
 }
 
 #[test]
 fn transparent() {
-    race_on_both_backends(Contract::Transparent);
+    race_on_both_backends(DEFAULT_MODE, Contract::Transparent);
 }
 
 #[test]
 fn cooperative() {
-    race_on_both_backends(Contract::Cooperative);
+    race_on_both_backends(DEFAULT_MODE, Contract::Cooperative);
+}
+
+#[test]
+fn transparent_with_a_monitor() {
+    race_on_both_backends(MONITOR, Contract::Transparent);
+}
+
+#[test]
+fn cooperative_with_a_monitor() {
+    race_on_both_backends(MONITOR, Contract::Cooperative);
+}
+
+#[test]
+fn transparent_polling() {
+    race_on_both_backends(POLL, Contract::Transparent);
+}
+
+#[test]
+fn cooperative_polling() {
+    race_on_both_backends(POLL, Contract::Cooperative);
 }
 
 #[test]
 fn without_vectored_removal() {
     if kernel_is_able() {
-        race(&Plan { vectored: false, seed: 2, ..plan(Contract::Transparent, Backend::File) });
-        race(&Plan { vectored: false, seed: 3, ..plan(Contract::Cooperative, Backend::Memory) });
+        race(&Plan { vectored: false, seed: 2, ..plan(DEFAULT_MODE, Contract::Transparent, Backend::File) });
+        race(&Plan { vectored: false, seed: 3, ..plan(DEFAULT_MODE, Contract::Cooperative, Backend::Memory) });
     }
 }
 
@@ -66,8 +87,10 @@ fn without_vectored_removal() {
 fn a_few_frames_for_many() {
     if kernel_is_able() {
         for (contract, backend) in [(Contract::Transparent, Backend::File), (Contract::Cooperative, Backend::Memory)] {
-            // The least for two workers: 16 frames and a buffer for each of them and the pager thread.
-            race(&Plan { local_pages: 19, lwts_per_worker: 30, num_threads: 4, seed: 4, ..plan(contract, backend) });
+            for mode in MODES {
+                // The least for two workers: 16 frames and a buffer for each of them and the pager thread.
+                race(&Plan { local_pages: 19, lwts_per_worker: 30, num_threads: 4, seed: 4, ..plan(mode, contract, backend) });
+            }
         }
     }
 }
@@ -75,8 +98,10 @@ fn a_few_frames_for_many() {
 #[test]
 fn only_threads() {
     if kernel_is_able() {
-        race(&Plan { num_workers: 0, num_threads: 8, local_pages: 40, seed: 5, ..plan(Contract::Transparent, Backend::File) });
-        race(&Plan { num_workers: 0, num_threads: 8, local_pages: 40, seed: 6, ..plan(Contract::Cooperative, Backend::Memory) });
+        for mode in [DEFAULT_MODE, MONITOR] {
+            race(&Plan { num_workers: 0, num_threads: 8, local_pages: 40, seed: 5, ..plan(mode, Contract::Transparent, Backend::File) });
+            race(&Plan { num_workers: 0, num_threads: 8, local_pages: 40, seed: 6, ..plan(mode, Contract::Cooperative, Backend::Memory) });
+        }
     }
 }
 
@@ -100,6 +125,7 @@ fn soak() {
             duration: Duration::from_millis(500 + random.below(1500) as u64),
             backend_url: BACKENDS[random.below(2)].url(num_pages),
             contract: [Contract::Transparent, Contract::Cooperative][random.below(2)],
+            mode: MODES[random.below(MODES.len())],
             vectored: random.below(4) > 0,
             local_pages: (17 + num_workers.max(1) + random.below(num_pages)) as u64,
             num_pages,

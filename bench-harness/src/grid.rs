@@ -1,0 +1,344 @@
+//! Runs a plan: settings first, then every cell as often as it is to be repeated. `demo` and `grid` are plans of this.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::cli::ServerArguments;
+use crate::commands::{measure_data, set_up};
+use crate::configuration::{Configuration, Settings};
+use crate::disk_probe;
+use crate::environment::command_line;
+use crate::generator::{Shape, WarmUp};
+use crate::interrupt::Interrupted;
+use crate::journal::Journal;
+use crate::lab::{Cell, Lab, is_root};
+use crate::memtier;
+use crate::plan::{Load, Measurement, Plan, REFERENCE, Target, data_label, swept_like};
+use crate::preflight::{self, default_cell};
+use crate::results::{Details, Results, Run};
+use crate::resume::{CellName, Store, fingerprint};
+use crate::session::Timing;
+use crate::summary::median;
+use crate::sweep;
+use crate::ycsb::Workload;
+
+#[derive(Debug)]
+struct Runner<'l, 'j> {
+    lab: &'l mut Lab<'j>,
+    plan: &'l Plan,
+    store: Store,
+    /// Content of the server binaries: results of another build are not taken up.
+    binaries: BTreeMap<PathBuf, u64>,
+    /// The best settings by configuration, swept ratio (percent) and workload.
+    chosen: BTreeMap<(String, u64, &'static str), Settings>,
+}
+
+/// One server start: measurements that share settings.
+#[derive(Debug)]
+struct Group<'t> {
+    target: &'t Target,
+    settings: Settings,
+    measurements: Vec<Measurement>,
+    repetition: u32,
+    sweep: bool,
+}
+
+/// Runs the plan; the results are in the file, complete or, after an error, as far as they go.
+pub fn execute(journal: &Journal, plan: &mut Plan, arguments: &ServerArguments, out: &Path, fresh: bool) -> Result<Results> {
+    let started = Instant::now();
+    let (mut lab, environment) = set_up(journal, arguments)?;
+    let skipped = preflight::leave_out_impossible(plan, lab.lightswap.is_some());
+    preflight::check(plan, &lab)?;
+    let mut store = Store::open(out, serde_json::to_value(environment)?, command_line(), fresh)?;
+    for (configuration, reason) in &skipped {
+        store.skip(configuration, reason);
+    }
+    if !lab.limits_memory() {
+        eprintln!("No memory limits are set here, as they take root and a cgroup; lightswap then keeps to its local memory by itself.");
+    }
+    let binaries = [&lab.stock, &lab.lightswap].into_iter().flatten().map(|path| (path.clone(), content_of(path))).collect();
+    let mut runner = Runner { lab: &mut lab, plan, store, binaries, chosen: BTreeMap::new() };
+    runner.probe_disk()?;
+    runner.sweep_all()?;
+    for stage in &plan.stages {
+        for repetition in 1..=stage.repetitions {
+            eprintln!("{}, repetition {repetition} of {}, after {:.0} s", stage.name, stage.repetitions, started.elapsed().as_secs_f64());
+            let mut targets: Vec<&Target> = stage.targets.iter().collect();
+            if repetition % 2 == 0 {
+                targets.reverse();
+            }
+            for target in targets {
+                runner.run_target(target, repetition)?;
+            }
+        }
+    }
+    runner.store.write()?;
+    Ok(runner.store.results)
+}
+
+fn content_of(path: &Path) -> u64 {
+    // A program found on PATH has no path to read it by; its version is in the environment.
+    std::fs::read(path).map_or(0, |bytes| fingerprint(&bytes))
+}
+
+impl Runner<'_, '_> {
+    fn probe_disk(&mut self) -> Result<()> {
+        if self.store.results.environment["disk"].is_null() {
+            eprintln!("probing the disk");
+            let probe = disk_probe::probe(self.lab.journal(), &self.lab.directory, self.plan.times.probe_seconds)?;
+            self.store.results.environment["disk"] = serde_json::to_value(probe)?;
+        }
+        Ok(())
+    }
+
+    fn name(&self, cell: &Cell, measurement: &Measurement, timing: &Timing) -> Result<CellName> {
+        let swept: Vec<String> = cell.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let settings = if timing.sweep { format!(" with {}", swept.join(" ")) } else { String::new() };
+        let readable = format!(
+            "{}{} {:.0} % {} {} {} connections{settings}",
+            if timing.sweep { "sweep " } else { "" },
+            cell.configuration.name,
+            cell.ratio * 100.0,
+            measurement.label(),
+            data_label(&cell.shape),
+            cell.shape.connections
+        );
+        let definition = format!(
+            "{} {swept:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {} {}",
+            serde_json::to_string(&*cell.configuration)?,
+            cell.shape,
+            timing.warm_up,
+            timing.duration,
+            self.lab.transport,
+            self.lab.server_arguments,
+            self.lab.lightswap_arguments,
+            self.lab.binary(cell.configuration.binary).ok().and_then(|path| self.binaries.get(path)),
+            self.lab.limits_memory(),
+            is_root()
+        );
+        Ok(CellName::new(readable, &definition))
+    }
+
+    fn timing(&self, group: &Group<'_>, measurement: &Measurement) -> Timing {
+        let times = &self.plan.times;
+        let (warm_up, duration) = if group.sweep {
+            (WarmUp::of_time(times.sweep_warm_up), times.sweep_duration)
+        } else {
+            (self.plan.warm_up(group.target), times.duration)
+        };
+        Timing {
+            workload: measurement.workload,
+            distribution: None,
+            warm_up,
+            duration,
+            due_per_second: None,
+            repetition: group.repetition,
+            sweep: group.sweep,
+        }
+    }
+
+    /// Runs what is not finished yet. A server that fails gives runs with an error; a signal ends everything.
+    fn run_group(&mut self, group: &Group<'_>) -> Result<Vec<Run>> {
+        let cell = Cell { settings: group.settings.clone(), ..default_cell(group.target) };
+        let mut runs = Vec::new();
+        let mut left = Vec::new();
+        for measurement in &group.measurements {
+            let mut timing = self.timing(group, measurement);
+            let name = self.name(&cell, measurement, &timing)?;
+            if let Some(run) = self.store.find(&name, group.repetition) {
+                runs.push(run.clone());
+                continue;
+            }
+            if let Load::Open { percent } = measurement.load {
+                match self.reference(group.target) {
+                    Some(throughput) => timing.due_per_second = Some((throughput * f64::from(percent) / 100.0).round()),
+                    None => {
+                        let reason = format!("{}: its rate is a part of {REFERENCE}'s throughput, which was not measured", measurement.label());
+                        self.store.skip(&cell.configuration.name, &reason);
+                        continue;
+                    }
+                }
+            }
+            left.push((name, measurement.load, timing));
+        }
+        if left.is_empty() {
+            return Ok(runs);
+        }
+        let mut num_done = 0;
+        let all = (|| -> Result<()> {
+            self.measure_data_of(&cell.shape)?;
+            self.lab.prepare(&cell.configuration, self.largest_swap(&cell.configuration))?;
+            // A target has either memtier's measurements or others.
+            let memtier = memtier::find().filter(|_| matches!(left[0].1, Load::Memtier(_)));
+            let mut session = match &memtier {
+                Some(program) => self.lab.memtier_session(&cell, program)?,
+                None => self.lab.session(&cell)?,
+            };
+            for (name, load, timing) in &left {
+                let run = match (load, &memtier) {
+                    (Load::Memtier(pattern), Some(program)) => session.run_memtier(program, *pattern, *timing)?,
+                    _ => session.run(*timing)?,
+                };
+                runs.push(run.clone());
+                self.store.add(name, run)?;
+                num_done += 1;
+            }
+            session.finish();
+            Ok(())
+        })();
+        let Err(error) = all else {
+            return Ok(runs);
+        };
+        if error.is::<Interrupted>() {
+            return Err(error);
+        }
+        if let Some(reason) = preflight::not_possible(&error) {
+            let at = format!("{} at {:.0} %", cell.configuration.name, cell.ratio * 100.0);
+            self.store.skip(&at, &format!("{} records of {}: {reason}", cell.shape.records, values_label(&cell.shape)));
+            self.store.write()?;
+            return Ok(runs);
+        }
+        eprintln!("failed: {error:#}");
+        for (name, load, timing) in &left[num_done..] {
+            let workload = match load {
+                Load::Memtier(pattern) => format!("memtier-{}", pattern.name()),
+                _ => timing.workload.name().into(),
+            };
+            let empty = cell.empty_run(&workload, timing.repetition);
+            let details = Details { sweep: timing.sweep, due_per_second: timing.due_per_second, error: Some(format!("{error:#}")), ..empty.details };
+            self.store.add(name, Run { details, ..empty })?;
+        }
+        Ok(runs)
+    }
+
+    fn measure_data_of(&mut self, shape: &Shape) -> Result<()> {
+        if self.lab.data_bytes(shape).is_none() {
+            measure_data(self.lab, *shape)?;
+        }
+        Ok(())
+    }
+
+    /// One swap device serves all cells, so it is made for the largest.
+    fn largest_swap(&self, configuration: &Configuration) -> u64 {
+        let of_kind = self.plan.targets().filter(|target| target.configuration.swap_device == configuration.swap_device);
+        of_kind.map(|target| default_cell(target).backend_bytes()).max().unwrap_or(0)
+    }
+
+    /// What the reference served in a closed loop of YCSB-C with the same memory.
+    fn reference(&self, target: &Target) -> Option<f64> {
+        let same = |run: &&Run| {
+            let details = &run.details;
+            run.configuration == REFERENCE
+                && run.workload == Workload::C.name()
+                && run.local_memory_ratio == target.ratio
+                && (details.records, &details.value_mix) == (target.shape.records, &target.shape.value_sizes.mix())
+                && details.due_per_second.is_none()
+                && details.error.is_none()
+                && !details.sweep
+        };
+        median(self.store.results.runs.iter().filter(same).map(|run| run.operations_per_second).collect())
+    }
+
+    /// Tries the settings of every configuration that has some to try, at every ratio of the plan's sweep.
+    fn sweep_all(&mut self) -> Result<()> {
+        let plan = self.plan;
+        for configuration in plan.configurations() {
+            let Some(target) = plan.targets().find(|target| target.configuration.name == configuration.name) else {
+                continue;
+            };
+            let workloads = plan.swept_workloads(&configuration);
+            for &ratio in &plan.sweep_ratios {
+                let ratio = if configuration.is_limited() { ratio } else { 1.0 };
+                let target = Target { ratio, measurements: Vec::new(), ..target.clone() };
+                for (settings, workloads) in self.sweep(&target, &workloads)? {
+                    for workload in workloads {
+                        self.chosen.insert((configuration.name.clone(), percent(ratio), workload.name()), settings.clone());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self, target: &Target, workloads: &[Workload]) -> Result<Vec<(Settings, Vec<Workload>)>> {
+        let configuration = &target.configuration;
+        let mut swept: Vec<Run> = Vec::new();
+        let mut bases = vec![configuration.settings.clone()];
+        let mut groups = vec![(configuration.settings.clone(), workloads.to_vec())];
+        for (setting, values) in sweep::rounds(configuration, self.plan.quick) {
+            let candidates = sweep::candidates(&bases, setting, values);
+            if candidates.len() == 1 && swept.is_empty() {
+                groups = vec![(candidates[0].clone(), workloads.to_vec())];
+                bases = candidates;
+                continue;
+            }
+            for settings in candidates {
+                if swept.iter().any(|run| run.details.settings == settings) {
+                    continue;
+                }
+                let measurements = workloads.iter().map(|&workload| Measurement { workload, load: Load::Closed }).collect();
+                swept.extend(self.run_group(&Group { target, settings, measurements, repetition: 1, sweep: true })?);
+            }
+            groups = sweep::choose(&swept, workloads, &bases[0]);
+            bases = groups.iter().map(|(settings, _)| settings.clone()).collect();
+        }
+        Ok(groups)
+    }
+
+    /// The best settings for a workload, from the nearest ratio at which they were tried.
+    fn settings_for(&self, target: &Target, workload: Workload) -> Settings {
+        let wanted = percent(target.ratio);
+        let of_it = self.chosen.iter().filter(|((name, _, swept), _)| *name == target.configuration.name && *swept == swept_like(workload).name());
+        let nearest = of_it.min_by_key(|((_, ratio, _), _)| ratio.abs_diff(wanted));
+        nearest.map_or_else(|| target.configuration.settings.clone(), |(_, settings)| settings.clone())
+    }
+
+    fn run_target(&mut self, target: &Target, repetition: u32) -> Result<()> {
+        let mut groups: Vec<Group<'_>> = Vec::new();
+        for &measurement in &target.measurements {
+            let settings = self.settings_for(target, measurement.workload);
+            match groups.iter_mut().find(|group| group.settings == settings) {
+                Some(group) => group.measurements.push(measurement),
+                None => groups.push(Group { target, settings, measurements: vec![measurement], repetition, sweep: false }),
+            }
+        }
+        for group in &groups {
+            self.run_group(group)?;
+        }
+        Ok(())
+    }
+}
+
+fn percent(ratio: f64) -> u64 {
+    (ratio * 100.0).round() as u64
+}
+
+fn values_label(shape: &Shape) -> String {
+    let mix = shape.value_sizes.mix();
+    if mix.is_empty() { format!("{} B", shape.value_sizes.mean()) } else { mix }
+}
+
+/// Prints the plan and how long it takes.
+pub fn print_plan(plan: &mut Plan, has_lightswap: bool) -> Result<()> {
+    for (configuration, reason) in preflight::leave_out_impossible(plan, has_lightswap) {
+        println!("left out: {configuration}: {reason}");
+    }
+    plan.print();
+    println!("{}", estimate_line(plan.estimate(|_, _, _| false)));
+    Ok(())
+}
+
+pub fn estimate_line(time: Duration) -> String {
+    format!("about {} minutes on two CPUs of 2026", (time.as_secs() / 60).max(1))
+}
+
+/// Says what is wrong with a path for results before hours are spent on them.
+pub fn check_out(out: &Path) -> Result<()> {
+    let directory = out.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot create the directory of {}", out.display()))?;
+    let trial = directory.join(format!(".lightswap-bench-trial-{}", std::process::id()));
+    std::fs::write(&trial, "").and_then(|()| std::fs::remove_file(&trial)).with_context(|| format!("cannot write {}", out.display()))
+}

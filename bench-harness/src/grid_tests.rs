@@ -1,0 +1,86 @@
+//! A plan on stand-ins for memcached, one of which dies in the middle of a run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::cli::ServerArguments;
+use crate::commands::is_clean;
+use crate::generator::Shape;
+use crate::grid::execute;
+use crate::journal::Journal;
+use crate::lab::Transport;
+use crate::plan::{Plan, Times, Wishes};
+use crate::results::Results;
+use crate::value_sizes::ValueSizes;
+use crate::ycsb::Workload;
+
+fn configuration(directory: &Path, name: &str, argument: &str) -> String {
+    let path = directory.join(format!("{name}.toml"));
+    let text = format!(
+        "about = \"a stand-in\"\nbinary = \"stock\"\nmemory = \"unlimited\"\nbackend = \"none\"\n\
+         arguments = [\"-t\", \"{{server_threads}}\", {argument:?}]\n[settings]\nserver_threads = 1\n"
+    );
+    fs::write(&path, text).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+fn plan(configurations: Vec<String>) -> Plan {
+    let shape = Shape { records: 200, value_sizes: ValueSizes::fixed(100), connections: 4, client_threads: 1 };
+    let wishes = Wishes { quick: true, configurations, workloads: vec![Workload::C], ratios: vec![1.0], repetitions: Some(2), shape };
+    let mut plan = Plan::demo(&wishes).unwrap();
+    let short = Duration::from_millis(200);
+    plan.times = Times { warm_up: Duration::ZERO, warm_up_max: Duration::ZERO, duration: short, probe_seconds: 1, ..plan.times };
+    plan
+}
+
+#[test]
+fn a_server_that_dies_fails_its_cells_and_the_rest_goes_on() {
+    let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-grid", std::process::id()));
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    let dying = configuration(&directory, "dying", "--die-after=20");
+    let sound = configuration(&directory, "sound", "-v");
+    let arguments = ServerArguments {
+        memcached_stock: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake-memcached")),
+        memcached_lightswap: None,
+        directory: directory.join("scratch"),
+        transport: Transport::Tcp,
+        server_argument: Vec::new(),
+        lightswap_argument: Vec::new(),
+    };
+    let journal = Journal::open_in(&directory.join("state")).unwrap();
+    let out = directory.join("out.json");
+    let run = |configurations: Vec<String>, fresh| execute(&journal, &mut plan(configurations), &arguments, &out, fresh).unwrap();
+
+    let results = run(vec![dying.clone(), sound.clone()], false);
+    let of = |results: &Results, name: &str| -> Vec<_> { results.runs.iter().filter(|run| run.configuration == name).cloned().collect::<Vec<_>>() };
+    for run in of(&results, "dying") {
+        let error = run.details.error.expect("a failed cell");
+        assert!(error.contains("fake-memcached: out of luck") && error.contains("exit status: 3"), "{error}");
+    }
+    let sound_runs = of(&results, "sound");
+    assert_eq!((of(&results, "dying").len(), sound_runs.len()), (2, 2));
+    assert!(sound_runs.iter().all(|run| run.problems().is_empty() && run.details.operations > 0), "{sound_runs:?}");
+    assert!(!is_clean(&results.runs));
+    for run in &results.runs {
+        assert!(!run.details.server_command.contains(env!("CARGO_MANIFEST_DIR")), "{}", run.details.server_command);
+    }
+
+    // Taken up again with the cause mended: what was finished stays, the failed cells are replaced.
+    configuration(&directory, "dying", "-v");
+    let results = run(vec![dying.clone(), sound.clone()], false);
+    assert!(is_clean(&results.runs));
+    assert_eq!(results.runs.len(), 4);
+    let speed = |runs: &[crate::results::Run]| runs.iter().map(|run| run.operations_per_second).collect::<Vec<_>>();
+    assert_eq!(speed(&of(&results, "sound")), speed(&sound_runs));
+    assert_eq!(Results::read(&out).unwrap().runs.len(), 4);
+
+    let again = run(vec![sound], true);
+    assert_ne!(speed(&of(&again, "sound")), speed(&sound_runs));
+    let left: Vec<String> =
+        fs::read_dir(directory.join("scratch")).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    drop(journal);
+    fs::remove_dir_all(&directory).unwrap();
+}

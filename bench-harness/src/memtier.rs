@@ -1,0 +1,394 @@
+//! memtier_benchmark as a second opinion: a load generator of other people against the same servers.
+//!
+//! It is not part of Debian and is used where it is on PATH. Its zipfian keys are plain Zipf, whose hot keys are neighbours: such results must not be
+//! named after YCSB, and are not. All its clients would draw the same keys at the same time without `--distinct-client-seed`, which would make any
+//! server that pages look several times better than it is. It checks no values, so a `Run` of it has no wrong ones whatever it read.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::endpoint::Endpoint;
+use crate::generator::Shape;
+use crate::interrupt;
+use crate::results::{Details, EXTERNAL, Run};
+use crate::tally::LatencyUs;
+
+pub const NAME: &str = "memtier_benchmark";
+/// How much longer than asked for it may take.
+const GRACE: Duration = Duration::from_secs(30);
+const LOAD_TIMEOUT: Duration = Duration::from_secs(3_600);
+
+/// How keys are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Pattern {
+    /// Every key as likely
+    Uniform,
+    /// A bell around the middle key
+    Gaussian,
+    /// Plain Zipf with YCSB's exponent, 0.99; hot keys are neighbours
+    Zipfian,
+}
+
+impl Pattern {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uniform => "uniform",
+            Self::Gaussian => "gaussian",
+            Self::Zipfian => "plain-zipfian",
+        }
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Uniform => &["--key-pattern=R:R"],
+            Self::Gaussian => &["--key-pattern=G:G"],
+            Self::Zipfian => &["--key-pattern=Z:Z", "--key-zipf-exp=0.99"],
+        }
+    }
+}
+
+/// One closed-loop run; records are those of `load`.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub shape: Shape,
+    pub pattern: Pattern,
+    /// The others are reads.
+    pub percent_writes: u32,
+    pub warm_up: Duration,
+    pub duration: Duration,
+}
+
+impl Plan {
+    /// As results name it.
+    pub fn workload(&self) -> String {
+        let writes = if self.percent_writes == 0 { String::new() } else { format!("-{}-writes", self.percent_writes) };
+        format!("memtier-{}{writes}", self.pattern.name())
+    }
+}
+
+/// The program on PATH.
+pub fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(NAME)).find(|file| file.is_file())
+}
+
+fn common_arguments(endpoint: &Endpoint, shape: &Shape) -> Vec<String> {
+    let mut arguments = match endpoint {
+        Endpoint::Tcp(address) => vec![format!("--server={}", address.ip()), format!("--port={}", address.port())],
+        Endpoint::Unix(path) => vec![format!("--unix-socket={}", path.display())],
+    };
+    arguments.extend([
+        "--protocol=memcache_text".into(),
+        format!("--threads={}", shape.client_threads),
+        format!("--clients={}", shape.connections / shape.client_threads),
+        "--key-minimum=1".into(),
+        format!("--key-maximum={}", shape.records),
+        "--distinct-client-seed".into(),
+        "--hide-histogram".into(),
+    ]);
+    arguments.push(match shape.value_sizes.mix() {
+        mix if mix.is_empty() => format!("--data-size={}", shape.value_sizes.mean()),
+        // Here each write draws its size, so a record may change it.
+        mix => format!("--data-size-list={mix}"),
+    });
+    arguments
+}
+
+fn run_arguments(plan: &Plan, duration: Duration) -> Vec<String> {
+    let (writes, reads) = match plan.percent_writes.min(100) {
+        0 => (0, 1),
+        50 => (1, 1),
+        100 => (1, 0),
+        percent => (percent, 100 - percent),
+    };
+    let mut arguments = vec![
+        format!("--ratio={writes}:{reads}"),
+        format!("--test-time={}", duration.as_secs_f64().ceil().max(1.0)),
+        "--print-percentiles=50,90,99,99.9".into(),
+    ];
+    arguments.extend(plan.pattern.arguments().iter().map(|&argument| argument.to_owned()));
+    arguments
+}
+
+/// Sets every record of its own kind once: its keys are not those of the other generator.
+pub fn load(program: &Path, endpoint: &Endpoint, shape: Shape) -> Result<()> {
+    let mut arguments = common_arguments(endpoint, &shape);
+    arguments.extend(["--ratio=1:0".into(), "--key-pattern=P:P".into(), "--requests=allkeys".into()]);
+    execute(program, &arguments, LOAD_TIMEOUT).map(drop)
+}
+
+/// Runs it against a running server. The caller adds what it knows of the server.
+pub fn run(program: &Path, endpoint: &Endpoint, plan: &Plan) -> Result<Run> {
+    let shape = &plan.shape;
+    let arguments = |duration| [common_arguments(endpoint, shape), run_arguments(plan, duration)].concat();
+    if !plan.warm_up.is_zero() {
+        execute(program, &arguments(plan.warm_up), plan.warm_up + GRACE)?;
+    }
+    // It stays where it is when it cannot be read, for whoever wants to know why.
+    let json = std::env::temp_dir().join(format!("lightswap-bench-memtier-{}.json", std::process::id()));
+    let arguments = [arguments(plan.duration), vec![format!("--json-out-file={}", json.display())]].concat();
+    let cpu_seconds = execute(program, &arguments, plan.duration + GRACE)?;
+    let mut run = read(&json)?;
+    fs::remove_file(&json).with_context(|| format!("cannot remove {}", json.display()))?;
+
+    run.workload = plan.workload();
+    run.connections = shape.connections / shape.client_threads * shape.client_threads;
+    run.details.transport = match endpoint {
+        Endpoint::Tcp(_) => "tcp".into(),
+        Endpoint::Unix(_) => "unix".into(),
+    };
+    run.details.records = shape.records;
+    run.details.value_size_bytes = shape.value_sizes.mean();
+    run.details.value_mix = shape.value_sizes.mix();
+    run.details.distribution = plan.pattern.name().into();
+    run.details.warm_up_seconds = plan.warm_up.as_secs_f64();
+    run.details.generator_cpu_seconds = cpu_seconds;
+    Ok(run)
+}
+
+/// Runs the program to its end and tells its CPU seconds. Bounded in time, and ended by a signal to this process.
+fn execute(program: &Path, arguments: &[String], limit: Duration) -> Result<f64> {
+    let name = program.display();
+    let log = std::env::temp_dir().join(format!("lightswap-bench-memtier-{}.log", std::process::id()));
+    let output = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+    let errors = output.try_clone().context("cannot share the log of memtier_benchmark")?;
+    let mut command = Command::new(program);
+    // Ctrl-C is for us.
+    command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+    let result = await_end(&mut child, limit);
+    if result.is_err() {
+        // Both fail only if it has ended already.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let text = fs::read_to_string(&log).unwrap_or_default();
+    let _ = fs::remove_file(&log);
+    let (code, cpu_seconds) = result.with_context(|| format!("{name} {}", arguments.join(" ")))?;
+    if code != Some(0) {
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(5)..].join("\n  ");
+        bail!(
+            "{name} {} failed ({}); its last lines:\n  {tail}",
+            arguments.join(" "),
+            code.map_or("by a signal".into(), |code| format!("exit code {code}"))
+        );
+    }
+    Ok(cpu_seconds)
+}
+
+/// Exit code, if it was no signal, and CPU seconds.
+fn await_end(child: &mut Child, limit: Duration) -> Result<(Option<i32>, f64)> {
+    let pid = i32::try_from(child.id()).context("process ids are small")?;
+    let end = Instant::now() + limit;
+    loop {
+        let mut status = 0;
+        // SAFETY: an all-zero rusage is valid, and both pointers are valid for writing during the call. The child is ours and was not waited for.
+        let (waited, usage) = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            (libc::wait4(pid, &mut status, libc::WNOHANG, &mut usage), usage)
+        };
+        if waited == pid {
+            let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+            let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
+            return Ok((code, seconds(usage.ru_utime) + seconds(usage.ru_stime)));
+        }
+        if waited < 0 {
+            return Err(std::io::Error::last_os_error()).context("cannot wait for it");
+        }
+        interrupt::check()?;
+        if Instant::now() > end {
+            bail!("it did not end within {} s", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Output {
+    #[serde(rename = "ALL STATS")]
+    statistics: Statistics,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Statistics {
+    runtime: Runtime,
+    sets: Section,
+    gets: Section,
+    totals: Section,
+}
+
+#[derive(Debug, Deserialize)]
+struct Runtime {
+    #[serde(rename = "Total duration")]
+    duration_ms: f64,
+    #[serde(rename = "Interrupted", default)]
+    interrupted: Value,
+}
+
+/// Latencies are in milliseconds. Averages are not read: that of the totals was seen to be 0.
+#[derive(Debug, Deserialize)]
+struct Section {
+    #[serde(rename = "Count")]
+    count: u64,
+    #[serde(rename = "Ops/sec")]
+    operations_per_second: f64,
+    #[serde(rename = "Hits/sec")]
+    hits_per_second: f64,
+    #[serde(rename = "Misses/sec")]
+    misses_per_second: f64,
+    #[serde(rename = "Connection Errors", default)]
+    connection_errors: u64,
+    #[serde(rename = "Max Latency", default)]
+    max_latency_ms: f64,
+    #[serde(rename = "Percentile Latencies", default)]
+    percentiles_ms: BTreeMap<String, Value>,
+}
+
+impl Section {
+    fn latency(&self) -> Result<LatencyUs> {
+        let at = |name: &str| -> Result<f64> {
+            let ms = self.percentiles_ms.get(name).and_then(Value::as_f64).with_context(|| format!("it has no latency {name}"))?;
+            Ok(ms * 1_000.0)
+        };
+        Ok(LatencyUs { p50: at("p50.00")?, p90: at("p90.00")?, p99: at("p99.00")?, p999: at("p99.90")?, max: self.max_latency_ms * 1_000.0 })
+    }
+}
+
+/// What the program wrote to its JSON file.
+fn read(path: &Path) -> Result<Run> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse(&text).with_context(|| format!("{} is no result of memtier_benchmark", path.display()))
+}
+
+fn parse(text: &str) -> Result<Run> {
+    let Output { statistics } = serde_json::from_str(text)?;
+    let Statistics { runtime, sets, gets, totals } = statistics;
+    if runtime.interrupted == Value::Bool(true) || runtime.interrupted == "true" {
+        bail!("its run was interrupted");
+    }
+    if totals.count == 0 {
+        bail!("not one request was answered");
+    }
+    let looked_up = gets.hits_per_second + gets.misses_per_second;
+    let mut latency_by_operation_us = BTreeMap::new();
+    for (name, section) in [("read", &gets), ("update", &sets)] {
+        if section.count > 0 {
+            latency_by_operation_us.insert(name.to_owned(), section.latency()?);
+        }
+    }
+    Ok(Run {
+        server: "memcached".into(),
+        configuration: EXTERNAL.into(),
+        backend: "unknown".into(),
+        local_memory_ratio: 1.0,
+        repetition: 1,
+        operations_per_second: totals.operations_per_second,
+        latency_us: totals.latency()?,
+        hit_ratio: if looked_up > 0.0 { gets.hits_per_second / looked_up } else { 1.0 },
+        details: Details {
+            duration_seconds: runtime.duration_ms / 1_000.0,
+            operations: totals.count,
+            latency_by_operation_us,
+            server_errors: totals.connection_errors,
+            generator: NAME.into(),
+            ..Details::default()
+        },
+        ..Run::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value_sizes::ValueSizes;
+
+    /// Written by hand after the description of its form: what is not read is left out.
+    const SAMPLE: &str = r#"{
+        "configuration": {"server": "127.0.0.1", "protocol": "memcache_text", "ratio": "1:9"},
+        "run information": {"Threads": 1, "Connections per thread": 64, "Seconds": 2},
+        "ALL STATS": {
+            "Runtime": {"Start time": 1000, "Finish time": 3004, "Total duration": 2004, "Time unit": "MILLISECONDS", "Interrupted": "false"},
+            "Sets": {"Count": 100, "Ops/sec": 50.0, "Hits/sec": 0.0, "Misses/sec": 0.0, "Average Latency": 0.9, "Max Latency": 1.5,
+                     "Percentile Latencies": {"p50.00": 0.4, "p90.00": 0.5, "p99.00": 0.6, "p99.90": 1.5}},
+            "Gets": {"Count": 900, "Ops/sec": 450.0, "Hits/sec": 337.5, "Misses/sec": 112.5, "Average Latency": 0.3, "Max Latency": 2.25,
+                     "Percentile Latencies": {"p50.00": 0.25, "p90.00": 0.5, "p99.00": 1.0, "p99.90": 2.0, "Histogram log format": {"x": "y"}}},
+            "Waits": {"Count": 0, "Ops/sec": 0.0},
+            "Totals": {"Count": 1000, "Ops/sec": 500.0, "Hits/sec": 337.5, "Misses/sec": 112.5, "Average Latency": 0.0, "Max Latency": 2.25,
+                       "Time-Serie": {"0": {"Count": 500}},
+                       "Percentile Latencies": {"p50.00": 0.26, "p90.00": 0.5, "p99.00": 0.99, "p99.90": 2.0}}
+        }}"#;
+
+    #[test]
+    fn its_json_becomes_a_run() {
+        let run = parse(SAMPLE).unwrap();
+        assert_eq!((run.operations_per_second, run.hit_ratio, run.details.operations), (500.0, 0.75, 1_000));
+        assert_eq!(run.latency_us, LatencyUs { p50: 260.0, p90: 500.0, p99: 990.0, p999: 2_000.0, max: 2_250.0 });
+        assert_eq!(run.details.latency_by_operation_us["read"].p50, 250.0);
+        assert_eq!(run.details.latency_by_operation_us["update"].max, 1_500.0);
+        assert_eq!((run.details.generator.as_str(), run.details.duration_seconds), (NAME, 2.004));
+        let only_reads = SAMPLE.replace("\"Count\": 100,", "\"Count\": 0,");
+        assert!(!parse(&only_reads).unwrap().details.latency_by_operation_us.contains_key("update"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let path = std::env::temp_dir().join(format!("lightswap-bench-memtier-test-{}.json", std::process::id()));
+        for (text, cause) in [
+            (String::new(), "EOF"),
+            (SAMPLE[..SAMPLE.len() / 2].to_owned(), "EOF"),
+            (SAMPLE.replace("500.0", "-nan"), "invalid number"),
+            (SAMPLE.replace("\"Totals\"", "\"Sums\""), "missing field `Totals`"),
+            (SAMPLE.replace("\"p99.00\": 0.99,", ""), "no latency p99.00"),
+            (SAMPLE.replace("\"false\"", "\"true\""), "interrupted"),
+            (SAMPLE.replace("\"Count\": 1000", "\"Count\": 0"), "not one request"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = format!("{:#}", read(&path).expect_err(cause));
+            assert!(error.contains(&path.display().to_string()) && error.contains(cause), "{cause}: {error}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(format!("{:#}", read(&path).expect_err("no file")).contains("cannot read"));
+    }
+
+    #[test]
+    fn arguments_fit_the_plan() {
+        let shape = Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), connections: 64, client_threads: 2 };
+        let plan = Plan { shape, pattern: Pattern::Zipfian, percent_writes: 5, warm_up: Duration::ZERO, duration: Duration::from_millis(1_500) };
+        let endpoint: Endpoint = "127.0.0.1:7".parse().unwrap();
+        let line = [common_arguments(&endpoint, &shape), run_arguments(&plan, plan.duration)].concat().join(" ");
+        for part in [
+            "--server=127.0.0.1 --port=7",
+            "--threads=2 --clients=32",
+            "--key-maximum=500",
+            "--distinct-client-seed",
+            "--data-size=1000",
+            "--ratio=5:95",
+            "--test-time=2",
+            "--key-pattern=Z:Z --key-zipf-exp=0.99",
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert_eq!(plan.workload(), "memtier-plain-zipfian-5-writes");
+        let mixed = Shape { value_sizes: "100:50,1000:50".parse().unwrap(), ..shape };
+        assert!(common_arguments(&endpoint, &mixed).contains(&"--data-size-list=100:50,1000:50".to_owned()));
+    }
+
+    #[test]
+    fn a_program_that_fails_is_quoted() {
+        let error = execute(Path::new("/bin/sh"), &["-c".into(), "echo no such option; exit 3".into()], GRACE).unwrap_err().to_string();
+        assert!(error.contains("exit code 3") && error.contains("no such option"), "{error}");
+        let error = format!("{:#}", execute(Path::new("/bin/sleep"), &["60".into()], Duration::from_millis(50)).unwrap_err());
+        assert!(error.contains("did not end within"), "{error}");
+    }
+}

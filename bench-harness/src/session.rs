@@ -1,0 +1,210 @@
+//! A running, loaded server and the workloads that run on it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::cgroup::Cgroup;
+use crate::configuration::Memory;
+use crate::generator::{Generator, TimedRun, WarmUp};
+use crate::journal::Guard;
+use crate::lab::{Cell, MemoryPlan, Transport, explain};
+use crate::memtier::{self, Pattern};
+use crate::outcome::{Boundary, Sample};
+use crate::process::{self, Usage};
+use crate::results::{Details, Run};
+use crate::server::Server;
+use crate::swap::ActiveSwap;
+use crate::ycsb::{Distribution, Workload};
+
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    pub workload: Workload,
+    pub distribution: Option<Distribution>,
+    pub warm_up: WarmUp,
+    pub duration: Duration,
+    pub due_per_second: Option<f64>,
+    pub repetition: u32,
+    pub sweep: bool,
+}
+
+/// memtier_benchmark's own default is one write in eleven operations.
+pub const MEMTIER_PERCENT_WRITES: u32 = 10;
+
+/// What it holds is dropped in this order: connections first, kernel settings last.
+#[derive(Debug)]
+pub struct Session<'l> {
+    pub generator: Generator,
+    pub server: Server<'l>,
+    pub cgroup: Option<Cgroup<'l>>,
+    pub _swap: Option<ActiveSwap<'l>>,
+    pub _files: Vec<Guard<'l>>,
+    pub _settings: Vec<Guard<'l>>,
+    pub cell: Cell,
+    pub transport: Transport,
+    pub plan: MemoryPlan,
+    pub load_rate: Option<f64>,
+    pub data_bytes: u64,
+    pub server_command: String,
+}
+
+/// Page faults that a server handled itself.
+fn swap_ins(server: &Server<'_>, memory: Memory) -> Result<u64> {
+    match memory {
+        Memory::Unlimited | Memory::KernelSwap | Memory::Extstore => Ok(0),
+        Memory::Local | Memory::Ample => Ok(number(&server.statistics("lightswap")?, "swap_ins")),
+    }
+}
+
+fn number(statistics: &BTreeMap<String, String>, name: &str) -> u64 {
+    statistics.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+impl Session<'_> {
+    /// The server's resident set after loading: the size of the data, when nothing limits it.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        Ok(process::resident(self.server.pid())?.now_bytes)
+    }
+
+    pub fn evictions(&self) -> Result<u64> {
+        Ok(number(&self.server.statistics("")?, "evictions"))
+    }
+
+    /// Counters of whatever keeps the data beyond the limit.
+    fn paging_statistics(&self, general: BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+        Ok(match self.cell.configuration.memory {
+            Memory::Unlimited | Memory::KernelSwap => BTreeMap::new(),
+            Memory::Extstore => general.into_iter().filter(|(name, _)| name.starts_with("extstore") || name.contains("_extstore")).collect(),
+            Memory::Local | Memory::Ample => self.server.statistics("lightswap")?,
+        })
+    }
+
+    /// Memory that holds swapped-out pages, beside the limit.
+    fn backend_memory_bytes(&self) -> Option<u64> {
+        self.plan.in_process_bytes.or_else(|| self._swap.as_ref()?.memory_bytes())
+    }
+
+    pub fn run(&mut self, timing: Timing) -> Result<Run> {
+        let pid = self.server.pid();
+        let label = format!("{}: {}", self.cell.label(), timing.workload.name());
+        let run = TimedRun {
+            workload: timing.workload,
+            distribution: timing.distribution,
+            warm_up: timing.warm_up,
+            duration: timing.duration,
+            due_per_second: timing.due_per_second,
+            seed: u64::from(timing.repetition) + 1,
+        };
+        let mut before = Usage::default();
+        let mut after = Usage::default();
+        let (server, memory) = (&self.server, self.cell.configuration.memory);
+        let result = self.generator.run(&label, run, |boundary| {
+            let usage = process::usage(pid)?;
+            match boundary {
+                Boundary::Start => before = usage,
+                Boundary::Tick => {}
+                Boundary::End => after = usage,
+            }
+            Ok(Sample { faults: usage.major_faults + swap_ins(server, memory)?, resident_bytes: process::resident(pid)?.now_bytes })
+        });
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(error) => return Err(explain(error, &mut self.server, self.cgroup.as_ref(), &self.cell)),
+        };
+        if outcome.tally.operations == 0 {
+            bail!("{label}: not one operation completed in {:.1} s; the server is stuck or the run too short", outcome.measured.as_secs_f64());
+        }
+        let statistics = self.server.statistics("")?;
+        let empty = self.cell.empty_run(timing.workload.name(), timing.repetition);
+        let details = outcome.details(&self.cell.shape, &run);
+        Ok(Run {
+            operations_per_second: outcome.operations_per_second(),
+            latency_us: outcome.tally.latency(),
+            hit_ratio: outcome.tally.hit_ratio(),
+            wrong_values: outcome.tally.wrong_values,
+            server_cpu_seconds: after.cpu_seconds - before.cpu_seconds,
+            details: Details {
+                sweep: timing.sweep,
+                evictions: number(&statistics, "evictions"),
+                major_faults: after.major_faults - before.major_faults,
+                server_statistics: self.paging_statistics(statistics)?,
+                settings: empty.details.settings.clone(),
+                ..self.memory_details(details)
+            },
+            ..self.with_memory(empty)?
+        })
+    }
+
+    /// The same by memtier_benchmark, on records of its own that `Lab::session` loaded. Nothing but its name says which workload it is.
+    pub fn run_memtier(&mut self, program: &Path, pattern: Pattern, timing: Timing) -> Result<Run> {
+        let plan = memtier::Plan {
+            shape: self.cell.shape,
+            pattern,
+            percent_writes: MEMTIER_PERCENT_WRITES,
+            // A run of its own, so that CPU time and faults are those of the measured time.
+            warm_up: Duration::ZERO,
+            duration: timing.duration,
+        };
+        let warm_up = memtier::Plan { duration: timing.warm_up.most, ..plan };
+        let pid = self.server.pid();
+        let measured = memtier::run(program, self.server.endpoint(), &warm_up).and_then(|_| {
+            let before = process::usage(pid)?;
+            let run = memtier::run(program, self.server.endpoint(), &plan)?;
+            let after = process::usage(pid)?;
+            Ok((run, after.cpu_seconds - before.cpu_seconds, after.major_faults - before.major_faults))
+        });
+        let (run, server_cpu_seconds, major_faults) = match measured {
+            Ok(measured) => measured,
+            Err(error) => return Err(explain(error, &mut self.server, self.cgroup.as_ref(), &self.cell)),
+        };
+        let statistics = self.server.statistics("")?;
+        let empty = self.cell.empty_run(&run.workload, timing.repetition);
+        let details = Details {
+            evictions: number(&statistics, "evictions"),
+            major_faults,
+            warm_up_seconds: timing.warm_up.most.as_secs_f64(),
+            server_statistics: self.paging_statistics(statistics)?,
+            settings: empty.details.settings.clone(),
+            ..self.memory_details(run.details)
+        };
+        self.with_memory(Run {
+            connections: run.connections,
+            operations_per_second: run.operations_per_second,
+            latency_us: run.latency_us,
+            hit_ratio: run.hit_ratio,
+            server_cpu_seconds,
+            details,
+            ..empty
+        })
+    }
+
+    /// What is known of the server's memory, whoever made the load.
+    fn with_memory(&self, run: Run) -> Result<Run> {
+        Ok(Run {
+            resident_bytes_max: process::resident(self.server.pid())?.max_bytes,
+            limit_bytes: self.cgroup.as_ref().and(self.plan.limit_bytes),
+            ..run
+        })
+    }
+
+    fn memory_details(&self, details: Details) -> Details {
+        Details {
+            transport: self.transport.name().into(),
+            data_bytes: self.data_bytes,
+            local_memory_bytes: self.plan.local_memory_bytes,
+            backend_memory_bytes: self.backend_memory_bytes(),
+            load_records_per_second: self.load_rate,
+            cgroup_peak_bytes: self.cgroup.as_ref().and_then(Cgroup::peak_bytes),
+            server_command: self.server_command.clone(),
+            ..details
+        }
+    }
+
+    pub fn finish(self) {
+        let Self { generator, server, .. } = self;
+        drop(generator);
+        server.stop();
+    }
+}

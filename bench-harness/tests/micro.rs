@@ -1,0 +1,109 @@
+//! `lightswap-bench micro` as a user runs it: results, what is left out, and that nothing stays in the system.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A directory of this test's own, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-{name}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        Self(directory)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs until the lock is free: only one may measure at a time.
+fn bench(arguments: &[&str]) -> Output {
+    let end = Instant::now() + Duration::from_secs(300);
+    loop {
+        let output = Command::new(env!("CARGO_BIN_EXE_lightswap-bench")).args(arguments).output().unwrap();
+        if !String::from_utf8_lossy(&output.stderr).contains("another lightswap-bench is running") || Instant::now() > end {
+            return output;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// What the benchmark found and what it left out.
+fn measure(name: &str, arguments: &[&str]) -> (Vec<Value>, Vec<Value>) {
+    let scratch = Scratch::new(name);
+    let json = scratch.0.join("results.json");
+    let directory = scratch.0.to_string_lossy().into_owned();
+    let mut all = vec!["micro", name, "--repetitions", "1", "--json", json.to_str().unwrap()];
+    if name != "switch" && name != "regions" {
+        all.extend(["--directory", &directory]);
+    }
+    all.extend(arguments);
+    let output = bench(&all);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let results: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    assert_eq!(results["micro_ranges"].as_array().map(Vec::len), results["micro"].as_array().map(Vec::len));
+    let list = |field: &str| results[field].as_array().cloned().unwrap_or_default();
+    assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 1, "only the results are left in the directory");
+    (list("micro"), list("skipped"))
+}
+
+fn is_positive(record: &Value, field: &str) -> bool {
+    record[field].as_f64().is_some_and(|number| number > 0.0)
+}
+
+#[test]
+fn kernel_swap_is_measured_or_marked_as_skipped() {
+    let (micro, skipped) = measure("kernel", &["--region", "64MiB", "--threads", "1,2", "--seconds", "0.2"]);
+    assert_eq!(micro.len() + 2 * skipped.len(), 4);
+    for record in &micro {
+        assert!(is_positive(record, "faults_per_second") && is_positive(record, "cpu_us_per_fault"), "{record}");
+    }
+    for skipped in &skipped {
+        assert!(skipped["reason"].as_str().is_some_and(|reason| reason.contains("root") || reason.contains("zram")), "{skipped}");
+    }
+    assert!(!fs::read_to_string("/proc/swaps").unwrap().contains("lightswap-bench-test"));
+}
+
+#[test]
+fn switches_are_measured() {
+    let (micro, _) = measure("switch", &["--lwts", "2,64", "--switches", "10000"]);
+    assert_eq!(micro.len(), 2);
+    assert!(micro.iter().all(|record| is_positive(record, "switch_ns")));
+}
+
+#[test]
+fn regions_of_all_sizes_are_measured() {
+    let (micro, _) = measure("regions", &["--sizes", "64MiB,1GiB", "--pages", "16384", "--seconds", "0.1"]);
+    assert_eq!(micro.len(), 2);
+    assert!(micro.iter().all(|record| is_positive(record, "create_us") && is_positive(record, "cpu_us_per_fault")));
+    let refused = bench(&["micro", "regions", "--sizes", "1MiB"]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("--pages"));
+}
+
+#[test]
+fn notifications_are_measured_over_lwts() {
+    let (micro, _) = measure("notify", &["--lwts", "1,1024", "--workers", "1", "--faults", "2048"]);
+    let notifiers: Vec<&str> = micro.iter().filter_map(|record| record["notifier"].as_str()).collect();
+    for expected in ["kernel", "bare", "sigbus", "sigbus-suspended"] {
+        assert!(notifiers.contains(&expected), "{expected} is not in {notifiers:?}");
+    }
+    assert!(micro.iter().all(|record| is_positive(record, "p50_us")));
+}
+
+#[test]
+fn single_faults_are_timed_beside_those_of_the_kernel() {
+    let (micro, skipped) = measure("steps", &["--region", "64MiB", "--faults", "512"]);
+    let latencies: Vec<&Value> = micro.iter().filter(|record| record["name"] == "fault_latency").collect();
+    let of = |pager: &str| latencies.iter().filter(|record| record["pager"] == pager).count();
+    assert_eq!(of("kernel") + skipped.len(), 2);
+    assert!(of("lightswap") >= 4 && micro.iter().any(|record| record["step"] == "notify"));
+    assert!(micro.iter().all(|record| is_positive(record, "p50_us")), "{micro:?}");
+}

@@ -1,0 +1,73 @@
+//! How an instance is set up.
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// How a faulting access reaches Lightswap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub enum Notifier {
+    /// A signal in the faulting thread itself, whose LWT alone waits.
+    #[default]
+    Sigbus = 0,
+    /// Classic userfaultfd, for comparison: the faulting thread sleeps in the kernel while the instance's pager thread reads the message and brings the
+    /// page in. That thread does all paging: a thread that sleeps could not see to its own I/O. LWTs are allowed, but a fault blocks their whole worker.
+    Monitor = 1,
+}
+
+/// What a worker does while a page it needs is on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub enum Waiting {
+    /// It suspends the LWT and runs the others.
+    #[default]
+    Suspend = 0,
+    /// It polls its I/O queue until the page is in, as Fastswap does in the kernel, for comparison: a fault or touch switches to no other LWT, prefetches are not waited
+    /// for, and the instance's pager thread is the only one that reclaims. (Locks still suspend the LWT, or one that sleeps with a lock could not go on.)
+    Poll = 1,
+}
+
+/// What `lightswap::Builder` gathers.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) local_memory_bytes: u64,
+    pub(crate) backend_url: String,
+    pub(crate) max_workers: usize,
+    pub(crate) lwt_stack_bytes: usize,
+    pub(crate) vectored_removal: bool,
+    pub(crate) notifier: Notifier,
+    pub(crate) waiting: Waiting,
+    pub(crate) step_times: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            local_memory_bytes: 0,
+            backend_url: String::new(),
+            max_workers: 1,
+            lwt_stack_bytes: 64 << 10,
+            vectored_removal: true,
+            notifier: Notifier::default(),
+            waiting: Waiting::default(),
+            step_times: false,
+        }
+    }
+}
+
+impl Config {
+    /// Refuses what does not go together.
+    pub(crate) fn check(&self) -> Result<()> {
+        match (self.notifier, self.waiting) {
+            (Notifier::Monitor, Waiting::Poll) => Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "the notifier \"monitor\" cannot be combined with waiting by \"poll\": a thread that sleeps in the kernel cannot poll; choose one of the two",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether faulting threads sleep in the kernel until they are woken through the userfaultfd.
+    pub(crate) fn faults_sleep(&self) -> bool {
+        self.notifier == Notifier::Monitor
+    }
+}
