@@ -366,13 +366,13 @@ pub mod tests {
     fn repetitions_become_a_median_and_a_spread() {
         let mut runs = vec![
             run("lightswap", 0.25, 300.0),
-            run("kernel-swap-ssd", 0.25, 90.0),
-            run("kernel-swap-ssd", 0.25, 110.0),
-            run("kernel-swap-ssd", 0.25, 100.0),
+            run("kernel-swap", 0.25, 90.0),
+            run("kernel-swap", 0.25, 110.0),
+            run("kernel-swap", 0.25, 100.0),
             run("dram", 1.0, 900.0),
         ];
         runs[1].wrong_values = 1;
-        let mut swept = run("kernel-swap-ssd", 0.25, 9_999.0);
+        let mut swept = run("kernel-swap", 0.25, 9_999.0);
         swept.details.sweep = true;
         let mut failed = run("lightswap", 0.25, 0.0);
         failed.details.error = Some("it died".into());
@@ -421,7 +421,7 @@ pub mod tests {
 
     #[test]
     fn ratios_without_a_sweep_are_named() {
-        let mut swept = run("kernel-swap-ssd", 0.25, 1.0);
+        let mut swept = run("kernel-swap", 0.25, 1.0);
         swept.details.sweep = true;
         let mut runs = vec![swept.clone(), run("kernel-swap", 0.25, 1.0), run("kernel-swap", 0.5, 1.0), run("dram", 1.0, 1.0)];
         assert_eq!(sweep_note(&runs), " (kernel-swap-ssd at 25 % memory only, the best used at 50 % too)");
