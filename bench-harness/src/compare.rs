@@ -7,7 +7,7 @@ use clap::Args;
 use comfy_table::presets;
 
 use crate::report::read_all;
-use crate::results::{Micro, Results};
+use crate::results::{Micro, Results, repetitions};
 use crate::summary::{Spread, Summary, best, comparison, configuration_name};
 use crate::table::new_table;
 use crate::units::{format_count, format_us};
@@ -115,10 +115,10 @@ fn cells(results: &Results) -> Vec<Measure> {
     measures
 }
 
-/// What it is of, unit, value, whether higher is better, format.
-type Number = (String, &'static str, f64, bool, fn(f64) -> String);
+/// Of a record, first what its range is of. What it is of, unit, value, whether higher is better, format.
+pub type Number = (String, &'static str, f64, bool, fn(f64) -> String);
 
-fn micro_numbers(record: &Micro) -> Vec<Number> {
+pub fn micro_numbers(record: &Micro) -> Vec<Number> {
     let plain = |value: f64| format!("{value:.2}");
     match record {
         Micro::Notify { notifier, lwts, workers, p50_us, .. } => {
@@ -145,8 +145,8 @@ fn micro_numbers(record: &Micro) -> Vec<Number> {
         Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes } => {
             let key = format!("region of {}", lightswap::format_size(*region_bytes));
             vec![
-                (key.clone(), "CPU a fault", *cpu_us_per_fault, false, format_us),
                 (key.clone(), "made in", *create_us, false, format_us),
+                (key.clone(), "CPU a fault", *cpu_us_per_fault, false, format_us),
                 (key, "metadata bytes", *metadata_bytes as f64, false, format_count),
             ]
         }
@@ -161,13 +161,18 @@ fn micro_numbers(record: &Micro) -> Vec<Number> {
 }
 
 fn micro(results: &Results) -> Vec<Measure> {
-    let all: Vec<_> = results.micro.iter().flat_map(micro_numbers).collect();
+    // The range of a record is that of its first number.
+    let numbers = |(record, range): (&Micro, Option<(f64, f64)>)| {
+        micro_numbers(record).into_iter().enumerate().map(move |(index, number)| (number, range.filter(|_| index == 0)))
+    };
+    let all: Vec<(Number, Option<(f64, f64)>)> = results.micro_with_ranges().flat_map(numbers).collect();
     let mut measures: Vec<Measure> = Vec::new();
-    for (key, unit, _, higher_is_better, format) in &all {
+    for ((key, unit, _, higher_is_better, format), _) in &all {
         if measures.iter().any(|measure| measure.key == *key && measure.unit == *unit) {
             continue;
         }
-        let values = all.iter().filter(|other| other.0 == *key && other.1 == *unit).map(|other| other.2).collect();
+        let same = all.iter().filter(|(other, _)| other.0 == *key && other.1 == *unit);
+        let values = same.flat_map(|(other, range)| repetitions(other.2, *range)).collect();
         if let Some(value) = Spread::of(values) {
             measures.push(Measure { key: key.clone(), unit, value, higher_is_better: *higher_is_better, format: *format, settings: String::new() });
         }
@@ -271,6 +276,7 @@ mod tests {
         Results {
             runs: speeds.iter().map(|speed| run("lightswap", 0.25, *speed)).collect(),
             micro: vec![Micro::Notify { notifier: "sigbus".into(), lwts: 8, workers: 1, p50_us, p99_us: 9.0 }],
+            micro_ranges: vec![(p50_us * 0.8, p50_us * 1.1)],
             ..Results::default()
         }
     }
@@ -287,6 +293,8 @@ mod tests {
         assert_eq!(changes(&before, &results(&[70.0, 80.0, 96.0], 2.05)), [Change::None; 3]);
         assert_eq!(changes(&before, &results(&[110.0, 120.0, 130.0], 4.0)), [Change::Improvement, Change::None, Change::Regression]);
         assert_eq!(changes(&before, &before), [Change::None; 3]);
+        // Slower by more than the threshold, but repetitions overlap.
+        assert_eq!(changes(&before, &results(&[100.0], 2.4)), [Change::None; 3]);
     }
 
     #[test]

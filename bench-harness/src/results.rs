@@ -241,7 +241,18 @@ pub struct Results {
     pub skipped: Vec<Skipped>,
 }
 
+/// What the repetitions of a micro-benchmark's first number were, as far as is known: itself, and the smallest and the largest.
+pub fn repetitions(median: f64, range: Option<(f64, f64)>) -> Vec<f64> {
+    range.map_or_else(|| vec![median], |(smallest, largest)| vec![smallest, median, largest])
+}
+
 impl Results {
+    /// The micro-benchmarks, each with the range of its first number where it is known.
+    pub fn micro_with_ranges(&self) -> impl Iterator<Item = (&Micro, Option<(f64, f64)>)> {
+        let has_all = self.micro.len() == self.micro_ranges.len();
+        self.micro.iter().enumerate().map(move |(index, record)| (record, has_all.then(|| self.micro_ranges[index])))
+    }
+
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("{} is no result file of lightswap-bench", path.display()))

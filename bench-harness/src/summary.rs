@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::outcome::GENERATOR;
 use crate::results::{Moment, Run};
 use crate::units::format_count;
 
@@ -50,9 +51,6 @@ pub struct Shape {
     pub generator: String,
 }
 
-/// Our own load generator, where a file does not say which one made the load.
-const OWN_GENERATOR: &str = "lightswap-bench";
-
 impl Shape {
     fn of(run: &Run) -> Self {
         let details = &run.details;
@@ -60,6 +58,8 @@ impl Shape {
         let own = match run.workload.as_str() {
             "uniform" | "sequential" => run.workload.as_str(),
             "ycsb-d" => "latest",
+            // The pattern is part of the name.
+            name if name.starts_with("memtier") => &details.distribution,
             _ => "zipfian",
         };
         Self {
@@ -70,7 +70,7 @@ impl Shape {
             records: details.records,
             connections: run.connections,
             transport: details.transport.clone(),
-            generator: if details.generator == OWN_GENERATOR { String::new() } else { details.generator.clone() },
+            generator: if details.generator == GENERATOR { String::new() } else { details.generator.clone() },
         }
     }
 
@@ -108,7 +108,7 @@ impl Shape {
             parts.push(format!("over {}", self.transport));
         }
         if self.generator != usual.generator {
-            parts.push(format!("load by {}", if self.generator.is_empty() { OWN_GENERATOR } else { &self.generator }));
+            parts.push(format!("load by {}", if self.generator.is_empty() { GENERATOR } else { &self.generator }));
         }
         parts.join(", ")
     }

@@ -1,6 +1,6 @@
 //! Everything that the result files hold, in the form in which the report asks for it.
 
-use crate::results::{Micro, Results, Run};
+use crate::results::{Micro, Results, Run, repetitions};
 use crate::summary::{Spread, Summary, best, comparison, configuration_name, sweep};
 
 /// The cell that claims about throughput are judged by, and charts of single cells show: declared before measuring, not chosen after it.
@@ -38,6 +38,16 @@ impl<'a> Evidence<'a> {
 
     pub fn micro(&self) -> impl Iterator<Item = &'a Micro> {
         self.files.iter().flat_map(|file| &file.micro)
+    }
+
+    pub fn micro_with_ranges(&self) -> impl Iterator<Item = (&'a Micro, Option<(f64, f64)>)> {
+        self.files.iter().flat_map(Results::micro_with_ranges)
+    }
+
+    /// The first number of all records that pass, with what is known of their repetitions.
+    pub fn first_spread(&self, number: impl Fn(&Micro) -> Option<f64>) -> Option<Spread> {
+        let of = |(record, range): (&Micro, Option<(f64, f64)>)| number(record).map(|median| repetitions(median, range));
+        Spread::of(self.micro_with_ranges().filter_map(of).flatten().collect())
     }
 
     /// A number of all micro-benchmark records that have it.
@@ -86,13 +96,13 @@ impl<'a> Evidence<'a> {
 
     /// Notification latencies over the number of LWTs.
     pub fn notify_series(&self, notifier: &str, workers: u32) -> Vec<NotifyPoint> {
-        let of = |record: &Micro| match record {
+        let of = |(record, range): (&Micro, Option<(f64, f64)>)| match record {
             Micro::Notify { notifier: name, lwts, workers: count, p50_us, p99_us } if name == notifier && *count == workers => {
-                Some((*lwts, *p50_us, *p99_us))
+                Some((*lwts, repetitions(*p50_us, range), *p99_us))
             }
             _ => None,
         };
-        let records: Vec<(u32, f64, f64)> = self.micro().filter_map(of).collect();
+        let records: Vec<(u32, Vec<f64>, f64)> = self.micro_with_ranges().filter_map(of).collect();
         let mut counts: Vec<u32> = records.iter().map(|record| record.0).collect();
         counts.sort_unstable();
         counts.dedup();
@@ -100,7 +110,7 @@ impl<'a> Evidence<'a> {
             let here = || records.iter().filter(move |record| record.0 == lwts);
             Some(NotifyPoint {
                 lwts,
-                p50_us: Spread::of(here().map(|record| record.1).collect())?,
+                p50_us: Spread::of(here().flat_map(|record| record.1.iter().copied()).collect())?,
                 p99_us: Spread::of(here().map(|record| record.2).collect())?,
             })
         };
@@ -123,7 +133,7 @@ impl<'a> Evidence<'a> {
 
     /// Median time from the faulting access to the retried one.
     pub fn fault_latency_us(&self, pager: &str, backend: &str, notifier: &str) -> Option<Spread> {
-        self.spread(|record| match record {
+        self.first_spread(|record| match record {
             Micro::FaultLatency { pager: p, backend: b, notifier: n, p50_us, .. } if p == pager && b == backend && n == notifier => Some(*p50_us),
             _ => None,
         })

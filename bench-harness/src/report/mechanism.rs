@@ -8,7 +8,7 @@ use super::evidence::{Evidence, NotifyPoint};
 use super::section;
 use super::targets::has_memtier;
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Segment, Series, Stack, bars, stacks};
-use crate::results::Micro;
+use crate::results::{Micro, repetitions};
 use crate::summary::Spread;
 use crate::units::{format_count, format_tick, format_us, format_us_tick};
 
@@ -169,17 +169,17 @@ fn faults(evidence: &Evidence<'_>, backend: &str, device: &str, place: &str, wan
     let mut found: BTreeMap<(u32, &str), BTreeMap<u32, Vec<f64>>> = BTreeMap::new();
     let mut kernel: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
     let mut disk: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
-    for record in evidence.micro() {
+    for (record, range) in evidence.micro_with_ranges() {
         match record {
             Micro::Fault { backend: name, contract, path, workers, lwts, faults_per_second, .. } if name == backend && contract == wanted => {
                 // `lwts` counts those of one worker.
-                found.entry((*workers, path)).or_default().entry(workers * lwts).or_default().push(*faults_per_second);
+                found.entry((*workers, path)).or_default().entry(workers * lwts).or_default().extend(repetitions(*faults_per_second, range));
             }
             Micro::KernelSwap { device: name, threads, faults_per_second, .. } if name == device => {
-                kernel.entry(*threads).or_default().push(*faults_per_second);
+                kernel.entry(*threads).or_default().extend(repetitions(*faults_per_second, range));
             }
             Micro::DiskRead { jobs, depth, reads_per_second, .. } if backend == "file" => {
-                disk.entry(jobs * depth).or_default().push(*reads_per_second);
+                disk.entry(jobs * depth).or_default().extend(repetitions(*reads_per_second, range));
             }
             _ => {}
         }
@@ -228,9 +228,9 @@ fn as_bars(plot: &Plot) -> String {
 
 fn switch(evidence: &Evidence<'_>) -> String {
     let mut found: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
-    for record in evidence.micro() {
+    for (record, range) in evidence.micro_with_ranges() {
         if let Micro::LwtSwitch { lwts, switch_ns } = record {
-            found.entry(*lwts).or_default().push(*switch_ns);
+            found.entry(*lwts).or_default().extend(repetitions(*switch_ns, range));
         }
     }
     let x = Axis::log("LWTs on one worker", format_count).ticks_at(found.keys().map(|lwts| f64::from(*lwts)));
@@ -296,10 +296,10 @@ fn generators(evidence: &Evidence<'_>) -> String {
     #[derive(Default)]
     struct Numbers(Vec<f64>, Vec<f64>);
     let mut found: BTreeMap<(&str, &str, u32), Numbers> = BTreeMap::new();
-    for record in evidence.micro() {
+    for (record, range) in evidence.micro_with_ranges() {
         if let Micro::Generator { generator, server, connections, requests_per_second, generator_cpu_us_per_request } = record {
             let entry = found.entry((server, generator, *connections)).or_default();
-            entry.0.push(*requests_per_second);
+            entry.0.extend(repetitions(*requests_per_second, range));
             entry.1.push(*generator_cpu_us_per_request);
         }
     }
