@@ -64,7 +64,7 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
     let ratio = if configuration.is_limited() { arguments.ratio } else { 1.0 };
     let cell = Cell { settings: configuration.settings.clone(), configuration, ratio, shape };
     if cell.configuration.is_limited() && !lab.limits_memory() {
-        eprintln!("No memory limit is set here, as it takes root and a cgroup; the server keeps to its local memory by itself.");
+        note!("No memory limit is set here, as it takes root and a cgroup; the server keeps to its local memory by itself.");
     }
     lab.prepare(&cell.configuration, cell.backend_bytes())?;
     match arguments.data_size {
@@ -106,7 +106,7 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
 pub fn configurations() -> Result<bool> {
     for configuration in built_in()? {
         let note = configuration.obstacle().map_or_else(String::new, |obstacle| format!(" (not here: {obstacle})"));
-        println!("{:16} {}{note}", configuration.name, configuration.about);
+        say!("{:16} {}{note}", configuration.name, configuration.about);
     }
     Ok(true)
 }
@@ -153,7 +153,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
             Some(program) => results.runs.extend(load_with_memtier(&program, arguments)?),
             None => {
                 let reason = format!("{} is not on PATH", memtier::NAME);
-                eprintln!("{reason}: its runs are left out.");
+                note!("{reason}: its runs are left out.");
                 results.skipped.push(Skipped { configuration: memtier::NAME.into(), reason });
             }
         }

@@ -248,21 +248,21 @@ pub fn compare(arguments: &CompareArguments) -> Result<bool> {
         ]);
     }
     if !rows.is_empty() {
-        println!("{table}\n");
+        say!("{table}\n");
     }
     for sentence in &sentences {
-        println!("{sentence}");
+        say!("{sentence}");
     }
     let count = |wanted: Change| rows.iter().filter(|row| row.change == wanted).count();
     let (worse, better) = (count(Change::Regression), count(Change::Improvement));
-    println!(
+    say!(
         "{} of {} numbers are worse, {better} better: by more than {:.0} % and beyond all repetitions.",
         worse,
         rows.len(),
         arguments.threshold * 100.0
     );
     if rows.is_empty() {
-        println!("The files have nothing in common.");
+        say!("The files have nothing in common.");
     }
     Ok(worse == 0)
 }

@@ -32,7 +32,7 @@ pub fn demo(arguments: &DemoArguments) -> Result<bool> {
     table::print(&results);
     let clean = is_clean(&results.runs);
     write_file(&arguments.html, &report::html(&[results]))?;
-    println!("results in {}, report in {}, after {:.0} s", arguments.out.display(), arguments.html.display(), started.elapsed().as_secs_f64());
+    say!("results in {}, report in {}, after {:.0} s", arguments.out.display(), arguments.html.display(), started.elapsed().as_secs_f64());
     Ok(clean)
 }
 
@@ -52,12 +52,12 @@ pub fn grid(arguments: &GridArguments) -> Result<bool> {
     }
     check_out(&arguments.out)?;
     let journal = Journal::open()?;
-    eprintln!("{}", estimate_line(plan.estimate(|_, _, _| false)));
+    note!("{}", estimate_line(plan.estimate(|_, _, _| false)));
     let results = execute(&journal, &mut plan, &arguments.server, &arguments.out, arguments.fresh)?;
     table::print(&results);
     for skipped in &results.skipped {
-        println!("skipped: {}: {}", skipped.configuration, skipped.reason);
+        say!("skipped: {}: {}", skipped.configuration, skipped.reason);
     }
-    println!("results in {}, after {:.0} s", arguments.out.display(), started.elapsed().as_secs_f64());
+    say!("results in {}, after {:.0} s", arguments.out.display(), started.elapsed().as_secs_f64());
     Ok(is_clean(&results.runs))
 }

@@ -150,7 +150,7 @@ impl Options {
         if run.hit_ratio < 1.0 {
             bail!("{} found only {:.2} % of its records on the {} server", memtier::NAME, run.hit_ratio * 100.0, target.name);
         }
-        eprintln!("{} server: {}: {:.0} ops/s", target.name, memtier::NAME, run.operations_per_second);
+        note!("{} server: {}: {:.0} ops/s", target.name, memtier::NAME, run.operations_per_second);
         point.add(run.operations_per_second, run.details.operations, run.details.generator_cpu_seconds);
         Ok(())
     }

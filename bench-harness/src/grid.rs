@@ -60,7 +60,7 @@ pub fn execute(journal: &Journal, plan: &mut Plan, arguments: &ServerArguments, 
         store.skip(configuration, reason);
     }
     if !lab.limits_memory() {
-        eprintln!("No memory limits are set here, as they take root and a cgroup; lightswap then keeps to its local memory by itself.");
+        note!("No memory limits are set here, as they take root and a cgroup; lightswap then keeps to its local memory by itself.");
     }
     let binaries = [&lab.stock, &lab.lightswap].into_iter().flatten().map(|path| (path.clone(), content_of(path))).collect();
     let mut runner = Runner { lab: &mut lab, plan, store, binaries, chosen: BTreeMap::new() };
@@ -68,7 +68,7 @@ pub fn execute(journal: &Journal, plan: &mut Plan, arguments: &ServerArguments, 
     runner.sweep_all()?;
     for stage in &plan.stages {
         for repetition in 1..=stage.repetitions {
-            eprintln!("{}, repetition {repetition} of {}, after {:.0} s", stage.name, stage.repetitions, started.elapsed().as_secs_f64());
+            note!("{}, repetition {repetition} of {}, after {:.0} s", stage.name, stage.repetitions, started.elapsed().as_secs_f64());
             let mut targets: Vec<&Target> = stage.targets.iter().collect();
             if repetition % 2 == 0 {
                 targets.reverse();
@@ -90,7 +90,7 @@ fn content_of(path: &Path) -> u64 {
 impl Runner<'_, '_> {
     fn probe_disk(&mut self) -> Result<()> {
         if self.store.results.environment["disk"].is_null() {
-            eprintln!("probing the disk");
+            note!("probing the disk");
             let probe = disk_probe::probe(self.lab.journal(), &self.lab.directory, self.plan.times.probe_seconds)?;
             self.store.results.environment["disk"] = serde_json::to_value(probe)?;
         }
@@ -184,7 +184,7 @@ impl Runner<'_, '_> {
                 self.store.write()?;
                 return Ok(runs);
             }
-            eprintln!("failed: {error:#}");
+            note!("failed: {error:#}");
             if first_failure.is_some() {
                 for (name, load, timing) in &left {
                     let empty = cell.empty_run(&workload_name(load, timing), timing.repetition);
@@ -200,7 +200,7 @@ impl Runner<'_, '_> {
                 }
                 return Ok(runs);
             }
-            eprintln!("once more: a kernel that is short of memory kills servers now and then");
+            note!("once more: a kernel that is short of memory kills servers now and then");
             first_failure = Some(format!("{error:#}"));
         }
     }
@@ -346,10 +346,10 @@ fn values_label(shape: &Shape) -> String {
 /// Prints the plan and how long it takes.
 pub fn print_plan(plan: &mut Plan, has_lightswap: bool) -> Result<()> {
     for (configuration, reason) in preflight::leave_out_impossible(plan, has_lightswap) {
-        println!("left out: {configuration}: {reason}");
+        say!("left out: {configuration}: {reason}");
     }
     plan.print();
-    println!("{}", estimate_line(plan.estimate(|_, _, _| false)));
+    say!("{}", estimate_line(plan.estimate(|_, _, _| false)));
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
 
 static RECEIVED: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 
@@ -17,7 +17,10 @@ pub struct Interrupted {
 
 impl std::fmt::Display for Interrupted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "stopped by signal {}; everything was cleaned up", self.signal)
+        match self.signal {
+            SIGPIPE => write!(f, "stopped, as its output cannot be written any more; everything was cleaned up"),
+            signal => write!(f, "stopped by signal {signal}; everything was cleaned up"),
+        }
     }
 }
 
@@ -35,6 +38,13 @@ pub fn install() -> Result<()> {
             .with_context(|| format!("cannot handle signal {signal}"))?;
     }
     Ok(())
+}
+
+/// As if this signal had come, unless another one did before.
+pub fn request(signal: i32) {
+    let number = usize::try_from(signal).unwrap_or_default();
+    // Fails only if there is one already.
+    let _ = RECEIVED.get_or_init(Arc::default).compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed);
 }
 
 pub fn requested() -> bool {

@@ -130,7 +130,7 @@ impl Journal {
         };
         let journal = Self { file: Mutex::new((file, left.clone())) };
         for leftover in left.iter().rev() {
-            eprintln!("removing what a killed run left: {}", leftover.describe());
+            note!("removing what a killed run left: {}", leftover.describe());
             journal.remove(leftover)?;
         }
         Ok(journal)
@@ -176,7 +176,7 @@ impl<'a> Guard<'a> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.journal.remove(&self.leftover) {
-            eprintln!("warning: {} is left ({error:#}); run `lightswap-bench clean`", self.leftover.describe());
+            note!("warning: {} is left ({error:#}); run `lightswap-bench clean`", self.leftover.describe());
         }
     }
 }

@@ -265,7 +265,7 @@ impl<'a> Lab<'a> {
             let session = self.start(cell, plan, Records::Own { rate: Some(rate) })?;
             match session.evictions()? {
                 0 => return Ok(session),
-                evictions => eprintln!("{}: {evictions} records evicted when loaded at {rate:.0}/s; once more, slower", cell.label()),
+                evictions => note!("{}: {evictions} records evicted when loaded at {rate:.0}/s; once more, slower", cell.label()),
             }
             session.finish();
         }

@@ -1,4 +1,9 @@
 //! `lightswap-bench`: workloads, baselines and reports for Lightswap.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
+// First, for its macros.
+#[macro_use]
+mod output;
 
 mod budget;
 mod cgroup;
@@ -53,10 +58,12 @@ mod value_sizes;
 mod values;
 mod ycsb;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use signal_hook::consts::SIGPIPE;
 
 use cli::{Cli, Command};
 use interrupt::Interrupted;
@@ -80,15 +87,23 @@ fn execute(cli: &Cli) -> Result<bool> {
 }
 
 fn main() -> ExitCode {
-    match execute(&Cli::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("lightswap-bench: {error:#}");
-            match error.downcast_ref::<Interrupted>() {
-                Some(interrupted) => ExitCode::from(u8::try_from(128 + interrupted.signal).unwrap_or(1)),
-                None => ExitCode::FAILURE,
-            }
-        }
+    let result = execute(&Cli::parse());
+    if let Err(error) = &result {
+        note!("lightswap-bench: {error:#}");
     }
+    match (output::failure(), result) {
+        // As a program that the signal ended: nothing went wrong, nobody wants to know more.
+        (Some(ErrorKind::BrokenPipe), _) => exit_code_of(SIGPIPE),
+        (Some(kind), _) => {
+            note!("lightswap-bench: not all of the output could be written: {kind}");
+            ExitCode::FAILURE
+        }
+        (None, Ok(true)) => ExitCode::SUCCESS,
+        (None, Ok(false)) => ExitCode::FAILURE,
+        (None, Err(error)) => error.downcast_ref::<Interrupted>().map_or(ExitCode::FAILURE, |interrupted| exit_code_of(interrupted.signal)),
+    }
+}
+
+fn exit_code_of(signal: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(128 + signal).unwrap_or(1))
 }

@@ -302,10 +302,10 @@ impl Plan {
 
     pub fn print(&self) {
         for stage in &self.stages {
-            println!("{} ({} repetition{}):", stage.name, stage.repetitions, if stage.repetitions == 1 { "" } else { "s" });
+            say!("{} ({} repetition{}):", stage.name, stage.repetitions, if stage.repetitions == 1 { "" } else { "s" });
             for target in &stage.targets {
                 let measurements: Vec<String> = target.measurements.iter().map(Measurement::label).collect();
-                println!(
+                say!(
                     "  {:16} {:>3.0} %  {}  {}",
                     target.configuration.name,
                     target.ratio * 100.0,
@@ -319,7 +319,7 @@ impl Plan {
                 let values = if self.quick { &sweep.quick } else { &sweep.values };
                 if values.len() > 1 {
                     let ratios: Vec<String> = self.sweep_ratios.iter().map(|ratio| format!("{:.0} %", ratio * 100.0)).collect();
-                    println!("sweep of {}: {} {} at {}", configuration.name, sweep.setting, values.join(", "), ratios.join(" and "));
+                    say!("sweep of {}: {} {} at {}", configuration.name, sweep.setting, values.join(", "), ratios.join(" and "));
                 }
             }
         }

@@ -38,7 +38,7 @@ impl Progress {
         } else if !detail.is_empty() && self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
             let percent = done.min(self.total) * 100 / self.total;
-            eprintln!("{}: {percent} % {detail}", self.label);
+            note!("{}: {percent} % {detail}", self.label);
         }
     }
 
@@ -48,7 +48,7 @@ impl Progress {
             bar.finish_and_clear();
         }
         let seconds = self.started.elapsed().as_secs_f64();
-        eprintln!("{}: {detail} ({seconds:.1} s)", self.label);
+        note!("{}: {detail} ({seconds:.1} s)", self.label);
     }
 }
 

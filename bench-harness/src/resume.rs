@@ -58,7 +58,7 @@ impl Store {
         let unusable = match Results::read(path) {
             Ok(found) if MACHINE.iter().all(|name| found.environment[name] == store.results.environment[name]) => {
                 if !found.runs.is_empty() {
-                    eprintln!("taking up {}: {} runs are there", path.display(), found.runs.len());
+                    note!("taking up {}: {} runs are there", path.display(), found.runs.len());
                 }
                 store.take_up(found);
                 return Ok(store);
@@ -69,7 +69,7 @@ impl Store {
         let mut kept = path.as_os_str().to_owned();
         kept.push(".previous");
         fs::rename(path, &kept).with_context(|| format!("cannot rename {}", path.display()))?;
-        eprintln!("{} {unusable}; it is now {}, and all is measured again", path.display(), PathBuf::from(kept).display());
+        note!("{} {unusable}; it is now {}, and all is measured again", path.display(), PathBuf::from(kept).display());
         Ok(store)
     }
 
@@ -104,7 +104,7 @@ impl Store {
     pub fn skip(&mut self, configuration: &str, reason: &str) {
         let skipped = Skipped { configuration: configuration.into(), reason: reason.into() };
         if !self.results.skipped.contains(&skipped) {
-            eprintln!("skipped: {configuration}: {reason}");
+            note!("skipped: {configuration}: {reason}");
             self.results.skipped.push(skipped);
         }
     }

@@ -118,23 +118,23 @@ fn micro_table(micro: &[Micro]) -> String {
 pub fn print(results: &Results) {
     let swept = sweep(&results.runs);
     if !swept.is_empty() {
-        println!("Server threads tried before the comparison{}:", sweep_note(&results.runs));
-        println!("{}\n", summaries_table(&swept));
+        say!("Server threads tried before the comparison{}:", sweep_note(&results.runs));
+        say!("{}\n", summaries_table(&swept));
     }
     let summaries = comparison(&results.runs);
     if !summaries.is_empty() {
-        println!("Median (smallest-largest) of the repetitions:");
-        println!("{}\n", summaries_table(&summaries));
+        say!("Median (smallest-largest) of the repetitions:");
+        say!("{}\n", summaries_table(&summaries));
     }
     if !results.micro.is_empty() {
-        println!("{}\n", micro_table(&results.micro));
+        say!("{}\n", micro_table(&results.micro));
     }
     for verdict in verdicts(&summaries) {
-        println!("{}", verdict.sentence());
+        say!("{}", verdict.sentence());
     }
     for run in &results.runs {
         for problem in run.problems() {
-            println!("{} {} at {:.0} %: {problem}", run.configuration, run.workload, run.local_memory_ratio * 100.0);
+            say!("{} {} at {:.0} %: {problem}", run.configuration, run.workload, run.local_memory_ratio * 100.0);
         }
     }
 }

@@ -132,7 +132,7 @@ impl Client<'_> {
         for attempt in 1.. {
             match self.try_to_ask(request) {
                 Err(error) if error.is::<OutOfMemory>() && attempt < MAX_ATTEMPTS => {
-                    eprintln!("{}: {error}; measuring again", name(self.devices.devices[self.device].0));
+                    note!("{}: {error}; measuring again", name(self.devices.devices[self.device].0));
                     self.session = None;
                 }
                 result => return result,

@@ -74,7 +74,7 @@ impl Findings {
     }
 
     pub fn skip(&mut self, what: &str, reason: String) {
-        eprintln!("{what} is left out: {reason}");
+        note!("{what} is left out: {reason}");
         self.skipped.push(Skipped { configuration: what.into(), reason });
     }
 }

@@ -55,7 +55,7 @@ pub fn run(options: &Options) -> Result<Findings> {
         }
     }
     progress.finish(&format!("{total} measurements"));
-    println!("{} B of metadata for a page of a region, resident or not, once the page or one near it was used", Region::METADATA_BYTES_PER_PAGE);
+    say!("{} B of metadata for a page of a region, resident or not, once the page or one near it was used", Region::METADATA_BYTES_PER_PAGE);
     let mut findings = Findings::default();
     for (region_bytes, measured) in points {
         let all = |number: fn(&Measured) -> f64| measured.iter().map(number).collect::<Vec<_>>();

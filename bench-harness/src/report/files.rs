@@ -30,7 +30,7 @@ pub fn read_all(paths: &[PathBuf]) -> Result<(Vec<Results>, bool)> {
         bail!("none of the result files can be read, so there is no report:\n  {}", failures.join("\n  "));
     }
     for failure in &failures {
-        eprintln!("lightswap-bench: left out: {failure}");
+        note!("lightswap-bench: left out: {failure}");
     }
     Ok((files, failures.is_empty()))
 }

@@ -62,7 +62,7 @@ pub fn report(arguments: &ReportArguments) -> Result<bool> {
 
 pub fn summary(arguments: &SummaryArguments) -> Result<bool> {
     let (files, all_read) = read_all(&arguments.results)?;
-    print!("{}", markdown::markdown(&files));
+    say!("{}", markdown::markdown(&files).trim_end());
     Ok(all_read)
 }
 

@@ -104,7 +104,7 @@ impl ActiveSwap<'_> {
 impl Drop for ActiveSwap<'_> {
     fn drop(&mut self) {
         if let Err(error) = deactivate(self.path) {
-            eprintln!("warning: {error:#}");
+            note!("warning: {error:#}");
         }
     }
 }
