@@ -22,7 +22,8 @@ use crate::ycsb::{Distribution, Workload};
 
 /// Workloads, baselines and reports for Lightswap.
 ///
-/// Exit codes: 0 success, 1 a failure or wrong values, 2 a mistake on the command line, 130 or 143 stopped by a signal.
+/// Exit codes: 0 success, 1 a failure or wrong values, 2 a mistake on the command line, 130 or 143 stopped by a signal, 141 by a
+/// reader of its output that went away.
 #[derive(Debug, Parser)]
 #[command(name = "lightswap-bench", version)]
 pub struct Cli {

@@ -12,6 +12,7 @@ use crate::generator::{Generator, Shape, TimedRun, WarmUp};
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab};
 use crate::memtier;
+use crate::out_file;
 use crate::outcome::Sample;
 use crate::results::{Details, EXTERNAL, Results, Run, Skipped};
 use crate::server;
@@ -58,6 +59,9 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
         bail!("{} cannot run here: {obstacle}", configuration.name);
     }
     let shape = arguments.shape.shape();
+    if let Some(path) = &arguments.json {
+        out_file::check(path)?;
+    }
     let journal = Journal::open()?;
     let (mut lab, environment) = set_up(&journal, &arguments.server)?;
     server::version(lab.binary(configuration.binary)?)?;
@@ -113,6 +117,9 @@ pub fn configurations() -> Result<bool> {
 
 pub fn load(arguments: &LoadArguments) -> Result<bool> {
     let shape = arguments.shape.shape();
+    if let Some(path) = &arguments.json {
+        out_file::check(path)?;
+    }
     let mut generator = Generator::connect(&arguments.server, shape)?;
     generator.load("loading")?;
     let mut results =

@@ -1,5 +1,6 @@
 //! `compare A.json B.json`: what became slower.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -10,13 +11,13 @@ use crate::report::read_all;
 use crate::results::{Micro, Results, repetitions};
 use crate::summary::{Spread, Summary, best, comparison, configuration_name};
 use crate::table::new_table;
-use crate::units::{format_count, format_us};
+use crate::units::{format_count, format_ratio, format_us};
 
 #[derive(Debug, Args)]
 pub struct CompareArguments {
-    /// The results to compare with
+    /// The results before a change: what the others are compared with
     pub before: PathBuf,
-    /// The results that may be worse
+    /// The results after it, which may be worse; what only the first file has, or what failed here, counts as worse
     pub after: PathBuf,
     /// How much worse a median may be; it must be worse than all repetitions, too, to count
     #[arg(long, default_value = "5%", value_parser = parse_percent)]
@@ -186,16 +187,49 @@ fn measures(results: &Results) -> Vec<Measure> {
     all
 }
 
-/// What both have, and sentences for what only one has.
-fn matched(before: &Results, after: &Results, threshold: f64) -> (Vec<Row>, Vec<String>) {
+/// What both have, and what else there is to know.
+#[derive(Debug, Default)]
+struct Comparison {
+    rows: Vec<Row>,
+    /// What only one file has, and what went wrong.
+    sentences: Vec<String>,
+    /// Cells and micro-benchmarks that the second file has no numbers of: missing or failed.
+    num_lost: usize,
+    /// Cells with more bad runs in the second file, though it may have numbers of them.
+    num_troubled: usize,
+}
+
+impl Comparison {
+    fn count(&self, wanted: Change) -> usize {
+        self.rows.iter().filter(|row| row.change == wanted).count()
+    }
+
+    fn is_no_worse(&self) -> bool {
+        !self.rows.is_empty() && self.count(Change::Regression) + self.num_lost + self.num_troubled == 0
+    }
+}
+
+/// How many bad runs each cell has. Settings that were only tried may fail.
+fn troubles(results: &Results) -> BTreeMap<(String, String, u64), usize> {
+    let mut counts = BTreeMap::new();
+    for run in results.runs.iter().filter(|run| !run.details.sweep && !run.problems().is_empty()) {
+        let percent = (run.local_memory_ratio * 100.0).round() as u64;
+        *counts.entry((run.workload.clone(), configuration_name(run).to_owned(), percent)).or_default() += 1;
+    }
+    counts
+}
+
+fn matched(before: &Results, after: &Results, threshold: f64) -> Comparison {
     let (old, new) = (measures(before), measures(after));
     let find = |all: &[Measure], wanted: &Measure| all.iter().find(|measure| measure.key == wanted.key && measure.unit == wanted.unit).cloned();
     let rows = old.iter().filter_map(|measure| Some(Row::new(measure.clone(), find(&new, measure)?, threshold))).collect();
     let mut sentences = Vec::new();
+    let mut num_lost = 0;
     for (all, others, place) in [(&old, &new, "first"), (&new, &old, "second")] {
         for measure in all.iter().filter(|measure| find(others, measure).is_none()) {
             let sentence = format!("Only the {place} file has {}.", measure.key);
             if !sentences.contains(&sentence) {
+                num_lost += usize::from(place == "first");
                 sentences.push(sentence);
             }
         }
@@ -214,7 +248,10 @@ fn matched(before: &Results, after: &Results, threshold: f64) -> (Vec<Row>, Vec<
             }
         }
     }
-    (rows, sentences)
+    let troubles_before = troubles(before);
+    let has_more = |(cell, count): &(&_, &usize)| *count > troubles_before.get(*cell).unwrap_or(&0);
+    let num_troubled = troubles(after).iter().filter(has_more).count();
+    Comparison { rows, sentences, num_lost, num_troubled }
 }
 
 pub fn compare(arguments: &CompareArguments) -> Result<bool> {
@@ -223,9 +260,9 @@ pub fn compare(arguments: &CompareArguments) -> Result<bool> {
         files.pop().context("no results")
     };
     let (before, after) = (read(&arguments.before)?, read(&arguments.after)?);
-    let (rows, sentences) = matched(&before, &after, arguments.threshold);
+    let comparison = matched(&before, &after, arguments.threshold);
     // What matters first.
-    let mut ordered: Vec<&Row> = rows.iter().collect();
+    let mut ordered: Vec<&Row> = comparison.rows.iter().collect();
     ordered.sort_by_key(|row| row.change);
     let mut table = new_table(&["what", "unit", "before", "after", "ratio", ""], 2);
     table.load_style(presets::NOTHING);
@@ -239,7 +276,7 @@ pub fn compare(arguments: &CompareArguments) -> Result<bool> {
             before.unit.into(),
             text_of(before.value, before.format),
             text_of(after.value, after.format),
-            format!("{:.2}", after.value.median / before.value.median),
+            format_ratio(after.value.median / before.value.median),
             match change {
                 Change::Regression => "WORSE".into(),
                 Change::Improvement => "better".into(),
@@ -247,29 +284,40 @@ pub fn compare(arguments: &CompareArguments) -> Result<bool> {
             },
         ]);
     }
-    if !rows.is_empty() {
+    if !comparison.rows.is_empty() {
         say!("{table}\n");
     }
-    for sentence in &sentences {
+    for sentence in &comparison.sentences {
         say!("{sentence}");
     }
-    let count = |wanted: Change| rows.iter().filter(|row| row.change == wanted).count();
-    let (worse, better) = (count(Change::Regression), count(Change::Improvement));
+    if comparison.rows.is_empty() {
+        say!("The files have nothing in common, so there is nothing to compare.");
+        return Ok(false);
+    }
     say!(
-        "{} of {} numbers are worse, {better} better: by more than {:.0} % and beyond all repetitions.",
-        worse,
-        rows.len(),
+        "{} of {} numbers are worse, {} better: by more than {:.0} % and beyond all repetitions.",
+        comparison.count(Change::Regression),
+        comparison.rows.len(),
+        comparison.count(Change::Improvement),
         arguments.threshold * 100.0
     );
-    if rows.is_empty() {
-        say!("The files have nothing in common.");
+    if comparison.num_lost > 0 {
+        say!("{} of the first file are missing in the second or failed there, which counts as worse.", cells_text(comparison.num_lost));
     }
-    Ok(worse == 0)
+    if comparison.num_troubled > 0 {
+        say!("{} have more bad runs in the second file, which counts as worse.", cells_text(comparison.num_troubled));
+    }
+    Ok(comparison.is_no_worse())
+}
+
+fn cells_text(count: usize) -> String {
+    format!("{count} cell(s) or benchmark(s)")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::{Details, Run};
     use crate::summary::tests::run;
 
     fn results(speeds: &[f64], p50_us: f64) -> Results {
@@ -282,7 +330,7 @@ mod tests {
     }
 
     fn changes(before: &Results, after: &Results) -> Vec<Change> {
-        matched(before, after, 0.05).0.iter().map(|row| row.change).collect()
+        matched(before, after, 0.05).rows.iter().map(|row| row.change).collect()
     }
 
     #[test]
@@ -303,10 +351,45 @@ mod tests {
         let mut after = results(&[1.0], 2.0);
         after.runs.push(run("extstore", 0.25, 5.0));
         after.micro.clear();
-        let (rows, sentences) = matched(&before, &after, 0.05);
+        let Comparison { rows, sentences, .. } = matched(&before, &after, 0.05);
         assert_eq!(rows.len(), 2);
         assert_eq!(sentences.len(), 2, "{sentences:?}");
         assert!(sentences[0].contains("Only the first file has notify sigbus") && sentences[1].contains("extstore"));
+    }
+
+    #[test]
+    fn what_fails_or_is_missing_afterwards_is_worse() {
+        let before = results(&[100.0, 101.0], 2.0);
+        let is_no_worse = |before: &Results, after: &Results| matched(before, after, 0.05).is_no_worse();
+        assert!(is_no_worse(&before, &before));
+        let fail = |run: &mut Run| run.details.error = Some("it died".into());
+        // One repetition, then all of them.
+        let mut after = before.clone();
+        fail(&mut after.runs[0]);
+        assert_eq!((matched(&before, &after, 0.05).num_troubled, matched(&before, &after, 0.05).num_lost), (1, 0));
+        assert!(!is_no_worse(&before, &after) && is_no_worse(&after, &before) && is_no_worse(&after, &after));
+        fail(&mut after.runs[1]);
+        assert_eq!(matched(&before, &after, 0.05).num_lost, 1);
+        assert!(!is_no_worse(&before, &after) && is_no_worse(&after, &before));
+        // Missing, a wrong value, a benchmark less; a sweep may fail.
+        let changes: [(fn(&mut Results), bool); 4] = [
+            (|after| after.runs.clear(), false),
+            (|after| after.runs[0].wrong_values = 1, false),
+            (|after| after.micro.clear(), false),
+            (
+                |after| {
+                    let details = Details { sweep: true, error: Some("it died".into()), ..Details::default() };
+                    after.runs.push(Run { details, ..after.runs[0].clone() });
+                },
+                true,
+            ),
+        ];
+        for (change, expected) in changes {
+            let mut after = before.clone();
+            change(&mut after);
+            assert_eq!(is_no_worse(&before, &after), expected, "{:?}", matched(&before, &after, 0.05).sentences);
+        }
+        assert!(!is_no_worse(&Results::default(), &before) && !is_no_worse(&before, &Results::default()));
     }
 
     #[test]
@@ -314,7 +397,7 @@ mod tests {
         let before = results(&[100.0], 2.0);
         let mut other = before.clone();
         other.runs[0].connections = 7;
-        assert_eq!(matched(&before, &other, 0.05).0.len(), 1);
+        assert_eq!(matched(&before, &other, 0.05).rows.len(), 1);
         let mut swept = before.clone();
         swept.runs[0].server_threads = 4;
         swept.runs.push(run("lightswap", 0.25, 10.0));

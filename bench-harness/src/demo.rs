@@ -2,15 +2,15 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::cli::{DemoArguments, GridArguments};
 use crate::commands::is_clean;
-use crate::grid::{check_out, estimate_line, execute, print_plan};
+use crate::grid::{estimate_line, execute, print_plan};
 use crate::journal::Journal;
+use crate::out_file;
 use crate::plan::{Plan, Wishes};
 use crate::report;
-use crate::results::write_file;
 use crate::table;
 
 pub fn demo(arguments: &DemoArguments) -> Result<bool> {
@@ -24,14 +24,17 @@ pub fn demo(arguments: &DemoArguments) -> Result<bool> {
         shape: arguments.shape.shape(),
     };
     let mut plan = Plan::demo(&wishes)?;
-    check_out(&arguments.out)?;
-    check_out(&arguments.html)?;
+    if out_file::is_same(&arguments.out, &arguments.html) {
+        bail!("--out and --html are the same file, {}", arguments.out.display());
+    }
+    out_file::check(&arguments.out)?;
+    out_file::check(&arguments.html)?;
     let journal = Journal::open()?;
     // A demonstration is never a repetition of what a file says.
     let results = execute(&journal, &mut plan, &arguments.server, &arguments.out, true)?;
     table::print(&results);
     let clean = is_clean(&results.runs);
-    write_file(&arguments.html, &report::html(&[results]))?;
+    out_file::write(&arguments.html, &report::html(&[results]))?;
     say!("results in {}, report in {}, after {:.0} s", arguments.out.display(), arguments.html.display(), started.elapsed().as_secs_f64());
     Ok(clean)
 }
@@ -50,7 +53,7 @@ pub fn grid(arguments: &GridArguments) -> Result<bool> {
     if arguments.plan {
         return print_plan(&mut plan, arguments.server.memcached_lightswap.is_some()).map(|()| true);
     }
-    check_out(&arguments.out)?;
+    out_file::check(&arguments.out)?;
     let journal = Journal::open()?;
     note!("{}", estimate_line(plan.estimate(|_, _, _| false)));
     let results = execute(&journal, &mut plan, &arguments.server, &arguments.out, arguments.fresh)?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::cli::ServerArguments;
 use crate::commands::{measure_data, set_up};
@@ -78,7 +78,7 @@ pub fn execute(journal: &Journal, plan: &mut Plan, arguments: &ServerArguments, 
             }
         }
     }
-    runner.store.write()?;
+    runner.store.finish()?;
     Ok(runner.store.results)
 }
 
@@ -181,7 +181,7 @@ impl Runner<'_, '_> {
             if let Some(reason) = preflight::not_possible(&error) {
                 let at = format!("{} at {:.0} %", cell.configuration.name, cell.ratio * 100.0);
                 self.store.skip(&at, &format!("{} records of {}: {reason}", cell.shape.records, values_label(&cell.shape)));
-                self.store.write()?;
+                self.store.save()?;
                 return Ok(runs);
             }
             note!("failed: {error:#}");
@@ -355,12 +355,4 @@ pub fn print_plan(plan: &mut Plan, has_lightswap: bool) -> Result<()> {
 
 pub fn estimate_line(time: Duration) -> String {
     format!("about {} minutes on two CPUs of 2026", (time.as_secs() / 60).max(1))
-}
-
-/// Says what is wrong with a path for results before hours are spent on them.
-pub fn check_out(out: &Path) -> Result<()> {
-    let directory = out.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(directory).with_context(|| format!("cannot create the directory of {}", out.display()))?;
-    let trial = directory.join(format!(".lightswap-bench-trial-{}", std::process::id()));
-    std::fs::write(&trial, "").and_then(|()| std::fs::remove_file(&trial)).with_context(|| format!("cannot write {}", out.display()))
 }

@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -86,10 +86,30 @@ pub struct Journal {
     file: Mutex<(File, Vec<Leftover>)>,
 }
 
-/// Writable by this user only: what is listed there gets removed.
-fn state_directory() -> PathBuf {
+fn effective_user() -> u32 {
     // SAFETY: geteuid has no preconditions.
-    let user = unsafe { libc::geteuid() };
+    unsafe { libc::geteuid() }
+}
+
+/// What is listed there gets removed, and its name can be foreseen: somebody else may have put it there.
+fn refuse_foreign(path: &Path, metadata: &fs::Metadata) -> Result<()> {
+    let cause = if metadata.is_symlink() {
+        "is a symbolic link".to_owned()
+    } else if metadata.uid() != effective_user() {
+        format!("belongs to user {}, not to user {}, who runs this", metadata.uid(), effective_user())
+    } else if metadata.mode() & 0o022 != 0 {
+        format!("can be written by others (mode {:03o})", metadata.mode() & 0o777)
+    } else {
+        return Ok(());
+    };
+    let path = path.display();
+    bail!(
+        "{path} {cause}, so the list of things to remove in it cannot be trusted; look at it and remove it, or let XDG_RUNTIME_DIR name another place"
+    )
+}
+
+fn state_directory() -> PathBuf {
+    let user = effective_user();
     if user == 0 {
         return PathBuf::from("/run/lightswap-bench");
     }
@@ -107,7 +127,13 @@ impl Journal {
 
     pub fn open_in(directory: &Path) -> Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        let metadata = fs::symlink_metadata(directory).with_context(|| format!("cannot look at {}", directory.display()))?;
+        refuse_foreign(directory, &metadata)?;
         let path = directory.join("journal.json");
+        // In a directory of our own nobody changes this between the look and the opening.
+        if let Ok(metadata) = fs::symlink_metadata(&path) {
+            refuse_foreign(&path, &metadata)?;
+        }
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -195,6 +221,7 @@ pub fn change_setting<'a>(journal: &'a Journal, path: &str, value: &str) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     fn scratch(name: &str) -> PathBuf {
         let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-{name}", std::process::id()));
@@ -235,8 +262,52 @@ mod tests {
     fn a_damaged_journal_is_an_error() {
         let directory = scratch("damaged");
         fs::create_dir_all(&directory).unwrap();
-        fs::write(directory.join("journal.json"), "[{\"nonsense\"").unwrap();
-        assert!(Journal::open_in(&directory).is_err());
+        let path = directory.join("journal.json");
+        fs::write(&path, "[{\"nonsense\"").unwrap();
+        set_mode(&directory, 0o755);
+        set_mode(&path, 0o644);
+        let error = format!("{:#}", Journal::open_in(&directory).unwrap_err());
+        assert!(error.contains("is damaged"), "{error}");
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn what_others_could_have_written_is_refused() {
+        let directory = scratch("foreign");
+        let (state, journal, victim) = (directory.join("state"), directory.join("state/journal.json"), directory.join("victim"));
+        let refused = |part: &str| {
+            let error = format!("{:#}", Journal::open_in(&state).expect_err(part));
+            assert!(error.contains(part) && error.contains("cannot be trusted"), "{part}: {error}");
+            assert!(victim.exists());
+        };
+        drop(Journal::open_in(&state).unwrap());
+        fs::write(&victim, "").unwrap();
+        fs::write(&journal, serde_json::to_string(&[Leftover::File { path: victim.clone() }]).unwrap()).unwrap();
+        set_mode(&journal, 0o620);
+        refused("journal.json can be written by others (mode 620)");
+        set_mode(&journal, 0o600);
+        set_mode(&state, 0o757);
+        refused("state can be written by others (mode 757)");
+        set_mode(&state, 0o700);
+        fs::rename(&journal, directory.join("elsewhere")).unwrap();
+        symlink(directory.join("elsewhere"), &journal).unwrap();
+        refused("journal.json is a symbolic link");
+        fs::rename(&state, directory.join("moved")).unwrap();
+        symlink("moved", &state).unwrap();
+        refused("state is a symbolic link");
+        let metadata = fs::metadata("/proc/self").unwrap();
+        assert!(refuse_foreign(Path::new("x"), &metadata).is_ok());
+        // Only root can give things away.
+        if effective_user() == 0 {
+            fs::remove_file(&state).unwrap();
+            fs::create_dir(&state).unwrap();
+            chown(&state, Some(12_345), None).unwrap();
+            refused("belongs to user 12345");
+        }
         fs::remove_dir_all(&directory).unwrap();
     }
 }

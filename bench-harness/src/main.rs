@@ -34,6 +34,7 @@ mod load_tests;
 mod memtier;
 mod micro;
 mod null_server;
+mod out_file;
 mod outcome;
 mod pace;
 mod plan;

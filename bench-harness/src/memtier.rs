@@ -5,7 +5,9 @@
 //! server that pages look several times better than it is. It checks no values, so a `Run` of it has no wrong ones whatever it read.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -133,12 +135,13 @@ pub fn run(program: &Path, endpoint: &Endpoint, plan: &Plan) -> Result<Run> {
     if !plan.warm_up.is_zero() {
         execute(program, &arguments(plan.warm_up), plan.warm_up + GRACE)?;
     }
-    // It stays where it is when it cannot be read, for whoever wants to know why.
-    let json = std::env::temp_dir().join(format!("lightswap-bench-memtier-{}.json", std::process::id()));
-    let arguments = [arguments(plan.duration), vec![format!("--json-out-file={}", json.display())]].concat();
+    let mut json = nameless_file("its results")?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), json.as_raw_fd());
+    let arguments = [arguments(plan.duration), vec![format!("--json-out-file={path}")]].concat();
     let cpu_seconds = execute(program, &arguments, plan.duration + GRACE)?;
-    let mut run = read(&json)?;
-    fs::remove_file(&json).with_context(|| format!("cannot remove {}", json.display()))?;
+    let mut text = Vec::new();
+    json.read_to_end(&mut text).context("cannot read the results of memtier_benchmark")?;
+    let mut run = parse(&String::from_utf8_lossy(&text)).with_context(|| format!("{} wrote results that are of no use", program.display()))?;
 
     run.workload = plan.workload();
     run.connections = shape.connections / shape.client_threads * shape.client_threads;
@@ -155,11 +158,22 @@ pub fn run(program: &Path, endpoint: &Endpoint, plan: &Plan) -> Result<Run> {
     Ok(run)
 }
 
+/// A file in memory, of which nothing is left whatever ends this process.
+fn nameless_file(purpose: &str) -> Result<File> {
+    // SAFETY: the name is a terminated string; the new descriptor has no other owner.
+    unsafe {
+        match libc::memfd_create(c"lightswap-bench-memtier".as_ptr(), libc::MFD_CLOEXEC) {
+            -1 => Err(std::io::Error::last_os_error()).with_context(|| format!("cannot make a file for memtier_benchmark and {purpose}")),
+            descriptor => Ok(File::from_raw_fd(descriptor)),
+        }
+    }
+}
+
 /// Runs the program to its end and tells its CPU seconds. Bounded in time, and ended by a signal to this process.
 fn execute(program: &Path, arguments: &[String], limit: Duration) -> Result<f64> {
     let name = program.display();
-    let log = std::env::temp_dir().join(format!("lightswap-bench-memtier-{}.log", std::process::id()));
-    let output = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+    let mut log = nameless_file("what it says")?;
+    let output = log.try_clone().context("cannot share the log of memtier_benchmark")?;
     let errors = output.try_clone().context("cannot share the log of memtier_benchmark")?;
     let mut command = Command::new(program);
     // Ctrl-C is for us.
@@ -171,8 +185,10 @@ fn execute(program: &Path, arguments: &[String], limit: Duration) -> Result<f64>
         let _ = child.kill();
         let _ = child.wait();
     }
-    let text = fs::read_to_string(&log).unwrap_or_default();
-    let _ = fs::remove_file(&log);
+    let mut text = Vec::new();
+    // Without its last lines the failure is still told.
+    let _ = log.rewind().and_then(|()| log.read_to_end(&mut text));
+    let text = String::from_utf8_lossy(&text);
     let (code, cpu_seconds) = result.with_context(|| format!("{name} {}", arguments.join(" ")))?;
     if code != Some(0) {
         let lines: Vec<&str> = text.lines().collect();
@@ -266,11 +282,6 @@ impl Section {
 }
 
 /// What the program wrote to its JSON file.
-fn read(path: &Path) -> Result<Run> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse(&text).with_context(|| format!("{} is no result of memtier_benchmark", path.display()))
-}
-
 fn parse(text: &str) -> Result<Run> {
     let Output { statistics } = serde_json::from_str(text)?;
     let Statistics { runtime, sets, gets, totals } = statistics;
@@ -312,6 +323,8 @@ fn parse(text: &str) -> Result<Run> {
 mod tests {
     use super::*;
     use crate::value_sizes::ValueSizes;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     /// Written by hand after the description of its form: what is not read is left out.
     const SAMPLE: &str = r#"{
@@ -342,8 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named() {
-        let path = std::env::temp_dir().join(format!("lightswap-bench-memtier-test-{}.json", std::process::id()));
+    fn what_cannot_be_used_is_refused() {
         for (text, cause) in [
             (String::new(), "EOF"),
             (SAMPLE[..SAMPLE.len() / 2].to_owned(), "EOF"),
@@ -353,12 +365,32 @@ mod tests {
             (SAMPLE.replace("\"false\"", "\"true\""), "interrupted"),
             (SAMPLE.replace("\"Count\": 1000", "\"Count\": 0"), "not one request"),
         ] {
-            fs::write(&path, text).unwrap();
-            let error = format!("{:#}", read(&path).expect_err(cause));
-            assert!(error.contains(&path.display().to_string()) && error.contains(cause), "{cause}: {error}");
+            let error = format!("{:#}", parse(&text).expect_err(cause));
+            assert!(error.contains(cause), "{cause}: {error}");
         }
-        fs::remove_file(&path).unwrap();
-        assert!(format!("{:#}", read(&path).expect_err("no file")).contains("cannot read"));
+    }
+
+    /// A program in its place that writes its results where it is told to, beginning anew, as it does.
+    #[test]
+    fn results_come_back_without_a_file_that_could_stay() {
+        let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-memtier", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let program = directory.join("program");
+        let run_it = |text: &str| {
+            let script = format!(
+                "#!/bin/sh\nfor word; do case $word in --json-out-file=*) out=${{word#*=}};; esac; done\ncat >\"$out\" <<'END'\n{text}\nEND\n"
+            );
+            fs::write(&program, script).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+            let shape = Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), connections: 64, client_threads: 2 };
+            let plan = Plan { shape, pattern: Pattern::Uniform, percent_writes: 10, warm_up: Duration::ZERO, duration: Duration::from_secs(1) };
+            run(&program, &"127.0.0.1:7".parse().unwrap(), &plan)
+        };
+        assert_eq!(run_it(SAMPLE).unwrap().operations_per_second, 500.0);
+        let error = format!("{:#}", run_it("{").unwrap_err());
+        assert!(error.contains("program wrote results that are of no use"), "{error}");
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

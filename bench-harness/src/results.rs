@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::out_file;
 use crate::tally::LatencyUs;
 use crate::ycsb::Workload;
 
@@ -260,18 +261,8 @@ impl Results {
 
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)?;
-        write_file(path, &(text + "\n"))
+        out_file::write(path, &(text + "\n"))
     }
-}
-
-/// Replaces the file as a whole, creating its directory if need be.
-pub fn write_file(path: &Path, text: &str) -> Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).with_context(|| format!("cannot create the directory {}", directory.display()))?;
-    }
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".unfinished");
-    fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path)).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

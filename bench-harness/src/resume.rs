@@ -1,11 +1,11 @@
 //! Results that grow: written after each cell, and taken up again by a later run with the same plan.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 
+use crate::out_file;
 use crate::results::{Results, Run, Skipped};
 
 /// What identifies a cell: a readable name, which replaces an older cell of the same name, and a number that changes with its definition.
@@ -42,6 +42,8 @@ pub fn fingerprint(bytes: &[u8]) -> u64 {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
+    /// A pipe or a device gets the results once, at the end.
+    grows: bool,
     pub results: Results,
 }
 
@@ -51,8 +53,9 @@ const MACHINE: [&str; 4] = ["cpu", "cpus", "kernel", "memory_bytes"];
 impl Store {
     /// Takes up what is in the file, unless it is from another machine, is no result file, or is not wanted. What is not taken up is kept beside it.
     pub fn open(path: &Path, environment: Value, command: String, fresh: bool) -> Result<Self> {
-        let mut store = Self { path: path.to_owned(), results: Results { environment, command, ..Results::default() } };
-        if !path.exists() || fresh {
+        let grows = out_file::is_replaced(path)?;
+        let mut store = Self { path: path.to_owned(), grows, results: Results { environment, command, ..Results::default() } };
+        if !grows || !path.exists() || fresh {
             return Ok(store);
         }
         let unusable = match Results::read(path) {
@@ -66,10 +69,8 @@ impl Store {
             Ok(_) => "was measured on another machine".to_owned(),
             Err(error) => format!("is of no use ({error:#})"),
         };
-        let mut kept = path.as_os_str().to_owned();
-        kept.push(".previous");
-        fs::rename(path, &kept).with_context(|| format!("cannot rename {}", path.display()))?;
-        note!("{} {unusable}; it is now {}, and all is measured again", path.display(), PathBuf::from(kept).display());
+        let kept = out_file::set_aside(path)?;
+        note!("{} {unusable}; it is now {}, and all is measured again", path.display(), kept.display());
         Ok(store)
     }
 
@@ -98,7 +99,7 @@ impl Store {
             .runs
             .retain(|old| !cell.is_older_of(&old.details.cell) && (old.details.cell != run.details.cell || old.repetition != run.repetition));
         self.results.runs.push(run);
-        self.write()
+        self.save()
     }
 
     pub fn skip(&mut self, configuration: &str, reason: &str) {
@@ -109,7 +110,12 @@ impl Store {
         }
     }
 
-    pub fn write(&self) -> Result<()> {
+    /// So that nothing is lost if the run is ended.
+    pub fn save(&self) -> Result<()> {
+        if self.grows { self.finish() } else { Ok(()) }
+    }
+
+    pub fn finish(&self) -> Result<()> {
         self.results.write(&self.path)
     }
 }
@@ -118,6 +124,7 @@ impl Store {
 mod tests {
     use super::*;
     use crate::results::Details;
+    use std::fs;
 
     fn environment(cpu: &str, commit: &str) -> Value {
         serde_json::json!({ "cpu": cpu, "cpus": 2, "kernel": "6", "memory_bytes": 1, "commit": commit })
@@ -127,6 +134,7 @@ mod tests {
     fn finished_cells_are_found_again_until_their_definition_changes() {
         let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-resume", std::process::id()));
         let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory).unwrap();
         let path = directory.join("out.json");
         let open = |cpu: &str, commit: &str, fresh| Store::open(&path, environment(cpu, commit), "x".into(), fresh).unwrap();
         let cell = CellName::new("dram 100 % ycsb-c".into(), "as it was");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::outcome::GENERATOR;
 use crate::results::{Moment, Run};
-use crate::units::format_count;
+use crate::units::{format_count, format_ratio};
 
 /// Median, smallest and largest of the repetitions.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -297,13 +297,13 @@ pub struct Verdict {
 impl Verdict {
     pub fn sentence(&self) -> String {
         format!(
-            "{} at {:.0} % local memory: {} serves {:.2} times the operations of {}, with {:.2} times its p99",
+            "{} at {:.0} % local memory: {} serves {} times the operations of {}, with {} times its p99",
             self.workload,
             self.local_memory_ratio * 100.0,
             self.configuration,
-            self.throughput_ratio,
+            format_ratio(self.throughput_ratio),
             self.baseline,
-            self.p99_ratio
+            format_ratio(self.p99_ratio)
         )
     }
 }

@@ -26,7 +26,7 @@ pub fn line(summary: &Summary) -> [String; 11] {
         with_spread(summary.operations_per_second, summary.repetitions, format_count),
         with_spread(summary.p50_us, 1, format_ms),
         with_spread(summary.p99_us, summary.repetitions, format_ms),
-        format!("{:.1}", summary.cpu_us_per_operation),
+        Some(summary.cpu_us_per_operation).filter(|us| us.is_finite()).map_or_else(|| "-".into(), |us| format!("{us:.1}")),
         match summary.limit_bytes {
             Some(limit) => format!("{} / {}", mib(summary.resident_bytes_max), mib(limit)),
             None => mib(summary.resident_bytes_max),

@@ -23,6 +23,7 @@ use clap::{Args, Subcommand};
 use crate::environment::{Environment, command_line};
 use crate::generator_ceiling;
 use crate::journal::Journal;
+use crate::out_file;
 use crate::results::{Micro, Results, Skipped};
 use crate::table;
 
@@ -45,6 +46,22 @@ pub enum Command {
     /// What `steps` and `kernel` start in a cgroup
     #[command(hide = true)]
     KernelChild(kernel_child::Options),
+}
+
+impl Command {
+    fn json(&self) -> Option<&Path> {
+        let json = match self {
+            Self::Notify(arguments) => &arguments.json,
+            Self::Fault(arguments) => &arguments.json,
+            Self::Steps(arguments) => &arguments.json,
+            Self::Kernel(arguments) => &arguments.json,
+            Self::Switch(arguments) => &arguments.json,
+            Self::Regions(arguments) => &arguments.json,
+            Self::Generator(arguments) => &arguments.json,
+            Self::KernelChild(_) => &None,
+        };
+        json.as_deref()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -83,16 +100,19 @@ pub fn run(command: &Command) -> Result<bool> {
     if let Command::KernelChild(options) = command {
         return kernel_child::run(options).map(|()| true);
     }
+    if let Some(path) = command.json() {
+        out_file::check(path)?;
+    }
     // Held to the end: two measurements at a time would disturb each other.
     let journal = Journal::open()?;
-    let (findings, json) = match command {
-        Command::Notify(arguments) => (notify::run(&journal, &arguments.options)?, &arguments.json),
-        Command::Fault(arguments) => (fault::run(&journal, &arguments.options)?, &arguments.json),
-        Command::Steps(arguments) => (steps::run(&journal, &arguments.options)?, &arguments.json),
-        Command::Kernel(arguments) => (kernel_swap::run(&journal, &arguments.options)?, &arguments.json),
-        Command::Switch(arguments) => (switch::run(&arguments.options)?, &arguments.json),
-        Command::Regions(arguments) => (regions::run(&arguments.options)?, &arguments.json),
-        Command::Generator(arguments) => (generator_ceiling::run(&journal, &arguments.options)?, &arguments.json),
+    let findings = match command {
+        Command::Notify(arguments) => notify::run(&journal, &arguments.options)?,
+        Command::Fault(arguments) => fault::run(&journal, &arguments.options)?,
+        Command::Steps(arguments) => steps::run(&journal, &arguments.options)?,
+        Command::Kernel(arguments) => kernel_swap::run(&journal, &arguments.options)?,
+        Command::Switch(arguments) => switch::run(&arguments.options)?,
+        Command::Regions(arguments) => regions::run(&arguments.options)?,
+        Command::Generator(arguments) => generator_ceiling::run(&journal, &arguments.options)?,
         Command::KernelChild(_) => unreachable!("handled above"),
     };
     let environment = serde_json::to_value(Environment::collect(Path::new(".")))?;
@@ -105,7 +125,7 @@ pub fn run(command: &Command) -> Result<bool> {
         ..Results::default()
     };
     table::print(&results);
-    if let Some(path) = json {
+    if let Some(path) = command.json() {
         results.write(path)?;
     }
     Ok(true)

@@ -3,7 +3,7 @@
 use super::evidence::{Evidence, KERNEL_IN_MEMORY, PRIMARY_PERCENT, PRIMARY_WORKLOADS, REPRODUCE, STATE_OF_THE_ART};
 use crate::results::{Micro, Run};
 use crate::summary::{Spread, Summary, configuration_name};
-use crate::units::{format_count, format_us};
+use crate::units::{format_count, format_ratio, format_us};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -77,7 +77,7 @@ pub fn ratio_of(part: f64, whole: f64) -> f64 {
 
 /// `1.78 ×`, with the number of digits that repetitions bear out.
 pub fn times(ratio: f64) -> String {
-    if ratio >= 9.95 { format!("{ratio:.0} ×") } else { format!("{ratio:.2} ×") }
+    if ratio >= 9.95 && ratio.is_finite() { format!("{ratio:.0} ×") } else { format!("{} ×", format_ratio(ratio)) }
 }
 
 /// `61,000 (57,000-63,000)`; one number when all are the same.
@@ -265,7 +265,7 @@ fn over_state_of_the_art(evidence: &Evidence<'_>, workload: &str) -> Claim {
     let ratio = ratio_of(own.operations_per_second.median, other.operations_per_second.median);
     let claim = versus(evidence, claim, own, other);
     // One baseline that is not beaten by enough decides; to say that all are takes all of them.
-    let verdict = if ratio <= THROUGHPUT {
+    let verdict = if ratio.is_nan() || ratio <= THROUGHPUT {
         Verdict::NotMet
     } else if missing.is_empty() {
         Verdict::Met

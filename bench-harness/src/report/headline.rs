@@ -6,7 +6,7 @@ use super::claims::{Claim, Verdict, ratio_of, times};
 use super::evidence::{Evidence, KERNEL_IN_MEMORY, PRIMARY_PERCENT, PRIMARY_WORKLOADS, STATE_OF_THE_ART};
 use crate::chart::escape;
 use crate::summary::Summary;
-use crate::units::{format_count, format_us};
+use crate::units::{format_count, format_ratio, format_us};
 
 #[derive(Debug, Clone)]
 pub struct Headline {
@@ -21,14 +21,14 @@ const CLEARLY_LESS: f64 = 0.95;
 /// Both sides of a ratio in words.
 fn comparison(own: &Summary, other: &Summary) -> String {
     format!(
-        "{} at {} % local memory: {} serves {}/s, {} {}/s; its 99th percentile is {:.2} times as long",
+        "{} at {} % local memory: {} serves {}/s, {} {}/s; its 99th percentile is {} times as long",
         super::shown(&own.workload),
         own.memory_percent(),
         own.configuration,
         format_count(own.operations_per_second.median),
         other.configuration,
         format_count(other.operations_per_second.median),
-        own.p99_us.median / other.p99_us.median
+        format_ratio(own.p99_us.median / other.p99_us.median)
     )
 }
 

@@ -12,9 +12,10 @@ use crate::results::Results;
 use crate::summary::Summary;
 use crate::units::{format_count, format_ms};
 
-/// Table cells must hold no bar of their own; the README writes microseconds as `us`.
+/// Names come from files of others: a cell must hold no bar, line break or HTML of its own. The README writes microseconds as `us`.
 fn cell(text: &str) -> String {
-    let text = text.replace('|', "\\|").replace('µ', "u");
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\\', "\\\\").replace('|', "\\|");
+    let text = text.replace(['\n', '\r'], " ").replace('µ', "u");
     if text.is_empty() { "-".into() } else { text }
 }
 
@@ -73,7 +74,7 @@ fn write_workloads(text: &mut String, evidence: &Evidence<'_>) {
     }
     *text += "\n| workload | local memory | configuration | settings | operations/s, median (range) | p99 ms |\n|---|---|---|---|---|---|\n";
     for row in rows {
-        let name = if row.configuration == "lightswap" { "**lightswap**" } else { &row.configuration };
+        let name = if row.configuration == "lightswap" { "**lightswap**".to_owned() } else { cell(&row.configuration) };
         let _ = writeln!(
             text,
             "| {} | {} % | {name} | {} | {} | {} |",

@@ -7,7 +7,7 @@ use super::evidence::{Evidence, KERNEL_IN_MEMORY, STATE_OF_THE_ART};
 use super::{class_of, section};
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Series, bars, escape};
 use crate::summary::{Spread, Summary, best, configuration_position};
-use crate::units::{format_count, format_tick, format_us_tick};
+use crate::units::{format_count, format_ratio, format_tick, format_us_tick};
 
 /// One table for each of what Lightswap is to be seen against: throughput over it, for every workload and share of memory.
 pub fn write_wins(html: &mut String, evidence: &Evidence<'_>) {
@@ -52,7 +52,7 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
                 "win-2"
             } else if ratio > 1.05 {
                 "win-1"
-            } else if ratio >= 0.95 {
+            } else if ratio >= 0.95 || ratio.is_nan() {
                 "even"
             } else {
                 "loss"
@@ -60,9 +60,10 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
             let tip = format!("{} against {} of {}", throughput(mine), throughput(other), other.configuration);
             let _ = write!(
                 cells,
-                "<td class=\"{class}\" title=\"{}\"><i class=\"dot {}\"></i>{ratio:.2}</td>",
+                "<td class=\"{class}\" title=\"{}\"><i class=\"dot {}\"></i>{}</td>",
                 escape(&tip),
-                class_of(&other.configuration)
+                class_of(&other.configuration),
+                format_ratio(ratio)
             );
         }
         if any {

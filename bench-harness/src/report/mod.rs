@@ -20,11 +20,12 @@ mod tests;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::chart::escape;
-use crate::results::{Results, write_file};
+use crate::out_file;
+use crate::results::Results;
 use crate::summary::configuration_position;
 use evidence::Evidence;
 pub use files::read_all;
@@ -51,11 +52,28 @@ pub struct SummaryArguments {
     pub results: Vec<PathBuf>,
 }
 
+/// A slip of the hand must not cost hours of measuring.
+fn refuse_overwriting(arguments: &ReportArguments) -> Result<()> {
+    let outputs = [("--out", Some(&arguments.out)), ("--markdown", arguments.markdown.as_ref())];
+    for (option, path) in outputs {
+        let Some(path) = path else { continue };
+        if let Some(input) = arguments.results.iter().find(|input| out_file::is_same(path, input)) {
+            bail!("{option} {} would overwrite the results in {}; name another file", path.display(), input.display());
+        }
+        if option == "--markdown" && out_file::is_same(path, &arguments.out) {
+            bail!("--out and --markdown are the same file, {}; name another one", path.display());
+        }
+        out_file::check(path)?;
+    }
+    Ok(())
+}
+
 pub fn report(arguments: &ReportArguments) -> Result<bool> {
+    refuse_overwriting(arguments)?;
     let (files, all_read) = read_all(&arguments.results)?;
-    write_file(&arguments.out, &html(&files))?;
+    out_file::write(&arguments.out, &html(&files))?;
     if let Some(path) = &arguments.markdown {
-        write_file(path, &markdown::markdown(&files))?;
+        out_file::write(path, &markdown::markdown(&files))?;
     }
     Ok(all_read)
 }

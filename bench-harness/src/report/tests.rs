@@ -1,8 +1,11 @@
 use super::claims::{Verdict, paper};
 use super::evidence::Evidence;
-use super::{html, markdown, synthetic, targets};
-use crate::results::{Micro, Results};
+use super::{ReportArguments, html, markdown, synthetic, targets};
+use crate::results::{Micro, Moment, Results, Run};
 use crate::summary::tests::run;
+use crate::tally::LatencyUs;
+
+use serde_json::Value;
 
 /// Claims of the paper whose text holds this.
 fn verdicts(results: &Results, text: &str) -> Vec<Verdict> {
@@ -128,4 +131,71 @@ fn markdown_has_the_claims_and_the_cells() {
     let columns = |line: &str| line.matches('|').count() - line.matches("\\|").count();
     let mut tables = text.split("\n\n").filter(|part| part.starts_with('|'));
     assert!(tables.all(|table| table.lines().all(|line| columns(line) == columns(table.lines().next().unwrap()))), "{text}");
+}
+
+#[test]
+fn nothing_but_noughts_gives_no_nan() {
+    let mut results = synthetic::full();
+    for run in &mut results.runs {
+        run.operations_per_second = 0.0;
+        run.latency_us = LatencyUs::default();
+        run.server_cpu_seconds = 0.0;
+        run.details.operations = 0;
+        run.details.latency_buckets.iter_mut().for_each(|bucket| *bucket = (0.0, 0));
+        run.details.time_line.iter_mut().for_each(|moment| *moment = Moment::default());
+    }
+    let Value::Array(mut micro) = serde_json::to_value(&results.micro).unwrap() else { panic!("micro is a list") };
+    for (_, field) in micro.iter_mut().filter_map(Value::as_object_mut).flatten() {
+        if field.is_f64() {
+            *field = 0.0.into();
+        }
+    }
+    results.micro = serde_json::from_value(Value::Array(micro)).unwrap();
+    results.micro_ranges.iter_mut().for_each(|range| *range = (0.0, 0.0));
+    assert!(verdicts(&results, "state of the art").iter().all(|verdict| *verdict == Verdict::NotMet));
+    let files = [results];
+    for text in [html(&files), markdown::markdown(&files)] {
+        let odd = |word: &&str| *word == "NaN" || *word == "inf";
+        let words = || text.split(|letter: char| !letter.is_ascii_alphabetic());
+        assert_eq!(
+            words().filter(odd).count(),
+            0,
+            "{:?}",
+            text.split('<').filter(|part| part.contains("NaN") || part.contains("inf")).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
+fn names_from_files_are_no_markdown() {
+    let odd = Run { workload: "ycsb-<b>|x\ny".into(), ..run("<script>|", 0.25, 100.0) };
+    let text = markdown::markdown(&[Results { runs: vec![odd], ..Results::default() }]);
+    assert!(text.contains("| YCSB-&lt;B&gt;\\|X Y | 25 % | &lt;script&gt;\\| |"), "{text}");
+    assert!(!text.contains('<'));
+}
+
+#[test]
+fn reports_do_not_overwrite_results() {
+    let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-overwrite", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let input = directory.join("x.json");
+    synthetic::micro_only().write(&input).unwrap();
+    let before = std::fs::read(&input).unwrap();
+    let of = |out: &str, markdown: Option<&str>| {
+        let path = |name: &str| directory.join(name);
+        super::report(&ReportArguments { results: vec![input.clone()], out: path(out), markdown: markdown.map(path) })
+    };
+    for (out, markdown, part) in [
+        ("./x.json", None, "--out"),
+        ("new.html", Some("x.json"), "--markdown"),
+        ("new.html", Some("./new.html"), "same file"),
+        ("new.html", Some("none/x.md"), "no directory"),
+    ] {
+        let error = format!("{:#}", of(out, markdown).expect_err(part));
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(std::fs::read(&input).unwrap(), before);
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+    assert!(of("new.html", Some("new.md")).unwrap());
+    std::fs::remove_dir_all(&directory).unwrap();
 }
