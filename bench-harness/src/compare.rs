@@ -371,24 +371,18 @@ mod tests {
         fail(&mut after.runs[1]);
         assert_eq!(matched(&before, &after, 0.05).num_lost, 1);
         assert!(!is_no_worse(&before, &after) && is_no_worse(&after, &before));
-        // Missing, a wrong value, a benchmark less; a sweep may fail.
-        let changes: [(fn(&mut Results), bool); 4] = [
-            (|after| after.runs.clear(), false),
-            (|after| after.runs[0].wrong_values = 1, false),
-            (|after| after.micro.clear(), false),
-            (
-                |after| {
-                    let details = Details { sweep: true, error: Some("it died".into()), ..Details::default() };
-                    after.runs.push(Run { details, ..after.runs[0].clone() });
-                },
-                true,
-            ),
-        ];
-        for (change, expected) in changes {
+        // Missing, a wrong value, a benchmark less.
+        let changes: [fn(&mut Results); 3] = [|after| after.runs.clear(), |after| after.runs[0].wrong_values = 1, |after| after.micro.clear()];
+        for change in changes {
             let mut after = before.clone();
             change(&mut after);
-            assert_eq!(is_no_worse(&before, &after), expected, "{:?}", matched(&before, &after, 0.05).sentences);
+            assert!(!is_no_worse(&before, &after), "{:?}", matched(&before, &after, 0.05).sentences);
         }
+        // What was only tried may fail.
+        let mut after = before.clone();
+        let details = Details { sweep: true, error: Some("it died".into()), ..Details::default() };
+        after.runs.push(Run { details, ..before.runs[0].clone() });
+        assert!(is_no_worse(&before, &after));
         assert!(!is_no_worse(&Results::default(), &before) && !is_no_worse(&before, &Results::default()));
     }
 
