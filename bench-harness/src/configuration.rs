@@ -63,6 +63,9 @@ pub struct Sweep {
     /// For a quick look; none: the default stays.
     #[serde(deserialize_with = "texts")]
     pub quick: Vec<String>,
+    /// What is best depends on how data lies on disk: tried again for values of several pages and for sequential access.
+    #[serde(default)]
+    pub again: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -298,8 +301,8 @@ mod tests {
             ("server_threads = 8", "server_threads = 0", "a number from 1 to 128"),
             ("page_cluster = 0", "page_cluster = 0\nunused = 1", "unused is used by no"),
             ("setting = \"page_cluster\"", "setting = \"cluster\"", "varies cluster"),
-            ("values = [2, 4, 8, 16]", "values = []", "no values"),
-            ("values = [2, 4, 8, 16]", "values = [2, 1000]", "\"1000\" is no number"),
+            ("values = [2, 4, 8, 16, 32, 64]", "values = []", "no values"),
+            ("values = [2, 4, 8, 16, 32, 64]", "values = [2, 1000]", "\"1000\" is no number"),
             ("swap_device = \"file\"", "", "swap_device belongs"),
             ("\"vm.swappiness\"", "\"kernel.panic\"", "may only change vm.*"),
             ("\"vm.swappiness\"", "\"vm./../x\"", "may only change vm.*"),
