@@ -24,13 +24,10 @@ void lightswap_set_wait(const char *text);
 /* Sees the text of each -o suboption ("name=value,rest"), to tell what was asked for from what is a default. */
 void lightswap_note_suboption(const char *text);
 
-/* What main() decided from the command line, and what Lightswap may switch off of it. */
+/* What main() decided from the command line. */
 struct lightswap_choices {
     bool lock_memory;
     bool large_pages;
-    bool *start_lru_maintainer;
-    bool *start_lru_crawler;
-    bool *start_assoc_maint;
 };
 /* Checks the options and adapts the settings; ends the process with a sentence when they cannot work together. */
 void lightswap_configure(const struct lightswap_choices *choices);
@@ -69,46 +66,93 @@ bool lightswap_memlimit_ok(size_t bytes);
 /* Takes over the region; see lightswap_start. */
 void lightswap_memory_init(void *base, size_t len);
 size_t lightswap_region_bytes(size_t maxbytes);
-int lightswap_hashpower(size_t maxbytes);
-
-/* Makes the tail of an LRU resident before its lock is taken: `tail` is read without a lock, a stale one does no harm. */
-void lightswap_touch_tail(const item *tail);
-/* The same for the neighbours of an item that is about to leave its LRU. */
-void lightswap_touch_neighbours(const item *it);
-/* Would moving the item to the head of its LRU fault a neighbour in? */
-bool lightswap_relink_is_cheap(const item *it, const item *head);
-/* Is it time to replace an item that is written in place again and again, although that faults its neighbours in? */
-bool lightswap_overwrites_enough(void);
 /* Do writes to the backend fail? No new items then: nothing could leave local memory for them. */
 bool lightswap_writes_fail(void);
 /* No item could be evicted: waits a little for those who hold the tail items, true when another try is worth it. */
 bool lightswap_wait_for_eviction(const item *tail, int attempt);
 
-/* Asking is cheaper than faulting: no signal, all missing pages in one go, and the pages count as used. A page that
- * cannot be read back is reported by the access that follows. */
-static inline void lightswap_touch(const void *addr, size_t len) {
-    if (__builtin_expect(lightswap_enabled, 0) && (lightswap_asks_first || lsw_is_resident(addr, len))) {
-        (void)lsw_touch(addr, len);
-    }
+/* ---- Headers (lightswap_headers.c) ---- */
+
+/* An item is two things: its header (everything up to the CAS) in ordinary memory, and its body (key, client flags, value) in the
+ * region. So hash chains, LRUs, free lists and reference counts never touch a page that may be swapped out. Headers
+ * lie in a table parallel to the region: those of slab page n from headers + n * slab page size on. A chunk of a
+ * large item is divided in the same way. What is not in the table has its body behind its header, as upstream has it. */
+struct lightswap_table {
+    const char *headers;
+    size_t headers_len;         /* 0: Lightswap is off */
+    char *bodies;               /* the region */
+    uint32_t *body_bytes;       /* of the items of each slab page */
+    unsigned int slab_shift;    /* a slab page has 2^slab_shift bytes */
+    uint32_t header_bytes;
+    uint64_t reciprocal;        /* index = offset of a header in its slab's part * reciprocal >> 32 */
+};
+extern struct lightswap_table lightswap_table;
+
+/* False when there is no memory for the table. */
+bool lightswap_headers_init(char *region, size_t region_len);
+/* Prepares a slab page for items of this size, header included; its first header. Under slabs_lock. */
+char *lightswap_cut(char *slab_page, size_t item_size);
+/* Header, key and first chunk of a large item, all in ordinary memory, as upstream's slabs_alloc returns it. */
+item *lightswap_alloc_head(size_t size);
+void lightswap_free_head(item *head);
+
+static inline bool lightswap_has_body(const void *header) {
+    return __builtin_expect((size_t)((const char *)header - lightswap_table.headers) < lightswap_table.headers_len, 0);
 }
 
-/* Starts reading what will be touched soon. */
-static inline void lightswap_prefetch(const void *addr, size_t len) {
-    if (lightswap_asks_first) {
-        (void)lsw_prefetch(addr, len);
-    }
+static inline char *lightswap_body(const void *header) {
+    const struct lightswap_table *table = &lightswap_table;
+    const size_t offset = (size_t)((const char *)header - table->headers);
+    const size_t slab = offset >> table->slab_shift;
+    const uint64_t in_slab = offset - (slab << table->slab_shift);
+    const size_t index = (size_t)(in_slab * table->reciprocal >> 32);
+    return table->bodies + (slab << table->slab_shift) + index * table->body_bytes[slab];
 }
 
-/* Header, CAS and key: what a look-up reads. */
-static inline void lightswap_touch_key(const item *it, size_t nkey) {
-    lightswap_touch(it, sizeof(item) + sizeof(uint64_t) + nkey + 1);
+/* ---- Loss (lightswap_loss.c) ---- */
+
+/* Brings in the pages of a chunk just allocated, so that writing to it works. If one cannot be read back, the items on it
+ * are unlinked and it starts anew; false if that has to wait, the chunk is then set aside. */
+bool lightswap_make_ready(item *it, size_t size, unsigned int id);
+/* An item whose pages cannot be read back; its item lock is held. */
+void lightswap_lose(item *it, uint32_t hv);
+
+/* ---- Look-up (lightswap_lookup.c) ---- */
+
+enum lightswap_part {
+    LIGHTSWAP_KEY,              /* enough to compare keys and read the client flags */
+    LIGHTSWAP_ALL,              /* what a client is going to get */
+};
+/* item_lock, with the pages of the item that most likely has this key in memory: they are waited for without the lock, and
+ * stay until the LWT looks up another item or has ended. An item that cannot be read back is gone when this returns. */
+void lightswap_item_lock(uint32_t hv, size_t nkey, enum lightswap_part part);
+/* Starts reading what will be looked up soon. */
+void lightswap_expect(const char *key, size_t nkey);
+bool lightswap_same_bytes(const char *a, const char *b, size_t len);
+
+/* Is this the item's key? Its length is. Items of other keys are told by their hash, the same item by its address. */
+static inline bool lightswap_key_is(const item *it, const char *key, uint32_t hv) {
+    if (!lightswap_has_body(it)) {
+        return memcmp(key, ITEM_key(it), it->nkey) == 0;
+    }
+    const char *its_key = lightswap_body(it);
+    return it->hash == hv && (key == its_key || lightswap_same_bytes(key, its_key, it->nkey));
 }
 
-/* The whole item, when a client is going to get it. The rest of a chunked item is touched as it is sent. */
-static inline void lightswap_touch_item(const item *it) {
-    if (__builtin_expect(lightswap_enabled, 0) && (it->it_flags & ITEM_CHUNKED) == 0) {
-        lightswap_touch(it, ITEM_ntotal(it));
+/* ---- Copies from and to items: the pages stay in memory meanwhile. False when one cannot be read back. ---- */
+
+static inline bool lightswap_copy(void *to, const void *from, size_t len) {
+    if (__builtin_expect(lightswap_enabled, 0)) {
+        return lsw_copy(to, from, len) == LSW_OK;
     }
+    memmove(to, from, len);
+    return true;
+}
+
+bool lightswap_fill(char *to, char byte, size_t len);
+
+static inline bool lightswap_is_resident(const void *addr, size_t len) {
+    return !lightswap_enabled || !lsw_in_region(addr) || lsw_is_resident(addr, len);
 }
 
 /* ---- System calls on item memory ---- */

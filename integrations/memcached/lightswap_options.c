@@ -65,9 +65,6 @@ static const struct {
     const char *name;
     const char *why;
 } refused_suboptions[] = {
-    { "lru_maintainer", "its thread would page in the coldest items all the time" },
-    { "lru_crawler", "its thread would page in every item" },
-    { "temporary_ttl", "it needs lru_maintainer, whose thread would page in the coldest items all the time" },
     { "slab_reassign", "its thread would page in whole slab pages" },
     { "slab_automove", "its thread would page in whole slab pages" },
     { "drop_privileges", "its system call filter forbids io_uring and userfaultfd" },
@@ -130,17 +127,9 @@ static void refuse_what_cannot_work(const struct lightswap_choices *choices) {
     }
 }
 
-static void switch_off(const struct lightswap_choices *choices) {
-    *choices->start_lru_maintainer = false;
-    *choices->start_lru_crawler = false;
-    *choices->start_assoc_maint = false;
-    settings.lru_segmented = false;
-    settings.lru_crawler = false;
+static void switch_off(void) {
     settings.slab_reassign = false;
     settings.slab_automove = 0;
-    if (settings.hashpower_init == 0) {
-        settings.hashpower_init = lightswap_hashpower(settings.maxbytes);
-    }
 }
 
 void lightswap_configure(const struct lightswap_choices *choices) {
@@ -178,6 +167,6 @@ void lightswap_configure(const struct lightswap_choices *choices) {
     }
     lightswap_asks_first = lightswap_settings.notifier != LSW_NOTIFIER_MONITOR;
     refuse_what_cannot_work(choices);
-    switch_off(choices);
+    switch_off();
     lightswap_enabled = true;
 }

@@ -16,4 +16,21 @@ extern struct lightswap_settings lightswap_settings;
 /* lsw_worker_enter on the server's instance. */
 int lightswap_enter(void);
 
+/* Pages that the LWT of a connection has pinned: of the item it looked up last. */
+struct lightswap_pins {
+    const char *addr;
+    size_t len;                 /* 0: none */
+};
+void lightswap_drop_pins(struct lightswap_pins *pins);
+
+/* What lightswap_loss.c counts. */
+struct lightswap_losses {
+    uint64_t items;             /* unlinked because a page could not be read back */
+    uint64_t pages;             /* given up and started anew */
+    uint64_t chunks_set_aside;  /* now */
+};
+struct lightswap_losses lightswap_losses(void);
+/* Ordinary memory that headers take. */
+uint64_t lightswap_header_memory_bytes(void);
+
 #endif

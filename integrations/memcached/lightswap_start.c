@@ -55,7 +55,7 @@ static lsw_region *open_region(void) {
     };
     lsw_region *region = NULL;
     if (lsw_open(&config, &instance) != LSW_OK ||
-        lsw_region_create(instance, lightswap_region_bytes(settings.maxbytes), LSW_TRANSPARENT, &region) != LSW_OK) {
+        lsw_region_create(instance, lightswap_region_bytes(settings.maxbytes), LSW_COOPERATIVE, &region) != LSW_OK) {
         die();
     }
     free(url);
@@ -80,6 +80,10 @@ void lightswap_start(void) {
     if (lightswap_enabled) {
         lsw_region *region = open_region();
         lightswap_memory_init(lsw_region_base(region), lsw_region_len(region));
+        if (!lightswap_headers_init(lsw_region_base(region), lsw_region_len(region))) {
+            fprintf(stderr, "memcached: no address space for the headers of %zu bytes of items\n", lsw_region_len(region));
+            exit(EXIT_FAILURE);
+        }
         STATS_LOCK();
         stats_state.reserved_fds += FDS_OF_INSTANCE;
         STATS_UNLOCK();
@@ -113,6 +117,11 @@ void lightswap_stats(ADD_STAT add_stats, void *c) {
     if (lightswap_enabled) {
         struct stats_sink sink = { add_stats, c };
         lsw_stats_visit(instance, add_counter, &sink);
+        const struct lightswap_losses losses = lightswap_losses();
+        add_counter(&sink, "item_header_bytes", lightswap_header_memory_bytes());
+        add_counter(&sink, "lost_items", losses.items);
+        add_counter(&sink, "lost_pages", losses.pages);
+        add_counter(&sink, "chunks_set_aside", losses.chunks_set_aside);
     }
     add_stats(NULL, 0, NULL, 0, c);
 }

@@ -9,8 +9,9 @@
 /* File descriptors that an entered worker holds: ring, wake-up, and room for a backend's own. */
 enum { FDS_PER_WORKER = 4 };
 
-/* One run of a connection on an LWT; lives on that LWT's stack. */
+/* One run of a connection on an LWT; lives on that LWT's stack, which has the address of its pins as its value. */
 struct lightswap_run {
+    struct lightswap_pins pins;
     conn *c;                    /* NULL: closed meanwhile, the conn is no longer ours */
     void (*step)(conn *);
     bool parked;                /* its event was taken out of libevent */
@@ -31,11 +32,13 @@ static bool is_away(const conn *c) {
 static void run_on_lwt(void *arg) {
     struct lightswap_run run = *(struct lightswap_run *)arg;
     run.c->lightswap_run = &run;
+    lsw_lwt_set_value(&run.pins);
     run.step(run.c);
     while (run.c != NULL && run.handed_back) {
         run.handed_back = false;
         conn_worker_readd(run.c);
     }
+    lightswap_drop_pins(&run.pins);
     if (run.c == NULL) {
         return;
     }

@@ -84,6 +84,24 @@ impl PageRange {
         Ok(())
     }
 
+    /// The same without waiting: `false`, and no pins, if a page is not resident or the limit is reached.
+    pub(crate) fn pin_resident(&self) -> bool {
+        let pager = &self.region.pager;
+        let num_pages = self.indices.len();
+        if !pager.take_pins(num_pages) {
+            return false;
+        }
+        let tick = pager.budget.tick();
+        match self.pages().position(|page| page.entry().pin(tick).is_err()) {
+            None => true,
+            Some(num_pinned) => {
+                self.pages().take(num_pinned).for_each(|page| assert!(swap_in::unpin(page)));
+                pager.give_pins_back(num_pages);
+                false
+            }
+        }
+    }
+
     /// Runs `action`, a copy that does not suspend, with the pages resident and pinned. Does not count towards the limit of pins, so the range is one page.
     pub(crate) fn with_pin(&self, action: impl FnOnce()) -> Result<()> {
         debug_assert_eq!(self.indices.len(), 1);
@@ -144,6 +162,14 @@ impl PageRange {
             let _ = self.region.pager.uffd.write_protect(self.region.page(self.indices.start).address(), self.indices.len(), false);
         }
     }
+}
+
+/// A pin that does not count towards the limit, for copies that do not suspend while they have it.
+pub(crate) fn pin_page(page: Page<'static>) -> Result<()> {
+    if page.entry().pin(page.region.pager.budget.tick()).is_err() {
+        make_resident(page)?;
+    }
+    Ok(())
 }
 
 fn make_resident(page: Page<'static>) -> Result<()> {

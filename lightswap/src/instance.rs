@@ -1,6 +1,7 @@
 //! The public types: an instance (local memory, backend, workers), its regions, and the worker handle.
 
 use crate::access::PageRange;
+use crate::copies;
 use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict;
@@ -376,6 +377,40 @@ pub fn touch(address: *const u8, len: usize) -> Result<()> {
 /// As [`touch`]; [`ErrorKind::PinLimit`] if more than half of local memory, or 128 MiB, would be pinned.
 pub fn pin(address: *const u8, len: usize) -> Result<()> {
     PageRange::find(address as usize, len)?.pin()
+}
+
+/// [`pin`] without waiting: `false`, and no pins, if a page is not resident or the limit of pins is reached.
+///
+/// # Errors
+/// [`ErrorKind::NotInRegion`].
+pub fn pin_resident(address: *const u8, len: usize) -> Result<bool> {
+    Ok(PageRange::find(address as usize, len)?.pin_resident())
+}
+
+/// Copies `len` bytes, of which any part may lie in regions. Each page of a region is pinned while it is read or written, so this is how to write to a
+/// cooperative region without pins of one's own, and a page that cannot be read back is an error. It waits for pages as [`touch`] does. Ranges may
+/// overlap only where neither is in a region.
+///
+/// # Errors
+/// [`ErrorKind::SwapIn`]; a part may have been copied by then.
+///
+/// # Safety
+/// `from` is valid for reads of `len` bytes and `to` for writes, if one takes swapped-out pages as valid; nobody else writes them meanwhile.
+pub unsafe fn copy(to: *mut u8, from: *const u8, len: usize) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { copies::copy(to, from, len) }
+}
+
+/// Compares `len` bytes, of which any part may lie in regions, in the manner of [`copy`].
+///
+/// # Errors
+/// [`ErrorKind::SwapIn`].
+///
+/// # Safety
+/// Both are valid for reads of `len` bytes, if one takes swapped-out pages as valid; nobody writes them meanwhile.
+pub unsafe fn compare(a: *const u8, b: *const u8, len: usize) -> Result<std::cmp::Ordering> {
+    // SAFETY: the caller's promise.
+    unsafe { copies::compare(a, b, len) }
 }
 
 /// Undoes one [`pin`] of the same range.

@@ -44,6 +44,7 @@ mod buffers;
 #[doc(hidden)]
 pub mod capi;
 mod config;
+mod copies;
 mod error;
 mod evict;
 mod fork;
@@ -68,7 +69,7 @@ mod worker;
 
 pub use config::{Notifier, Waiting};
 pub use error::{Error, ErrorKind, Result};
-pub use instance::{Builder, Lightswap, Region, WorkerHandle, advise_cold, is_resident, pin, prefetch, reserve, touch, unpin};
+pub use instance::{Builder, Lightswap, Region, WorkerHandle, advise_cold, compare, copy, is_resident, pin, pin_resident, prefetch, reserve, touch, unpin};
 pub use region::Contract;
 pub use size::{PAGE_SIZE, format_size, parse_size};
 

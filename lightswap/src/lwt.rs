@@ -21,6 +21,8 @@ pub(crate) struct Lwt {
     yielder: Cell<*const Yielder<(), ()>>,
     /// The worker's end that other threads may use.
     home: *const WorkerShared,
+    /// The program's; see [`set_value`].
+    value: Cell<*mut libc::c_void>,
     /// Link in the worker's ready queue (its thread only).
     next_ready: Cell<*mut Lwt>,
     /// Link in the home's inbox of remote wake-ups.
@@ -55,6 +57,20 @@ pub(crate) fn wake(lwt: *mut Lwt) {
         Some(worker) if ptr::eq(worker.shared(), home) => worker.push_ready(lwt),
         _ => home.push_inbox(lwt),
     }
+}
+
+/// Gives the running LWT a value of the program's, as thread-local storage would a thread; it starts as null. Does nothing outside LWTs.
+pub fn set_value(value: *mut libc::c_void) {
+    // SAFETY: the running LWT is alive.
+    if let Some(lwt) = unsafe { current().as_ref() } {
+        lwt.value.set(value);
+    }
+}
+
+/// What [`set_value`] was last given on the running LWT; null outside LWTs.
+pub fn value() -> *mut libc::c_void {
+    // SAFETY: as above.
+    unsafe { current().as_ref() }.map_or(ptr::null_mut(), |lwt| lwt.value.get())
 }
 
 /// Lets the other LWTs of this worker run; on an ordinary thread, other threads.
@@ -93,6 +109,7 @@ impl Lwt {
             coroutine: RefCell::new(Some(coroutine)),
             yielder: Cell::new(ptr::null()),
             home: worker.shared(),
+            value: Cell::new(ptr::null_mut()),
             next_ready: Cell::new(ptr::null_mut()),
             next_inbox: AtomicPtr::new(ptr::null_mut()),
         }))

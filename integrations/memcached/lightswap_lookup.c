@@ -1,0 +1,127 @@
+/* Touch, then work: the pages of an item come in before its lock is taken, and stay while the request uses them. */
+#include "memcached.h"
+#include "lightswap_settings.h"
+
+enum {
+    /* Bodies up to this size are pinned whole; of larger ones the part that is accessed directly, the rest is touched. */
+    PINNED_WHOLE_BYTES = 8192,
+    EXPECTED_BYTES = 65536,
+    PIN_RETRY_US = 50,
+};
+
+bool lightswap_same_bytes(const char *a, const char *b, size_t len) {
+    int difference = 1;
+    /* What cannot be read is no match: whoever looked the item up has lost it by now, or will at the next look. */
+    return lsw_compare(a, b, len, &difference) == LSW_OK && difference == 0;
+}
+
+bool lightswap_fill(char *to, char byte, size_t len) {
+    char block[256];
+    if (!lightswap_enabled) {
+        memset(to, byte, len);
+        return true;
+    }
+    memset(block, byte, sizeof(block));
+    for (size_t done = 0; done < len; done += sizeof(block)) {
+        const size_t left = len - done;
+        if (!lightswap_copy(to + done, block, left < sizeof(block) ? left : sizeof(block))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void lightswap_drop_pins(struct lightswap_pins *pins) {
+    if (pins->len > 0) {
+        lsw_unpin(pins->addr, pins->len);
+        pins->len = 0;
+    }
+}
+
+static size_t body_len(const item *it) {
+    return ITEM_ntotal(it) - sizeof(item) - ((it->it_flags & ITEM_CAS) ? sizeof(uint64_t) : 0);
+}
+
+/* Key, its end, client flags. */
+static size_t key_len(const item *it) {
+    return (size_t)it->nkey + 1 + sizeof(uint32_t);
+}
+
+static size_t pinned_len(const item *it, enum lightswap_part part) {
+    const size_t all = body_len(it);
+    return part == LIGHTSWAP_ALL && all <= PINNED_WHOLE_BYTES ? all : key_len(it) < all ? key_len(it) : all;
+}
+
+/* With a reference to the item, and no lock. False: a page cannot be read back. */
+static bool bring(struct lightswap_pins *pins, const item *it, enum lightswap_part part) {
+    const char *body = lightswap_body(it);
+    const size_t all = body_len(it);
+    const size_t pinned = pinned_len(it, part);
+    if (part == LIGHTSWAP_ALL && pinned < all && lsw_touch(body, all) != LSW_OK) {
+        return false;
+    }
+    int result;
+    /* Other requests hold the pins, and none of them waits for one while it does: they come back. */
+    while ((result = lsw_pin(body, pinned)) == LSW_ERR_PIN_LIMIT) {
+        lsw_sleep_us(PIN_RETRY_US);
+    }
+    if (result == LSW_OK) {
+        pins->addr = body;
+        pins->len = pinned;
+    }
+    return result == LSW_OK;
+}
+
+/* The same without waiting, if all is in memory. */
+static bool pin_resident(struct lightswap_pins *pins, const item *it, enum lightswap_part part) {
+    const char *body = lightswap_body(it);
+    const size_t pinned = pinned_len(it, part);
+    if (part == LIGHTSWAP_ALL && pinned < body_len(it) && !lsw_is_resident(body, body_len(it))) {
+        return false;
+    }
+    if (lsw_pin_resident(body, pinned) != LSW_OK) {
+        return false;
+    }
+    pins->addr = body;
+    pins->len = pinned;
+    return true;
+}
+
+void lightswap_item_lock(uint32_t hv, size_t nkey, enum lightswap_part part) {
+    struct lightswap_pins *pins = lightswap_enabled && lightswap_asks_first ? lsw_lwt_value() : NULL;
+    if (pins == NULL) {
+        item_lock(hv);
+        return;
+    }
+    lightswap_drop_pins(pins);
+    item_lock(hv);
+    item *it = assoc_candidate(nkey, hv);
+    if (it == NULL || !lightswap_has_body(it) || pin_resident(pins, it, part)) {
+        return;
+    }
+    refcount_incr(it);
+    item_unlock(hv);
+    const bool is_there = bring(pins, it, part);
+    item_lock(hv);
+    if (!is_there) {
+        lightswap_lose(it, hv);
+    }
+    do_item_remove(it);
+}
+
+void lightswap_expect(const char *key, size_t nkey) {
+    if (!lightswap_asks_first) {
+        return;
+    }
+    const uint32_t hv = hash(key, nkey);
+    void *lock = item_trylock(hv);
+    if (lock == NULL) {
+        return;
+    }
+    const item *it = assoc_candidate(nkey, hv);
+    if (it != NULL && lightswap_has_body(it)) {
+        const size_t len = body_len(it);
+        lsw_prefetch(lightswap_body(it), len < EXPECTED_BYTES ? len : EXPECTED_BYTES);
+    }
+    item_trylock_unlock(lock);
+}

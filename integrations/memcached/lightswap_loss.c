@@ -1,0 +1,141 @@
+/* When a page cannot be read back: the items on it are lost, and nothing else. */
+#include "memcached.h"
+#include "lightswap_settings.h"
+
+enum { PAGE_BYTES = 4096 };
+
+static struct lightswap_losses losses;      /* atomically */
+/* Chunks that were to be used and have a page that cannot be read back, while other items on it are in use. Under slabs_lock. */
+static item *set_aside;
+static rel_time_t retried_at;
+
+struct lightswap_losses lightswap_losses(void) {
+    return (struct lightswap_losses){
+        .items = __atomic_load_n(&losses.items, __ATOMIC_RELAXED),
+        .pages = __atomic_load_n(&losses.pages, __ATOMIC_RELAXED),
+        .chunks_set_aside = __atomic_load_n(&losses.chunks_set_aside, __ATOMIC_RELAXED),
+    };
+}
+
+void lightswap_lose(item *it, uint32_t hv) {
+    if ((it->it_flags & ITEM_LINKED) != 0) {
+        do_item_unlink(it, hv);
+        __atomic_fetch_add(&losses.items, 1, __ATOMIC_RELAXED);
+    }
+}
+
+/* Neither linked, nor being filled, nor read: free, or never used. Under slabs_lock. */
+static bool is_free(const item *it) {
+    return (it->it_flags & ITEM_SLABBED) != 0 || (it->refcount == 0 && it->it_flags == 0);
+}
+
+/* The first header whose body has a byte in the page and that is in use, other than `except`; NULL: there is none. */
+static item *user_of(const char *page, const item *except) {
+    const struct lightswap_table *table = &lightswap_table;
+    const size_t slab = (size_t)(page - table->bodies) >> table->slab_shift;
+    const size_t start = (size_t)(page - table->bodies) - (slab << table->slab_shift);
+    const size_t body_bytes = table->body_bytes[slab];
+    const size_t num_items = ((size_t)1 << table->slab_shift) / (body_bytes + sizeof(item));
+    char *headers = (char *)table->headers + (slab << table->slab_shift);
+    for (size_t i = start / body_bytes; i < num_items && i * body_bytes < start + PAGE_BYTES; i++) {
+        item *it = (item *)(headers + i * table->header_bytes);
+        if (it != except && !is_free(it)) {
+            return it;
+        }
+    }
+    return NULL;
+}
+
+/* Unlinks what is on a page; true when nobody uses it any more and it reads zero. */
+static bool start_anew(char *page, const item *except) {
+    for (;;) {
+        slabs_mlock();
+        item *it = user_of(page, except);
+        if (it == NULL) {
+            const bool is_anew = lsw_discard(page, PAGE_BYTES) == LSW_OK;
+            slabs_munlock();
+            if (is_anew) {
+                __atomic_fetch_add(&losses.pages, 1, __ATOMIC_RELAXED);
+            }
+            return is_anew;
+        }
+        if ((it->it_flags & ITEM_CHUNK) != 0) {
+            it = ((item_chunk *)it)->head;
+        }
+        const uint32_t hv = it->hash;
+        /* Only tried: other item locks may be held here. */
+        void *lock = item_trylock(hv);
+        if (lock == NULL || (it->it_flags & ITEM_LINKED) == 0) {
+            slabs_munlock();
+            if (lock != NULL) {
+                item_trylock_unlock(lock);
+            }
+            return false;
+        }
+        refcount_incr(it);
+        slabs_munlock();
+        lightswap_lose(it, hv);
+        do_item_remove(it);
+        item_trylock_unlock(lock);
+    }
+}
+
+static bool is_readable(char *body, size_t len, const item *it) {
+    if (lsw_touch(body, len) == LSW_OK) {
+        return true;
+    }
+    const size_t before = (size_t)(body - lightswap_table.bodies) % PAGE_BYTES;
+    for (char *page = body - before; page < body + len; page += PAGE_BYTES) {
+        if (lsw_touch(page, 1) != LSW_OK && !start_anew(page, it)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Gives back what was set aside and can be used again: looked at once a second. */
+static void retry(void) {
+    slabs_mlock();
+    item *it = retried_at != current_time ? set_aside : NULL;
+    if (it == NULL) {
+        slabs_munlock();
+        return;
+    }
+    retried_at = current_time;
+    set_aside = it->next;
+    slabs_munlock();
+    const unsigned int id = it->slabs_clsid;
+    const size_t slab = (size_t)((const char *)it - lightswap_table.headers) >> lightswap_table.slab_shift;
+    const size_t body_bytes = lightswap_table.body_bytes[slab];
+    if (is_readable(lightswap_body(it), body_bytes, it)) {
+        __atomic_fetch_sub(&losses.chunks_set_aside, 1, __ATOMIC_RELAXED);
+        it->it_flags = 0;
+        slabs_free(it, body_bytes + sizeof(item), id);
+    } else {
+        slabs_mlock();
+        it->next = set_aside;
+        set_aside = it;
+        slabs_munlock();
+    }
+}
+
+bool lightswap_make_ready(item *it, size_t size, unsigned int id) {
+    if (!lightswap_has_body(it)) {
+        return true;
+    }
+    if (__atomic_load_n(&losses.chunks_set_aside, __ATOMIC_RELAXED) > 0) {
+        retry();
+    }
+    if (is_readable(lightswap_body(it), size - sizeof(item), it)) {
+        return true;
+    }
+    slabs_mlock();
+    it->refcount = 0;
+    it->it_flags = ITEM_SLABBED;
+    it->slabs_clsid = id;
+    it->next = set_aside;
+    set_aside = it;
+    slabs_munlock();
+    __atomic_fetch_add(&losses.chunks_set_aside, 1, __ATOMIC_RELAXED);
+    return false;
+}
