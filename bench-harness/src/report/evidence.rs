@@ -11,6 +11,9 @@ pub const PRIMARY_WORKLOADS: [&str; 2] = ["ycsb-c", "ycsb-a"];
 pub const STATE_OF_THE_ART: [&str; 2] = ["kernel-swap-ssd", "fastswap-style"];
 pub const KERNEL_IN_MEMORY: &str = "kernel-swap-zram";
 
+/// The series of notification that claims are judged by: as many signal frames are alive as LWTs, as in a server whose LWTs wait for a disk.
+pub const SUSPENDED: &str = "sigbus-suspended";
+
 /// The command that makes all results again, where no file says which one made them.
 pub const REPRODUCE: &str = "scripts/reproduce";
 

@@ -2,12 +2,13 @@
 
 use std::fmt::Write;
 
-use super::claims::{self, Claim, Verdict, with_spread};
+use super::claims;
 use super::evidence::Evidence;
 use super::headline::headlines;
 use super::mechanism::notification_lines;
 use super::memory::configurations;
 use super::targets;
+use super::verdict::{Claim, Verdict, with_spread};
 use crate::results::Results;
 use crate::summary::Summary;
 use crate::units::{format_count, format_ms};

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::claims::with_spread;
 use super::evidence::{Evidence, NotifyPoint};
 use super::section;
 use super::targets::has_memtier;
+use super::verdict::with_spread;
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Segment, Series, Stack, bars, stacks};
 use crate::results::{Micro, repetitions};
 use crate::summary::Spread;

@@ -16,6 +16,7 @@ pub mod synthetic;
 mod targets;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 use std::fmt::Write;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! What the project asks of itself beyond the paper, judged like its claims.
 
-use super::claims::{Claim, Verdict, ratio_of, throughput, times};
 use super::evidence::{Evidence, PRIMARY_PERCENT, PRIMARY_WORKLOADS};
+use super::verdict::{Claim, Verdict, throughput, throughput_ratio, times};
 use crate::results::Micro;
 use crate::summary::Spread;
 use crate::units::{format_count, format_ms, format_us};
@@ -31,10 +31,10 @@ fn in_memory(evidence: &Evidence<'_>, workload: &str) -> Claim {
     let (Some(own), Some(stock)) = (evidence.cell(workload, 100, "lightswap-dram"), evidence.cell(workload, 100, "dram")) else {
         return claim.missing("missing: dram and lightswap-dram");
     };
-    let ratio = ratio_of(own.operations_per_second.median, stock.operations_per_second.median);
+    let ratio = throughput_ratio(own, stock);
     Claim {
         ours: format!("{} against {}", throughput(own), throughput(stock)),
-        ratio: times(ratio),
+        ratio: times(ratio, &[IN_MEMORY_SHARE]),
         verdict: Verdict::met_if(ratio >= IN_MEMORY_SHARE),
         command: evidence.command_of_cell(workload, "lightswap-dram"),
         ..claim
@@ -52,7 +52,7 @@ fn against_extstore(evidence: &Evidence<'_>, workload: &str) -> Claim {
     };
     Claim {
         ours: format!("{} against {}", throughput(own), throughput(other)),
-        ratio: times(ratio_of(own.operations_per_second.median, other.operations_per_second.median)),
+        ratio: times(throughput_ratio(own, other), &[1.0]),
         verdict: Verdict::met_if(own.operations_per_second.is_above(other.operations_per_second)),
         command: evidence.command_of_cell(workload, "extstore"),
         ..claim
@@ -70,8 +70,8 @@ fn tail(evidence: &Evidence<'_>, workload: &str) -> Claim {
     };
     Claim {
         ours: format!("{} ms against {} ms", format_ms(own.p99_us.median), format_ms(other.p99_us.median)),
-        ratio: times(ratio_of(own.p99_us.median, other.p99_us.median)),
-        verdict: Verdict::met_if(ratio_of(own.p99_us.median, other.p99_us.median) <= 1.0),
+        ratio: times(own.p99_us.median / other.p99_us.median, &[1.0]),
+        verdict: Verdict::met_if(own.p99_us.median / other.p99_us.median <= 1.0),
         command: evidence.command_of_cell(workload, "lightswap"),
         ..claim
     }
@@ -109,11 +109,11 @@ fn region_size(evidence: &Evidence<'_>) -> Claim {
     if small == large {
         return claim.missing("missing: more than one size of region");
     }
-    let ratio = ratio_of(cpu(large), cpu(small));
+    let ratio = cpu(large) / cpu(small);
     let size = lightswap::format_size;
     Claim {
         ours: format!("{} at {}, {} at {}", format_us(cpu(small)), size(small), format_us(cpu(large)), size(large)),
-        ratio: times(ratio),
+        ratio: times(ratio, &[REGION_GROWTH]),
         verdict: Verdict::met_if(ratio <= REGION_GROWTH),
         command: evidence.command_of_micro(|record| matches!(record, Micro::RegionSize { .. })),
         ..claim
@@ -151,8 +151,8 @@ fn generator_ceiling(evidence: &Evidence<'_>) -> Claim {
     }
     Claim {
         ours: format!("{}/s against {}/s", format_count(rate.max), format_count(fastest)),
-        ratio: times(ratio_of(rate.max, fastest)),
-        verdict: Verdict::met_if(ratio_of(rate.max, fastest) >= GENERATOR_MARGIN),
+        ratio: times(rate.max / fastest, &[GENERATOR_MARGIN]),
+        verdict: Verdict::met_if(rate.max / fastest >= GENERATOR_MARGIN),
         remark: "server and generator share the CPUs in runs".into(),
         command: evidence.command_of_micro(|record| matches!(record, Micro::Generator { server, .. } if server == "null")),
         ..claim
@@ -178,10 +178,10 @@ fn generator_cpu(evidence: &Evidence<'_>) -> Claim {
     let Some((_, own)) = real else {
         return claim.missing("missing: the generator against the server that memtier_benchmark was run against");
     };
-    let ratio = ratio_of(own.median, other.median);
+    let ratio = own.median / other.median;
     Claim {
         ours: format!("{} against {}", format_us(own.median), format_us(other.median)),
-        ratio: times(ratio),
+        ratio: times(ratio, &[GENERATOR_CPU_SHARE]),
         verdict: Verdict::met_if(ratio <= GENERATOR_CPU_SHARE),
         command: evidence.command_of_micro(|record| matches!(record, Micro::Generator { generator, .. } if is_memtier(generator))),
         ..claim
