@@ -114,6 +114,9 @@ impl Shape {
     }
 }
 
+/// Of what is due in an open loop, what must be served for the rate to count as sustained.
+pub const SUSTAINED: f64 = 0.95;
+
 #[derive(Debug, Clone)]
 pub struct Summary {
     pub workload: String,
@@ -149,6 +152,11 @@ impl Summary {
 
     pub fn is_open_loop(&self) -> bool {
         self.shape.due_per_second.is_some()
+    }
+
+    /// In an open loop: fewer are served than are due, so that requests queue up and latency is as long as the run makes it.
+    pub fn is_saturated(&self) -> bool {
+        self.shape.due_per_second.is_some_and(|due| self.operations_per_second.median < SUSTAINED * due as f64)
     }
 
     /// The workload and how its load differs from the usual.

@@ -14,6 +14,31 @@ pub const KERNEL_IN_MEMORY: &str = "kernel-swap-zram";
 /// The series of notification that claims are judged by: as many signal frames are alive as LWTs, as in a server whose LWTs wait for a disk.
 pub const SUSPENDED: &str = "sigbus-suspended";
 
+/// A cell of `micro fault` and the one of `micro kernel` that it is compared with.
+#[derive(Debug)]
+pub struct CpuCell {
+    pub backend: &'static str,
+    /// LWTs of the one worker.
+    pub lwts: u32,
+    pub device: &'static str,
+    pub threads: u32,
+}
+
+/// What CPU a fault is judged by: memcached's contract, and on a disk as many faults under way as keep it busy.
+pub const CPU_CELLS: [CpuCell; 2] =
+    [CpuCell { backend: "file", lwts: 128, device: "swap-ssd", threads: 8 }, CpuCell { backend: "memory", lwts: 1, device: "swap-zram", threads: 1 }];
+pub const CONTRACT: &str = "transparent";
+
+impl CpuCell {
+    pub fn own_name(&self) -> String {
+        format!("backend {}, {CONTRACT} contract, by fault, 1 worker, {} LWT{}", self.backend, self.lwts, if self.lwts == 1 { "" } else { "s" })
+    }
+
+    pub fn kernel_name(&self) -> String {
+        format!("{}, {} thread{}", self.device, self.threads, if self.threads == 1 { "" } else { "s" })
+    }
+}
+
 /// The command that makes all results again, where no file says which one made them.
 pub const REPRODUCE: &str = "scripts/reproduce";
 
@@ -67,6 +92,17 @@ impl<'a> Evidence<'a> {
                 && summary.note.is_empty()
                 && !summary.is_open_loop()
         })
+    }
+
+    /// Open loop at the primary share of memory.
+    pub fn open_loop(&self, workload: &str, configuration: &str) -> Vec<&Summary> {
+        let wanted = |summary: &&Summary| {
+            summary.is_open_loop()
+                && summary.workload == workload
+                && summary.configuration == configuration
+                && summary.memory_percent() == PRIMARY_PERCENT
+        };
+        self.summaries.iter().filter(wanted).collect()
     }
 
     /// The fastest of several configurations in a cell.
@@ -142,21 +178,26 @@ impl<'a> Evidence<'a> {
         })
     }
 
-    /// CPU a page by fault: the best of the contracts, with as few threads as were measured.
-    pub fn lightswap_cpu_us(&self, wanted: &str) -> Option<f64> {
+    pub fn lightswap_cpu_us(&self, cell: &CpuCell) -> Option<f64> {
         let of = |record: &Micro| match record {
-            Micro::Fault { backend, path, workers: 1, cpu_us_per_fault, .. } if backend == wanted && path == "fault" => Some(*cpu_us_per_fault),
+            Micro::Fault { backend, contract, path, workers: 1, lwts, cpu_us_per_fault, .. }
+                if backend == cell.backend && contract == CONTRACT && path == "fault" && *lwts == cell.lwts =>
+            {
+                Some(*cpu_us_per_fault)
+            }
             _ => None,
         };
-        self.spread(of).map(|spread| spread.min)
+        self.spread(of).map(|spread| spread.median)
     }
 
-    pub fn kernel_cpu_us(&self, wanted: &str) -> Option<f64> {
+    pub fn kernel_cpu_us(&self, cell: &CpuCell) -> Option<f64> {
         let of = |record: &Micro| match record {
-            Micro::KernelSwap { device, cpu_us_per_fault, .. } if device == wanted => Some(*cpu_us_per_fault),
+            Micro::KernelSwap { device, threads, cpu_us_per_fault, .. } if device == cell.device && *threads == cell.threads => {
+                Some(*cpu_us_per_fault)
+            }
             _ => None,
         };
-        self.spread(of).map(|spread| spread.min)
+        self.spread(of).map(|spread| spread.median)
     }
 
     /// The command that made the first run that passes.

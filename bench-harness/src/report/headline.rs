@@ -114,7 +114,7 @@ pub fn write_headlines(html: &mut String, evidence: &Evidence<'_>) {
 
 /// `7 met, 1 not met, 3 not measured`.
 pub fn tally(claims: &[Claim]) -> String {
-    let all = [Verdict::Met, Verdict::NotMet, Verdict::NotMeasured, Verdict::Tested];
+    let all = [Verdict::Met, Verdict::NotMet, Verdict::NotMeasured, Verdict::ByTest];
     let count = |verdict: Verdict| claims.iter().filter(|claim| claim.verdict == verdict).count();
     let parts = all.iter().filter(|verdict| count(**verdict) > 0).map(|verdict| format!("{} {}", count(*verdict), verdict.words()));
     parts.collect::<Vec<_>>().join(", ")

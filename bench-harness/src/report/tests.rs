@@ -54,8 +54,8 @@ fn a_full_run_has_every_section_and_an_empty_file_has_every_claim() {
     let full = [synthetic::full()];
     assert_eq!(paper(&evidence).len(), paper(&Evidence::new(&full)).len());
     for claim in paper(&evidence).iter().chain(&targets::own(&evidence)) {
-        assert!(matches!(claim.verdict, Verdict::NotMeasured | Verdict::Tested), "{claim:?}");
-        assert!(claim.verdict == Verdict::Tested || !claim.remark.is_empty(), "{claim:?}");
+        assert!(matches!(claim.verdict, Verdict::NotMeasured | Verdict::ByTest), "{claim:?}");
+        assert!(claim.verdict == Verdict::ByTest || !claim.remark.is_empty(), "{claim:?}");
     }
     assert!(html(&nothing).contains("</html>"));
 }
@@ -115,6 +115,28 @@ fn flat_takes_the_harder_series_and_a_monitor_to_compare_with() {
     results.micro.extend(monitor);
     assert_eq!(verdicts(&results, text), [Verdict::Met]);
     results.micro.push(notify("sigbus-suspended", 512, 4.0));
+    assert_eq!(verdicts(&results, text), [Verdict::NotMet]);
+}
+
+#[test]
+fn cpu_is_judged_by_declared_cells_and_not_by_the_cheapest() {
+    let fault = |contract: &str, lwts: u32, cpu_us_per_fault: f64| Micro::Fault {
+        backend: "memory".into(),
+        contract: contract.into(),
+        path: "fault".into(),
+        workers: 1,
+        lwts,
+        faults_per_second: 1.0,
+        cpu_us_per_fault,
+    };
+    let kernel =
+        |threads: u32, cpu_us_per_fault: f64| Micro::KernelSwap { device: "swap-zram".into(), threads, faults_per_second: 1.0, cpu_us_per_fault };
+    let text = "CPU a fault, pages in memory";
+    let mut results = Results { micro: vec![fault("cooperative", 1, 1.0), fault("transparent", 8, 1.0), kernel(1, 9.0)], ..Results::default() };
+    assert_eq!(verdicts(&results, text), [Verdict::NotMeasured]);
+    results.micro.extend([fault("transparent", 1, 8.999), kernel(8, 1.0)]);
+    assert_eq!(verdicts(&results, text), [Verdict::Met]);
+    results.micro.extend([fault("transparent", 1, 10.0), fault("transparent", 1, 10.0)]);
     assert_eq!(verdicts(&results, text), [Verdict::NotMet]);
 }
 

@@ -9,8 +9,8 @@ pub enum Verdict {
     Met,
     NotMet,
     NotMeasured,
-    /// A property, not a number: a test shows it.
-    Tested,
+    /// A test's statement, of which the results hold nothing.
+    ByTest,
 }
 
 impl Verdict {
@@ -19,7 +19,7 @@ impl Verdict {
             Self::Met => "met",
             Self::NotMet => "not met",
             Self::NotMeasured => "not measured",
-            Self::Tested => "shown by a test",
+            Self::ByTest => "by test",
         }
     }
 
@@ -28,7 +28,7 @@ impl Verdict {
             Self::Met => "met",
             Self::NotMet => "not-met",
             Self::NotMeasured => "not-measured",
-            Self::Tested => "tested",
+            Self::ByTest => "by-test",
         }
     }
 
@@ -60,6 +60,16 @@ impl Claim {
             verdict: Verdict::NotMeasured,
             remark: String::new(),
             command: REPRODUCE.into(),
+        }
+    }
+
+    /// What the test of this name decides.
+    pub fn by_test(claim: &str, expected: &str, test: &str) -> Self {
+        Self {
+            verdict: Verdict::ByTest,
+            remark: format!("the statement of a test, {test}, and not of this run"),
+            command: "scripts/test".into(),
+            ..Self::new(claim, expected)
         }
     }
 
