@@ -43,6 +43,9 @@ fn write_claims(text: &mut String, heading: &str, claims: &[Claim]) {
 pub fn markdown(files: &[Results]) -> String {
     let evidence = Evidence::new(files);
     let mut text = String::new();
+    for caution in super::cautions(files) {
+        let _ = writeln!(text, "**{}**\n", cell(&caution));
+    }
     for headline in headlines(&evidence) {
         let _ = writeln!(text, "- **{}** {}.", cell(&headline.number), cell(&headline.sentence));
     }
