@@ -4,7 +4,7 @@ use super::evidence::{CPU_CELLS, CpuCell, Evidence, KERNEL_IN_MEMORY, PRIMARY_PE
 use super::verdict::{Claim, Verdict, throughput, throughput_ratio, times, with_spread};
 use crate::results::{Micro, Run};
 use crate::summary::{Summary, configuration_name};
-use crate::units::{format_count, format_us};
+use crate::units::{MIB, format_count, format_us};
 
 pub const NOTIFICATION_US: f64 = 4.0;
 const NOTIFICATION_LWTS: u32 = 128;
@@ -224,9 +224,46 @@ fn at_memory_speed(evidence: &Evidence<'_>, workload: &str) -> Claim {
     };
     Claim {
         verdict: Verdict::met_if(throughput_ratio(own, other) > THROUGHPUT),
-        remark: "zram compresses pages, Lightswap's memory backend does not".into(),
+        remark: memory_caveat(evidence, workload),
         ..versus(evidence, claim, own, other)
     }
+}
+
+/// What the two do not have in common, beside the pager.
+fn memory_caveat(evidence: &Evidence<'_>, workload: &str) -> String {
+    let mut caveat =
+        "zram compresses pages (lz4), Lightswap's memory backend does not; values are random printable characters, in which lz4 finds next to \
+                      nothing to save"
+            .to_owned();
+    let largest = |configuration: &str, bytes: fn(&Run) -> Option<u64>| {
+        let here = |run: &&Run| run.workload == workload && configuration_name(run) == configuration && is_primary(run);
+        evidence.runs.iter().filter(here).filter_map(bytes).max()
+    };
+    let size = |bytes: u64| format!("{} MiB", format_count((bytes / MIB) as f64));
+    if let Some(bytes) = largest(KERNEL_IN_MEMORY, |run| run.details.backend_memory_bytes) {
+        let data = largest(KERNEL_IN_MEMORY, |run| run.limit_bytes.map(|limit| run.details.data_bytes.saturating_sub(limit)));
+        caveat +=
+            &format!("; zram took {}{}", size(bytes), data.map_or_else(String::new, |data| format!(" for at least {} beyond the limit", size(data))));
+    }
+    if let Some(bytes) = largest("lightswap-memory", |run| run.details.backend_memory_bytes) {
+        caveat += &format!(
+            "; lightswap-memory's cgroup limit is higher by all of its backend, {}, used or not, and results do not tell how much is in use: the limit \
+             may not bind, and Lightswap keeps to its local memory by itself",
+            size(bytes)
+        );
+        if let Some(bytes) = largest("lightswap-memory", |run| run.details.server_statistics.get("resident_bytes")?.parse().ok()) {
+            caveat += &format!(" ({} resident by its own count", size(bytes));
+            let limit = largest("lightswap-memory", |run| run.limit_bytes);
+            caveat += &limit.map_or_else(|| ")".to_owned(), |limit| format!(", of a limit of {})", size(limit)));
+        }
+    }
+    caveat
+}
+
+/// Closed loop, at the primary share of memory, and no trial of settings.
+fn is_primary(run: &Run) -> bool {
+    let percent = (run.local_memory_ratio * 100.0).round() as u32;
+    percent == PRIMARY_PERCENT && !run.details.sweep && run.details.due_per_second.is_none() && run.details.error.is_none()
 }
 
 fn co_design(evidence: &Evidence<'_>, workload: &str) -> Claim {

@@ -3,6 +3,7 @@ use super::evidence::Evidence;
 use super::headline::headlines;
 use super::verdict::Verdict;
 use super::{ReportArguments, html, markdown, synthetic, targets};
+use crate::configuration::BUILT_IN;
 use crate::results::{Micro, Moment, Results, Run};
 use crate::summary::tests::run;
 use crate::tally::LatencyUs;
@@ -164,6 +165,43 @@ fn markdown_has_the_claims_and_the_cells() {
     let columns = |line: &str| line.matches('|').count() - line.matches("\\|").count();
     let mut tables = text.split("\n\n").filter(|part| part.starts_with('|'));
     assert!(tables.all(|table| table.lines().all(|line| columns(line) == columns(table.lines().next().unwrap()))), "{text}");
+}
+
+#[test]
+fn every_configuration_has_a_colour() {
+    for (name, _) in BUILT_IN {
+        assert!(super::STYLE.contains(&format!(".c-{name} {{ --color:")), "{name}");
+        assert_eq!(super::class_of(name), format!("c-{name}"));
+        assert!(synthetic::full().runs.iter().any(|run| run.configuration == name), "{name}");
+    }
+    assert_eq!(super::class_of("my-own"), "c-other");
+}
+
+#[test]
+fn runs_without_a_memory_limit_are_told_at_the_head() {
+    let said = "No memory limit was set";
+    let mut results = synthetic::full();
+    assert!(!html(std::slice::from_ref(&results)).contains(said));
+    results.environment["memory_limit"] = "none".into();
+    let files = [results];
+    for text in [html(&files), markdown::markdown(&files)] {
+        assert!(text.find(said).unwrap() < text.find("the paper").unwrap());
+    }
+    let unlimited = [Results { runs: vec![run("lightswap", 0.25, 1.0)], ..Results::default() }];
+    assert!(html(&unlimited).contains(said));
+    let in_memory = [Results { runs: vec![run("dram", 1.0, 1.0)], ..Results::default() }];
+    assert!(!html(&in_memory).contains(said));
+}
+
+#[test]
+fn the_comparison_with_zram_says_what_differs() {
+    let mut results = synthetic::full();
+    for run in &mut results.runs {
+        run.details.backend_memory_bytes = Some(900 << 20);
+    }
+    let text = html(&[results]);
+    assert!(text.contains("zram compresses pages (lz4)") && text.contains("zram took 900 MiB for at least 450 MiB beyond the limit"));
+    assert!(text.contains("all of its backend, 900 MiB"));
 }
 
 #[test]
