@@ -144,9 +144,9 @@ fn flat(evidence: &Evidence<'_>) -> Claim {
 
 fn fault_handling(evidence: &Evidence<'_>, backend: &str, device: &str, against: &str) -> Claim {
     let claim = Claim::new(format!("Fault handling is 3-5 times faster than {against}"), "3-5 ×");
-    let ours = evidence.fault_latency_us("lightswap", backend, "sigbus");
+    let ours = evidence.fault_latency_and_contract("lightswap", backend, "sigbus");
     let kernel = evidence.fault_latency_us("kernel", device, "kernel");
-    let (Some(ours), Some(kernel)) = (ours, kernel) else {
+    let (Some((ours, contract)), Some(kernel)) = (ours, kernel) else {
         let what = if ours.is_none() {
             format!("latency of Lightswap's faults with backend {backend}")
         } else {
@@ -159,7 +159,8 @@ fn fault_handling(evidence: &Evidence<'_>, backend: &str, device: &str, against:
         ours: format!("{} against {}", with_spread(ours, format_us), with_spread(kernel, format_us)),
         ratio: format!("{} faster", times(kernel.median / ours.median, &[FAULT_HANDLING])),
         verdict: Verdict::met_if(kernel.median / ours.median >= FAULT_HANDLING),
-        remark: touch.map_or_else(String::new, |touch| format!("{} when pages are asked for before the access", format_us(touch.median))),
+        remark: format!("{contract} contract")
+            + &touch.map_or_else(String::new, |touch| format!("; {} when pages are asked for before the access", format_us(touch.median))),
         command: evidence.command_of_micro(|record| matches!(record, Micro::FaultLatency { backend: name, .. } if name == backend)),
         ..claim
     }

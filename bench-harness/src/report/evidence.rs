@@ -27,7 +27,17 @@ pub struct CpuCell {
 /// What CPU a fault is judged by: memcached's contract, and on a disk as many faults under way as keep it busy.
 pub const CPU_CELLS: [CpuCell; 2] =
     [CpuCell { backend: "file", lwts: 128, device: "swap-ssd", threads: 8 }, CpuCell { backend: "memory", lwts: 1, device: "swap-zram", threads: 1 }];
+/// The contract that is judged.
 pub const CONTRACT: &str = "transparent";
+/// What micro-benchmarks without a choice of contract used before they recorded it.
+const COOPERATIVE: &str = "cooperative";
+
+/// Read from the record's own form in files, whichever of its kinds have the field.
+fn contract_of(record: &Micro) -> String {
+    let value = serde_json::to_value(record).unwrap_or_default();
+    let recorded = value["contract"].as_str().filter(|contract| !contract.is_empty());
+    recorded.unwrap_or(COOPERATIVE).to_owned()
+}
 
 impl CpuCell {
     pub fn own_name(&self) -> String {
@@ -70,12 +80,6 @@ impl<'a> Evidence<'a> {
 
     pub fn micro_with_ranges(&self) -> impl Iterator<Item = (&'a Micro, Option<(f64, f64)>)> {
         self.files.iter().flat_map(Results::micro_with_ranges)
-    }
-
-    /// The first number of all records that pass, with what is known of their repetitions.
-    pub fn first_spread(&self, number: impl Fn(&Micro) -> Option<f64>) -> Option<Spread> {
-        let of = |(record, range): (&Micro, Option<(f64, f64)>)| number(record).map(|median| repetitions(median, range));
-        Spread::of(self.micro_with_ranges().filter_map(of).flatten().collect())
     }
 
     /// A number of all micro-benchmark records that have it.
@@ -170,12 +174,29 @@ impl<'a> Evidence<'a> {
         self.notify_series(notifier, 1).into_iter().find(|point| point.lwts == lwts).map(|point| point.p50_us)
     }
 
+    /// The records that pass and have the contract that is judged, or, where none has, those of the cooperative one; and which of both it is.
+    pub fn of_judged_contract(&self, wanted: impl Fn(&Micro) -> bool) -> (&'static str, Vec<(&'a Micro, Option<(f64, f64)>)>) {
+        let mut records: Vec<_> = self.micro_with_ranges().filter(|(record, _)| wanted(record)).collect();
+        let contract = if records.iter().any(|(record, _)| contract_of(record) == CONTRACT) { CONTRACT } else { COOPERATIVE };
+        records.retain(|(record, _)| contract_of(record) == contract);
+        (contract, records)
+    }
+
     /// Median time from the faulting access to the retried one.
     pub fn fault_latency_us(&self, pager: &str, backend: &str, notifier: &str) -> Option<Spread> {
-        self.first_spread(|record| match record {
-            Micro::FaultLatency { pager: p, backend: b, notifier: n, p50_us, .. } if p == pager && b == backend && n == notifier => Some(*p50_us),
-            _ => None,
-        })
+        self.fault_latency_and_contract(pager, backend, notifier).map(|(spread, _)| spread)
+    }
+
+    /// The same with the contract, which says nothing of the kernel.
+    pub fn fault_latency_and_contract(&self, pager: &str, backend: &str, notifier: &str) -> Option<(Spread, &'static str)> {
+        let (contract, records) = self.of_judged_contract(
+            |record| matches!(record, Micro::FaultLatency { pager: p, backend: b, notifier: n, .. } if p == pager && b == backend && n == notifier),
+        );
+        let of = |(record, range): &(&Micro, Option<(f64, f64)>)| match record {
+            Micro::FaultLatency { p50_us, .. } => repetitions(*p50_us, *range),
+            _ => Vec::new(),
+        };
+        Some((Spread::of(records.iter().flat_map(of).collect())?, contract))
     }
 
     pub fn lightswap_cpu_us(&self, cell: &CpuCell) -> Option<f64> {
@@ -224,4 +245,30 @@ fn short_command(command: &str) -> String {
     let (program, arguments) = command.split_once(' ').unwrap_or((command, ""));
     let name = program.rsplit('/').next().unwrap_or(program);
     if name == "lightswap-bench" { format!("{name} {arguments}").trim_end().to_owned() } else { command.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_transparent_contract_is_judged_where_there_is_one() {
+        let fault = |contract: &str, lwts: u32| Micro::Fault {
+            backend: "memory".into(),
+            contract: contract.into(),
+            path: "fault".into(),
+            workers: 1,
+            lwts,
+            faults_per_second: 1.0,
+            cpu_us_per_fault: 1.0,
+        };
+        let files = [Results { micro: vec![fault("cooperative", 1), fault("transparent", 1), fault("", 2)], ..Results::default() }];
+        let evidence = Evidence::new(&files);
+        let of = |lwts: u32| {
+            let (contract, records) = evidence.of_judged_contract(|record| matches!(record, Micro::Fault { lwts: count, .. } if *count == lwts));
+            (contract, records.len())
+        };
+        assert_eq!(of(1), ("transparent", 1));
+        assert_eq!(of(2), ("cooperative", 1));
+    }
 }

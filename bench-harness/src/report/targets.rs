@@ -132,13 +132,12 @@ fn no_wrong_value(evidence: &Evidence<'_>) -> Claim {
 
 fn region_size(evidence: &Evidence<'_>) -> Claim {
     let claim = Claim::new("Nothing grows with the region but the metadata: CPU a fault in the largest region over that in the smallest", "≤ 1.2 ×");
-    let mut points: Vec<(u64, f64)> = evidence
-        .micro()
-        .filter_map(|record| match record {
-            Micro::RegionSize { region_bytes, cpu_us_per_fault, .. } => Some((*region_bytes, *cpu_us_per_fault)),
-            _ => None,
-        })
-        .collect();
+    let (contract, records) = evidence.of_judged_contract(|record| matches!(record, Micro::RegionSize { .. }));
+    let number = |(record, _): &(&Micro, _)| match record {
+        Micro::RegionSize { region_bytes, cpu_us_per_fault, .. } => Some((*region_bytes, *cpu_us_per_fault)),
+        _ => None,
+    };
+    let mut points: Vec<(u64, f64)> = records.iter().filter_map(number).collect();
     points.sort_by_key(|point| point.0);
     let (Some(&(small, _)), Some(&(large, _))) = (points.first(), points.last()) else {
         return claim.missing("missing: faults in regions of several sizes");
@@ -153,6 +152,7 @@ fn region_size(evidence: &Evidence<'_>) -> Claim {
         ours: format!("{} at {}, {} at {}", format_us(cpu(small)), size(small), format_us(cpu(large)), size(large)),
         ratio: times(ratio, &[REGION_GROWTH]),
         verdict: Verdict::met_if(ratio <= REGION_GROWTH),
+        remark: format!("{contract} contract"),
         command: evidence.command_of_micro(|record| matches!(record, Micro::RegionSize { .. })),
         ..claim
     }
