@@ -33,7 +33,7 @@ pub const CONTRACT: &str = "transparent";
 const COOPERATIVE: &str = "cooperative";
 
 /// Read from the record's own form in files, whichever of its kinds have the field.
-fn contract_of(record: &Micro) -> String {
+pub fn contract_of(record: &Micro) -> String {
     let value = serde_json::to_value(record).unwrap_or_default();
     let recorded = value["contract"].as_str().filter(|contract| !contract.is_empty());
     recorded.unwrap_or(COOPERATIVE).to_owned()
@@ -68,6 +68,9 @@ pub struct NotifyPoint {
     pub p99_us: Spread,
 }
 
+/// A record with the range of its first number where it is known.
+pub type Ranged<'a> = (&'a Micro, Option<(f64, f64)>);
+
 impl<'a> Evidence<'a> {
     pub fn new(files: &'a [Results]) -> Self {
         let runs: Vec<Run> = files.iter().flat_map(|file| file.runs.clone()).collect();
@@ -78,7 +81,7 @@ impl<'a> Evidence<'a> {
         self.files.iter().flat_map(|file| &file.micro)
     }
 
-    pub fn micro_with_ranges(&self) -> impl Iterator<Item = (&'a Micro, Option<(f64, f64)>)> {
+    pub fn micro_with_ranges(&self) -> impl Iterator<Item = Ranged<'a>> {
         self.files.iter().flat_map(Results::micro_with_ranges)
     }
 
@@ -139,7 +142,7 @@ impl<'a> Evidence<'a> {
 
     /// Notification latencies over the number of LWTs.
     pub fn notify_series(&self, notifier: &str, workers: u32) -> Vec<NotifyPoint> {
-        let of = |(record, range): (&Micro, Option<(f64, f64)>)| match record {
+        let of = |(record, range): Ranged<'_>| match record {
             Micro::Notify { notifier: name, lwts, workers: count, p50_us, p99_us } if name == notifier && *count == workers => {
                 Some((*lwts, repetitions(*p50_us, range), *p99_us))
             }
@@ -175,7 +178,7 @@ impl<'a> Evidence<'a> {
     }
 
     /// The records that pass and have the contract that is judged, or, where none has, those of the cooperative one; and which of both it is.
-    pub fn of_judged_contract(&self, wanted: impl Fn(&Micro) -> bool) -> (&'static str, Vec<(&'a Micro, Option<(f64, f64)>)>) {
+    pub fn of_judged_contract(&self, wanted: impl Fn(&Micro) -> bool) -> (&'static str, Vec<Ranged<'a>>) {
         let mut records: Vec<_> = self.micro_with_ranges().filter(|(record, _)| wanted(record)).collect();
         let contract = if records.iter().any(|(record, _)| contract_of(record) == CONTRACT) { CONTRACT } else { COOPERATIVE };
         records.retain(|(record, _)| contract_of(record) == contract);
@@ -192,7 +195,7 @@ impl<'a> Evidence<'a> {
         let (contract, records) = self.of_judged_contract(
             |record| matches!(record, Micro::FaultLatency { pager: p, backend: b, notifier: n, .. } if p == pager && b == backend && n == notifier),
         );
-        let of = |(record, range): &(&Micro, Option<(f64, f64)>)| match record {
+        let of = |(record, range): &Ranged<'_>| match record {
             Micro::FaultLatency { p50_us, .. } => repetitions(*p50_us, *range),
             _ => Vec::new(),
         };

@@ -22,7 +22,7 @@ const CLEARLY_LESS: f64 = 0.95;
 /// Both sides of a ratio in words.
 fn comparison(own: &Summary, other: &Summary) -> String {
     format!(
-        "{} at {} % local memory: {} serves {}/s, {} {}/s; its 99th percentile is {} times as long",
+        "{} at {} % local memory: {} serves {}/s, {} {}/s; its 99th percentile in the same closed loop is {} times as long",
         super::shown(&own.workload),
         own.memory_percent(),
         own.configuration,
