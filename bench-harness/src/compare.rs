@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::presets;
 
-use crate::report::{CONTRACT, contract_of, read_all};
+use crate::report::read_all;
 use crate::results::{Micro, Results, repetitions};
 use crate::summary::{Spread, Summary, best, comparison, configuration_name};
 use crate::table::new_table;
@@ -161,18 +161,10 @@ pub fn micro_numbers(record: &Micro) -> Vec<Number> {
     }
 }
 
-/// What is to be told apart in a key that does not hold the contract already.
-fn contract_suffix(record: &Micro) -> &'static str {
-    if !matches!(record, Micro::Fault { .. }) && contract_of(record) == CONTRACT { ", transparent" } else { "" }
-}
-
 fn micro(results: &Results) -> Vec<Measure> {
     // The range of a record is that of its first number.
     let numbers = |(record, range): (&Micro, Option<(f64, f64)>)| {
-        let suffix = contract_suffix(record);
-        micro_numbers(record).into_iter().enumerate().map(move |(index, (key, unit, value, higher_is_better, format))| {
-            ((key + suffix, unit, value, higher_is_better, format), range.filter(|_| index == 0))
-        })
+        micro_numbers(record).into_iter().enumerate().map(move |(index, number)| (number, range.filter(|_| index == 0)))
     };
     let all: Vec<(Number, Option<(f64, f64)>)> = results.micro_with_ranges().flat_map(numbers).collect();
     let mut measures: Vec<Measure> = Vec::new();

@@ -33,7 +33,7 @@ pub const CONTRACT: &str = "transparent";
 const COOPERATIVE: &str = "cooperative";
 
 /// Read from the record's own form in files, whichever of its kinds have the field.
-pub fn contract_of(record: &Micro) -> String {
+fn contract_of(record: &Micro) -> String {
     let value = serde_json::to_value(record).unwrap_or_default();
     let recorded = value["contract"].as_str().filter(|contract| !contract.is_empty());
     recorded.unwrap_or(COOPERATIVE).to_owned()

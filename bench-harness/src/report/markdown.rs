@@ -23,7 +23,8 @@ fn cell(text: &str) -> String {
 fn write_claims(text: &mut String, heading: &str, claims: &[Claim]) {
     let _ = writeln!(text, "\n| {heading} | expected | ours | ratio | verdict |\n|---|---|---|---|---|");
     for claim in claims {
-        let verdict = if claim.verdict == Verdict::NotMeasured && !claim.remark.is_empty() {
+        let needs_remark = matches!(claim.verdict, Verdict::NotMeasured | Verdict::ByTest);
+        let verdict = if needs_remark && !claim.remark.is_empty() {
             format!("{} ({})", claim.verdict.words(), claim.remark)
         } else {
             claim.verdict.words().to_owned()

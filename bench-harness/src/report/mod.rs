@@ -29,7 +29,6 @@ use crate::out_file;
 use crate::results::Results;
 use crate::summary::configuration_position;
 use evidence::Evidence;
-pub use evidence::{CONTRACT, contract_of};
 pub use files::read_all;
 
 const STYLE: &str = include_str!("style.css");
