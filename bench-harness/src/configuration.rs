@@ -11,16 +11,17 @@ use crate::cgroup;
 use crate::lab::is_root;
 use crate::swap::SwapKind;
 
-const BUILT_IN: [(&str, &str); 9] = [
+/// In the order in which people read: what it is about, what is compared with it, what it is built on.
+pub const BUILT_IN: [(&str, &str); 9] = [
     ("dram", include_str!("../configurations/dram.toml")),
     ("lightswap-dram", include_str!("../configurations/lightswap-dram.toml")),
+    ("lightswap", include_str!("../configurations/lightswap.toml")),
+    ("lightswap-memory", include_str!("../configurations/lightswap-memory.toml")),
+    ("fastswap-style", include_str!("../configurations/fastswap-style.toml")),
     ("kernel-swap-ssd", include_str!("../configurations/kernel-swap-ssd.toml")),
     ("kernel-swap-zram", include_str!("../configurations/kernel-swap-zram.toml")),
     ("extstore", include_str!("../configurations/extstore.toml")),
-    ("fastswap-style", include_str!("../configurations/fastswap-style.toml")),
     ("monitor", include_str!("../configurations/monitor.toml")),
-    ("lightswap", include_str!("../configurations/lightswap.toml")),
-    ("lightswap-memory", include_str!("../configurations/lightswap-memory.toml")),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -292,7 +293,7 @@ mod tests {
 
     #[test]
     fn mistakes_in_a_file_are_named() {
-        let good = BUILT_IN[2].1;
+        let good = BUILT_IN.iter().find(|(name, _)| *name == "kernel-swap-ssd").unwrap().1;
         assert!(Configuration::parse("x", good).is_ok());
         for (from, to, part) in [
             ("about", "abuot", "abuot"),

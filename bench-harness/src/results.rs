@@ -87,6 +87,8 @@ pub struct Details {
     pub warm_up_operations: u64,
     pub duration_seconds: f64,
     pub operations: u64,
+    /// Reads that found a value, every byte of which was checked. None where the generator checks nothing, or in older files.
+    pub checked_reads: u64,
     /// Open loop: due in the measured time and not finished at its end. They are in the latencies, with the time until then.
     pub unfinished_operations: u64,
     pub latency_by_operation_us: BTreeMap<String, LatencyUs>,

@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use crate::results::{Micro, Results};
-use crate::summary::{Spread, Summary, comparison, sweep, sweep_note, verdicts};
+use crate::summary::{Spread, Summary, against_baselines, comparison, sweep, sweep_note};
 use crate::units::{MIB, format_count, format_ms};
 
 fn with_spread(spread: Spread, repetitions: usize, format: fn(f64) -> String) -> String {
@@ -129,8 +129,8 @@ pub fn print(results: &Results) {
     if !results.micro.is_empty() {
         say!("{}\n", micro_table(&results.micro));
     }
-    for verdict in verdicts(&summaries) {
-        say!("{}", verdict.sentence());
+    for duel in against_baselines(&summaries) {
+        say!("{}", duel.sentence());
     }
     for run in &results.runs {
         for problem in run.problems() {
