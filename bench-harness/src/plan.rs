@@ -25,8 +25,8 @@ pub enum Load {
 
 /// The rates of the open loops, in percent of what these configurations serve in a closed loop; each configuration gets all of them. The slower
 /// one's rates are what both can sustain: there latencies can be compared.
-const OPEN_RATES: [(&str, &[u32]); 2] = [("kernel-swap-ssd", &[50, 90]), ("lightswap", &[50, 75, 90])];
-const OPEN_RATES_QUICK: [(&str, &[u32]); 2] = [("kernel-swap-ssd", &[80]), ("lightswap", &[75])];
+const OPEN_RATES: [(&str, &[u32]); 2] = [("kernel-swap-ssd", &[50, 90]), ("lightswap", &[50, 75])];
+const OPEN_RATES_QUICK: [(&str, &[u32]); 2] = [("kernel-swap-ssd", &[80]), ("lightswap", &[])];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measurement {
@@ -219,8 +219,10 @@ impl Plan {
             stages.push(Stage { name: "value sizes", repetitions, targets });
 
             let rates = if wishes.quick { OPEN_RATES_QUICK } else { OPEN_RATES };
-            let rate = |of: &'static str| move |&percent: &u32| Measurement { workload: Workload::C, load: Load::Open { percent, of } };
-            let open = rates.into_iter().flat_map(|(of, percents)| percents.iter().map(rate(of))).collect();
+            let measurement = |workload, of, percent| Measurement { workload, load: Load::Open { percent, of } };
+            let at_rates =
+                |workload| rates.into_iter().flat_map(move |(of, percents)| percents.iter().map(move |&percent| measurement(workload, of, percent)));
+            let open = at_rates(Workload::C).chain(at_rates(Workload::A)).collect();
             stages.push(Stage { name: "open loop", repetitions, targets: of(&["kernel-swap-ssd", "lightswap"], wishes.shape, open) });
 
             let patterns = if wishes.quick { vec![Pattern::Uniform] } else { vec![Pattern::Uniform, Pattern::Zipfian] };
