@@ -1,7 +1,6 @@
 //! The subcommands `configurations`, `run` and `load`.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -58,7 +57,7 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
     if let Some(obstacle) = configuration.obstacle() {
         bail!("{} cannot run here: {obstacle}", configuration.name);
     }
-    let shape = arguments.shape.shape();
+    let shape = arguments.shape.shape()?;
     if let Some(path) = &arguments.json {
         out_file::check(path)?;
     }
@@ -116,7 +115,7 @@ pub fn configurations() -> Result<bool> {
 }
 
 pub fn load(arguments: &LoadArguments) -> Result<bool> {
-    let shape = arguments.shape.shape();
+    let shape = arguments.shape.shape()?;
     if let Some(path) = &arguments.json {
         out_file::check(path)?;
     }
@@ -130,7 +129,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
             workload,
             distribution: arguments.timing.distribution,
             warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
-            duration: arguments.timing.seconds.max(Duration::from_millis(100)),
+            duration: arguments.timing.seconds,
             due_per_second: arguments.timing.rate,
             seed: 1,
         };
@@ -173,7 +172,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
 }
 
 fn load_with_memtier(program: &Path, arguments: &LoadArguments) -> Result<Vec<Run>> {
-    let (shape, timing) = (arguments.shape.shape(), &arguments.timing);
+    let (shape, timing) = (arguments.shape.shape()?, &arguments.timing);
     memtier::load(program, &arguments.server, shape)?;
     let plans = arguments.memtier.iter().map(|&pattern| memtier::Plan {
         shape,

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cgroup;
+use crate::cli::Mistake;
 use crate::lab::is_root;
 use crate::swap::SwapKind;
 
@@ -247,7 +248,7 @@ pub fn find(name: &str) -> Result<Rc<Configuration>> {
     }
     match BUILT_IN.iter().find(|(known, _)| *known == name) {
         Some((name, text)) => Ok(Rc::new(Configuration::parse(name, text)?)),
-        None => bail!("there is no configuration {name:?}; {}", nearest(name)),
+        None => Err(Mistake(format!("there is no configuration {name:?}; {}", nearest(name))).into()),
     }
 }
 
