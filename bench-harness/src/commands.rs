@@ -13,6 +13,7 @@ use crate::lab::{Cell, Lab};
 use crate::memtier;
 use crate::out_file;
 use crate::outcome::Sample;
+use crate::preflight;
 use crate::results::{Details, EXTERNAL, Results, Run, Skipped};
 use crate::server;
 use crate::session::Timing;
@@ -69,6 +70,7 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
     if cell.configuration.is_limited() && !lab.limits_memory() {
         note!("No memory limit is set here, as it takes root and a cgroup; the server keeps to its local memory by itself.");
     }
+    preflight::check_cell(&cell, arguments.data_size.is_some(), &lab.directory)?;
     lab.prepare(&cell.configuration, cell.backend_bytes())?;
     match arguments.data_size {
         Some(bytes) => lab.set_data_bytes(shape, bytes),

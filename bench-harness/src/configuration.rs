@@ -202,6 +202,16 @@ impl Configuration {
         matches!(self.memory, Memory::KernelSwap | Memory::Extstore | Memory::Local)
     }
 
+    /// Whether its pages or values go to files in the harness's directory.
+    pub fn makes_files(&self) -> bool {
+        match self.memory {
+            Memory::Unlimited => false,
+            Memory::KernelSwap => self.swap_device == Some(SwapKind::File),
+            Memory::Extstore => true,
+            Memory::Local | Memory::Ample => !self.backend_in_process,
+        }
+    }
+
     pub fn server_threads(&self, settings: &Settings) -> Result<u32> {
         let text = settings.get(SERVER_THREADS).map_or("", String::as_str);
         match text.parse() {

@@ -198,6 +198,7 @@ impl Session<'_> {
             local_memory_bytes: self.plan.local_memory_bytes,
             backend_memory_bytes: self.backend_memory_bytes(),
             load_records_per_second: self.load_rate,
+            memory_limit: self.plan.limit_bytes.map(|_| if self.cgroup.is_some() { "cgroup" } else { "none" }.to_owned()),
             cgroup_peak_bytes: self.cgroup.as_ref().and_then(Cgroup::peak_bytes),
             server_command: self.server_command.clone(),
             ..details
