@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cgroup;
+use crate::cli::Mistake;
 use crate::lab::is_root;
 use crate::swap::SwapKind;
 
@@ -205,6 +206,16 @@ impl Configuration {
         matches!(self.memory, Memory::KernelSwap | Memory::Extstore | Memory::Local)
     }
 
+    /// Whether its pages or values go to files in the harness's directory.
+    pub fn makes_files(&self) -> bool {
+        match self.memory {
+            Memory::Unlimited => false,
+            Memory::KernelSwap => self.swap_device == Some(SwapKind::File),
+            Memory::Extstore => true,
+            Memory::Local | Memory::Ample => !self.backend_in_process,
+        }
+    }
+
     pub fn server_threads(&self, settings: &Settings) -> Result<u32> {
         let text = settings.get(SERVER_THREADS).map_or("", String::as_str);
         match text.parse() {
@@ -251,7 +262,7 @@ pub fn find(name: &str) -> Result<Rc<Configuration>> {
     }
     match BUILT_IN.iter().find(|(known, _)| *known == name) {
         Some((name, text)) => Ok(Rc::new(Configuration::parse(name, text)?)),
-        None => bail!("there is no configuration {name:?}; {}", nearest(name)),
+        None => Err(Mistake(format!("there is no configuration {name:?}; {}", nearest(name))).into()),
     }
 }
 

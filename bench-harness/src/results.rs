@@ -37,6 +37,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// An open loop at more than the server can do: its latencies grow with the length of the run.
+    pub fn is_saturated(&self) -> bool {
+        self.details.due_per_second.is_some_and(|due| self.operations_per_second < 0.95 * due)
+    }
+
     /// Why the run is no good, if so.
     pub fn problems(&self) -> Vec<String> {
         if let Some(error) = &self.details.error {
@@ -102,6 +107,10 @@ pub struct Details {
     /// The local memory that the server was given, where it manages it itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub local_memory_bytes: Option<u64>,
+    /// How the memory limit of the configuration was kept to: `cgroup`, or `none` where no cgroup could be made (without root) and the server only keeps
+    /// to its local memory by itself. Absent where the configuration has no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_peak_bytes: Option<u64>,
     /// Memory for swapped-out pages that is not part of the limit: all of a backend in the server's process (its cgroup's limit is higher by this), or

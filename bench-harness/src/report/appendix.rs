@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::evidence::Evidence;
 use super::section;
 use crate::chart::escape;
-use crate::results::{EXTERNAL, Results, Run, Skipped};
+use crate::results::{Results, Run, Skipped};
 use crate::summary::{Summary, configuration_name};
 use crate::table::{HEADINGS, NUM_TEXT_COLUMNS, line, micro_line};
 use crate::units::{MIB, format_count, format_ms};
@@ -143,9 +143,8 @@ fn fact(name: &str, value: &Value) -> (String, String) {
 
 /// Says so when servers that were to have less memory than data were not held to it.
 pub fn without_limit(files: &[Results]) -> Option<String> {
-    let is_without =
-        |run: &Run| run.local_memory_ratio < 1.0 && run.limit_bytes.is_none() && run.configuration != EXTERNAL && run.details.error.is_none();
-    let any = files.iter().any(|file| file.environment["memory_limit"] == "none" || file.runs.iter().any(is_without));
+    let is_without = |run: &Run| run.details.memory_limit.as_deref() == Some("none");
+    let any = files.iter().any(|file| file.runs.iter().any(is_without));
     any.then(|| {
         "No memory limit was set in some or all of these runs, as that takes root and a cgroup: servers could use all of the machine's memory, Lightswap \
          kept to its local memory by itself, and files may have been read from the kernel's page cache instead of the disk."
