@@ -187,6 +187,9 @@ pub enum Micro {
         backend: String,
         /// sigbus, monitor, kernel; "touch" when asked for before the access.
         notifier: String,
+        /// Of the region: "transparent" or "cooperative". Empty for the kernel, and in older files, which measured cooperative ones only.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
         p50_us: f64,
         p99_us: f64,
     },
@@ -194,6 +197,8 @@ pub enum Micro {
     FaultStep {
         backend: String,
         notifier: String,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
         step: String,
         p50_us: f64,
     },
@@ -212,6 +217,8 @@ pub enum Micro {
     /// The same number of resident and swapped pages in regions of several sizes, spread over all of the region.
     RegionSize {
         region_bytes: u64,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
         create_us: f64,
         cpu_us_per_fault: f64,
         /// Resident memory of the process beyond local memory and backend after the faults.
@@ -241,6 +248,9 @@ pub struct Results {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
 }
+
+/// The contract of memcached's regions: where a micro-benchmark has several, the one that is judged.
+pub const JUDGED_CONTRACT: &str = "transparent";
 
 /// What the repetitions of a micro-benchmark's first number were, as far as is known: itself, and the smallest and the largest.
 pub fn repetitions(median: f64, range: Option<(f64, f64)>) -> Vec<f64> {

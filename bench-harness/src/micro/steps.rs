@@ -11,7 +11,7 @@ use super::disk_file::DiskFile;
 use super::kernel_child::{Reply, Request};
 use super::kernel_swap::{Devices, name, parse_region};
 use super::pages::{Filled, Pages};
-use super::{Findings, latency_ns, median, now_ns, parse_ratio, quantile_us};
+use super::{Findings, contract_name, latency_ns, median, now_ns, parse_ratio, quantile_us};
 use crate::interrupt;
 use crate::journal::Journal;
 use crate::progress::Progress;
@@ -68,7 +68,7 @@ impl Way {
 
 #[derive(Debug, Clone, Copy)]
 enum Pager {
-    Lightswap { on_disk: bool, way: Way },
+    Lightswap { on_disk: bool, way: Way, contract: Contract },
     Kernel { device: usize },
 }
 
@@ -87,7 +87,9 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     // What is compared is measured side by side: first everything on the disk, then everything in memory.
     let mut pagers = Vec::new();
     for on_disk in [true, false] {
-        pagers.extend([Way::Sigbus, Way::Monitor, Way::Touch].map(|way| Pager::Lightswap { on_disk, way }));
+        for way in [Way::Sigbus, Way::Monitor, Way::Touch] {
+            pagers.extend([Contract::Transparent, Contract::Cooperative].map(|contract| Pager::Lightswap { on_disk, way, contract }));
+        }
         let device = devices.devices.iter().position(|(kind, _)| (*kind == SwapKind::File) == on_disk);
         pagers.extend(device.map(|device| Pager::Kernel { device }));
     }
@@ -99,7 +101,7 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
         for (pager, measured) in &mut points {
             interrupt::check()?;
             measured.push(match *pager {
-                Pager::Lightswap { on_disk, way } => measure(options, on_disk.then_some(&file), way, u64::from(repetition))?,
+                Pager::Lightswap { on_disk, way, contract } => measure(options, on_disk.then_some(&file), way, contract, u64::from(repetition))?,
                 Pager::Kernel { device } => {
                     let seed = u64::from(repetition);
                     let mut session = devices.session(device)?;
@@ -122,21 +124,28 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
 }
 
 fn record(pager: Pager, devices: &Devices, measured: &[Measured], findings: &mut Findings) {
-    let (pager, backend, notifier) = match pager {
-        Pager::Lightswap { on_disk, way } => ("lightswap", if on_disk { "file" } else { "memory" }, way.name()),
-        Pager::Kernel { device } => ("kernel", name(devices.devices[device].0), "kernel"),
+    let (pager, backend, notifier, contract) = match pager {
+        Pager::Lightswap { on_disk, way, contract } => ("lightswap", if on_disk { "file" } else { "memory" }, way.name(), contract_name(contract)),
+        Pager::Kernel { device } => ("kernel", name(devices.devices[device].0), "kernel", ""),
     };
     findings.add(measured.iter().map(|measured| measured.p50_us).collect(), |p50_us| Micro::FaultLatency {
         pager: pager.into(),
         backend: backend.into(),
         notifier: notifier.into(),
+        contract: contract.into(),
         p50_us,
         p99_us: median(measured.iter().map(|measured| measured.p99_us).collect()),
     });
     for step in ["notify", "queue", "io", "map", "resume", "evict"] {
         let us: Vec<f64> = measured.iter().flat_map(|measured| &measured.steps).filter(|(name, _)| *name == step).map(|(_, us)| *us).collect();
         if !us.is_empty() {
-            findings.add(us, |p50_us| Micro::FaultStep { backend: backend.into(), notifier: notifier.into(), step: step.into(), p50_us });
+            findings.add(us, |p50_us| Micro::FaultStep {
+                backend: backend.into(),
+                notifier: notifier.into(),
+                contract: contract.into(),
+                step: step.into(),
+                p50_us,
+            });
         }
     }
 }
@@ -168,13 +177,13 @@ struct Times {
     notify_ns: Vec<u32>,
 }
 
-fn measure(options: &Options, file: Option<&DiskFile>, way: Way, seed: u64) -> Result<Measured> {
+fn measure(options: &Options, file: Option<&DiskFile>, way: Way, contract: Contract, seed: u64) -> Result<Measured> {
     let backend = file.map_or_else(|| format!("memory:?size={}", options.region), DiskFile::url);
     let page = PAGE_SIZE as u64;
     let local_bytes = (options.region as f64 * options.ratio) as u64 / page * page;
     let notifier = if way == Way::Monitor { Notifier::Monitor } else { Notifier::Sigbus };
     let builder = Lightswap::builder().local_memory(local_bytes).backend(backend).notifier(notifier).step_times(true);
-    let filled = Filled::new(builder.open()?, usize::try_from(options.region)?, Contract::Cooperative)?;
+    let filled = Filled::new(builder.open()?, usize::try_from(options.region)?, contract)?;
     let pages = Pages::of(&filled.region);
     let times = Rc::new(RefCell::new(Times::default()));
     let worker = filled.swap.enter_worker()?;

@@ -1,6 +1,6 @@
 //! Everything that the result files hold, in the form in which the report asks for it.
 
-use crate::results::{Micro, Results, Run, repetitions};
+use crate::results::{JUDGED_CONTRACT, Micro, Results, Run, repetitions};
 use crate::summary::{Spread, Summary, best, comparison, configuration_name, sweep};
 
 /// The cell that claims about throughput are judged by, and charts of single cells show: declared before measuring, not chosen after it.
@@ -134,7 +134,11 @@ impl<'a> Evidence<'a> {
     /// Median time from the faulting access to the retried one.
     pub fn fault_latency_us(&self, pager: &str, backend: &str, notifier: &str) -> Option<Spread> {
         self.first_spread(|record| match record {
-            Micro::FaultLatency { pager: p, backend: b, notifier: n, p50_us, .. } if p == pager && b == backend && n == notifier => Some(*p50_us),
+            Micro::FaultLatency { pager: p, backend: b, notifier: n, contract, p50_us, .. }
+                if p == pager && b == backend && n == notifier && (p == "kernel" || contract == JUDGED_CONTRACT) =>
+            {
+                Some(*p50_us)
+            }
             _ => None,
         })
     }

@@ -8,7 +8,7 @@ use super::evidence::{Evidence, NotifyPoint};
 use super::section;
 use super::targets::has_memtier;
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Segment, Series, Stack, bars, stacks};
-use crate::results::{Micro, repetitions};
+use crate::results::{JUDGED_CONTRACT, Micro, repetitions};
 use crate::summary::Spread;
 use crate::units::{format_count, format_tick, format_us, format_us_tick};
 
@@ -81,7 +81,11 @@ const STEPS: [&str; 6] = ["notify", "queue", "io", "map", "resume", "evict"];
 
 fn step_us(evidence: &Evidence<'_>, wanted: (&str, &str, &str)) -> Option<f64> {
     let of = |record: &Micro| match record {
-        Micro::FaultStep { backend, notifier, step, p50_us } if (backend.as_str(), notifier.as_str(), step.as_str()) == wanted => Some(*p50_us),
+        Micro::FaultStep { backend, notifier, contract, step, p50_us }
+            if (backend.as_str(), notifier.as_str(), step.as_str()) == wanted && contract == JUDGED_CONTRACT =>
+        {
+            Some(*p50_us)
+        }
         _ => None,
     };
     evidence.spread(of).map(|spread| spread.median)
@@ -271,7 +275,7 @@ fn regions(evidence: &Evidence<'_>) -> String {
     for (title, note, y, value) in charts {
         let mut found: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
         for record in evidence.micro() {
-            if let Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes } = record {
+            if let Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes, .. } = record {
                 found.entry(*region_bytes).or_default().push(value(*create_us, *cpu_us_per_fault, *metadata_bytes as f64));
             }
         }
