@@ -45,10 +45,6 @@ impl Options {
     }
 }
 
-/// Steps by their names in results and in the library's statistics. A step that a backend does not have, such as io of memory, counts 0 there.
-const STEPS: [(&str, &str); 4] =
-    [("queue", "step_queue_p50_ns"), ("io", "step_io_p50_ns"), ("map", "step_map_p50_ns"), ("resume", "step_resume_p50_ns")];
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Sigbus,
@@ -164,10 +160,24 @@ impl Evictions {
         Ok(Self { num_pages, ns: filled.statistic("step_evict_mean_ns")? * num_pages })
     }
 
+    /// The mean, as evictions go by in batches.
     fn us_per_page_since(self, before: Self) -> f64 {
         let num_pages = self.num_pages.saturating_sub(before.num_pages).max(1);
         self.ns.saturating_sub(before.ns) as f64 / 1e3 / num_pages as f64
     }
+}
+
+/// The median of what a histogram of `(nanoseconds, count)` got since an earlier state of it. Nothing for a step that a backend does not have, such as io
+/// of memory.
+fn median_us_since(before: &[(u64, u64)], after: &[(u64, u64)]) -> Option<f64> {
+    let new = || after.iter().zip(before).map(|(&(ns, count), &(_, earlier))| (ns, count.saturating_sub(earlier)));
+    let num_below = new().map(|(_, count)| count).sum::<u64>().div_ceil(2);
+    let mut seen = 0;
+    let (ns, _) = new().find(|&(_, count)| {
+        seen += count;
+        count > 0 && seen >= num_below
+    })?;
+    Some(ns as f64 / 1e3)
 }
 
 /// Times from the access to its retry, and from the access to the handler.
@@ -191,7 +201,8 @@ fn measure(options: &Options, file: Option<&DiskFile>, way: Way, contract: Contr
     let warm_up_faults = options.warm_up_faults();
     worker.start(move || drop(fault_repeatedly(pages, way, warm_up_faults, Random::new(!seed))))?;
     worker.run();
-    let before = Evictions::so_far(&filled)?;
+    // The warm-up writes pages out, which what is measured does not.
+    let (before, steps_before) = (Evictions::so_far(&filled)?, filled.swap.step_histograms());
     worker.start(move || *of_lwt.borrow_mut() = fault_repeatedly(pages, way, num_faults, Random::new(seed)))?;
     worker.run();
     let evict_us = Evictions::so_far(&filled)?.us_per_page_since(before);
@@ -203,9 +214,8 @@ fn measure(options: &Options, file: Option<&DiskFile>, way: Way, contract: Contr
     if way != Way::Touch {
         steps.push(("notify", quantile_us(&times.notify_ns, 0.5)));
     }
-    for (step, statistic) in STEPS {
-        let step_us = filled.statistic(statistic)? as f64 / 1e3;
-        steps.extend((step_us > 0.0).then_some((step, step_us)));
+    for ((step, after), (_, before)) in filled.swap.step_histograms().into_iter().zip(steps_before) {
+        steps.extend(median_us_since(&before, &after).map(|us| (step, us)));
     }
     steps.push(("evict", evict_us));
     Ok(Measured { p50_us: quantile_us(&times.whole_ns, 0.5), p99_us: quantile_us(&times.whole_ns, 0.99), steps })
@@ -235,4 +245,17 @@ fn fault_repeatedly(pages: Pages, way: Way, num_faults: usize, mut random: Rando
         }
     }
     times
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_there_before_is_not_in_the_median() {
+        let warm = [(1_000, 0), (2_000, 1_000), (3_000, 0)];
+        assert_eq!(median_us_since(&warm, &[(1_000, 2), (2_000, 1_000), (3_000, 3)]), Some(3.0));
+        assert_eq!(median_us_since(&warm, &[(1_000, 2), (2_000, 1_000), (3_000, 2)]), Some(1.0));
+        assert_eq!(median_us_since(&warm, &warm), None);
+    }
 }
