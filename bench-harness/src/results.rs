@@ -37,6 +37,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// An open loop at more than the server can do: its latencies grow with the length of the run.
+    pub fn is_saturated(&self) -> bool {
+        self.details.due_per_second.is_some_and(|due| self.operations_per_second < 0.95 * due)
+    }
+
     /// Why the run is no good, if so.
     pub fn problems(&self) -> Vec<String> {
         if let Some(error) = &self.details.error {
@@ -87,6 +92,8 @@ pub struct Details {
     pub warm_up_operations: u64,
     pub duration_seconds: f64,
     pub operations: u64,
+    /// Reads that found a value, every byte of which was checked. None where the generator checks nothing, or in older files.
+    pub checked_reads: u64,
     /// Open loop: due in the measured time and not finished at its end. They are in the latencies, with the time until then.
     pub unfinished_operations: u64,
     pub latency_by_operation_us: BTreeMap<String, LatencyUs>,
@@ -100,6 +107,10 @@ pub struct Details {
     /// The local memory that the server was given, where it manages it itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub local_memory_bytes: Option<u64>,
+    /// How the memory limit of the configuration was kept to: `cgroup`, or `none` where no cgroup could be made (without root) and the server only keeps
+    /// to its local memory by itself. Absent where the configuration has no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_peak_bytes: Option<u64>,
     /// Memory for swapped-out pages that is not part of the limit: all of a backend in the server's process (its cgroup's limit is higher by this), or
@@ -248,9 +259,6 @@ pub struct Results {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
 }
-
-/// The contract of memcached's regions: where a micro-benchmark has several, the one that is judged.
-pub const JUDGED_CONTRACT: &str = "transparent";
 
 /// What the repetitions of a micro-benchmark's first number were, as far as is known: itself, and the smallest and the largest.
 pub fn repetitions(median: f64, range: Option<(f64, f64)>) -> Vec<f64> {

@@ -2,8 +2,8 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-use crate::results::{Micro, Results};
-use crate::summary::{Spread, Summary, comparison, sweep, sweep_note, verdicts};
+use crate::results::{Micro, Results, Run};
+use crate::summary::{Spread, Summary, against_baselines, comparison, sweep, sweep_note};
 use crate::units::{MIB, format_count, format_ms};
 
 fn with_spread(spread: Spread, repetitions: usize, format: fn(f64) -> String) -> String {
@@ -114,6 +114,13 @@ fn micro_table(micro: &[Micro]) -> String {
     table.to_string()
 }
 
+/// What an open loop came to when the server could not do what was due.
+fn saturation(run: &Run) -> Option<String> {
+    let due = run.details.due_per_second.filter(|_| run.is_saturated())?;
+    let share = run.operations_per_second / due * 100.0;
+    Some(format!("saturated: {share:.0} % of the {}/s that were due; latencies grow with the length of the run", format_count(due)))
+}
+
 /// Everything that a person wants to see at the end.
 pub fn print(results: &Results) {
     let swept = sweep(&results.runs);
@@ -129,10 +136,13 @@ pub fn print(results: &Results) {
     if !results.micro.is_empty() {
         say!("{}\n", micro_table(&results.micro));
     }
-    for verdict in verdicts(&summaries) {
-        say!("{}", verdict.sentence());
+    for duel in against_baselines(&summaries) {
+        say!("{}", duel.sentence());
     }
     for run in &results.runs {
+        if let Some(sentence) = saturation(run) {
+            say!("{} {} at {:.0} %: {sentence}", run.configuration, run.workload, run.local_memory_ratio * 100.0);
+        }
         for problem in run.problems() {
             say!("{} {} at {:.0} %: {problem}", run.configuration, run.workload, run.local_memory_ratio * 100.0);
         }
@@ -143,6 +153,16 @@ pub fn print(results: &Results) {
 mod tests {
     use super::*;
     use crate::summary::tests::run;
+
+    #[test]
+    fn an_open_loop_that_fell_behind_is_called_saturated() {
+        let mut run = run("dram", 1.0, 949.0);
+        assert_eq!(saturation(&run), None);
+        run.details.due_per_second = Some(1_000.0);
+        assert!(saturation(&run).is_some_and(|text| text.contains("saturated: 95 % of the 1,000/s")));
+        run.operations_per_second = 951.0;
+        assert_eq!(saturation(&run), None);
+    }
 
     #[test]
     fn a_line_shows_the_spread_only_when_there_is_one() {

@@ -77,6 +77,7 @@ fn cell(workload: &str, configuration: usize, ratio: f64, speed: f64, repetition
             data_bytes: DATA_BYTES,
             duration_seconds: SECONDS,
             operations,
+            checked_reads: operations / 2,
             server_command: format!("build/memcached-stock/memcached -t {server_threads} -m 774"),
             generator: "lightswap-bench".into(),
             distribution: match workload {
