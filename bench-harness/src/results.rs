@@ -198,6 +198,9 @@ pub enum Micro {
         backend: String,
         /// sigbus, monitor, kernel; "touch" when asked for before the access.
         notifier: String,
+        /// Of the region: "transparent" or "cooperative". Empty for the kernel, and in older files, which measured cooperative ones only.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
         p50_us: f64,
         p99_us: f64,
     },
@@ -205,6 +208,8 @@ pub enum Micro {
     FaultStep {
         backend: String,
         notifier: String,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
         step: String,
         p50_us: f64,
     },
@@ -223,6 +228,8 @@ pub enum Micro {
     /// The same number of resident and swapped pages in regions of several sizes, spread over all of the region.
     RegionSize {
         region_bytes: u64,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
         create_us: f64,
         cpu_us_per_fault: f64,
         /// Resident memory of the process beyond local memory and backend after the faults.

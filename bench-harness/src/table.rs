@@ -71,15 +71,15 @@ pub fn micro_line(record: &Micro) -> [String; 5] {
         Micro::DiskRead { tool, jobs, depth, reads_per_second } => {
             ["disk read".into(), tool.clone(), jobs.to_string(), depth.to_string(), format!("{}/s", format_count(*reads_per_second))]
         }
-        Micro::FaultLatency { pager, backend, notifier, p50_us, p99_us } => [
+        Micro::FaultLatency { pager, backend, notifier, contract, p50_us, p99_us } => [
             format!("fault latency, {backend}"),
-            format!("{pager}, {notifier}"),
+            format!("{pager}, {notifier} {contract}").trim_end().into(),
             "1".into(),
             "1".into(),
             format!("p50 {p50_us:.2} us, p99 {p99_us:.2} us"),
         ],
-        Micro::FaultStep { backend, notifier, step, p50_us } => {
-            [format!("step, {backend}"), format!("{notifier}: {step}"), "1".into(), "1".into(), format!("p50 {p50_us:.2} us")]
+        Micro::FaultStep { backend, notifier, contract, step, p50_us } => {
+            [format!("step, {backend}"), format!("{notifier} {contract}: {step}"), "1".into(), "1".into(), format!("p50 {p50_us:.2} us")]
         }
         Micro::KernelSwap { device, threads, faults_per_second, cpu_us_per_fault } => [
             "kernel swap".into(),
@@ -89,9 +89,9 @@ pub fn micro_line(record: &Micro) -> [String; 5] {
             format!("{}/s, {cpu_us_per_fault:.1} us CPU each", format_count(*faults_per_second)),
         ],
         Micro::LwtSwitch { lwts, switch_ns } => ["LWT switch".into(), String::new(), "1".into(), lwts.to_string(), format!("{switch_ns:.1} ns")],
-        Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes } => [
+        Micro::RegionSize { region_bytes, contract, create_us, cpu_us_per_fault, metadata_bytes } => [
             "region size".into(),
-            lightswap::format_size(*region_bytes),
+            format!("{} {contract}", lightswap::format_size(*region_bytes)).trim_end().into(),
             "1".into(),
             "1".into(),
             format!("{cpu_us_per_fault:.1} us CPU a fault, made in {create_us:.0} us, {} beside its pages", lightswap::format_size(*metadata_bytes)),

@@ -271,7 +271,7 @@ fn regions(evidence: &Evidence<'_>) -> String {
     for (title, note, y, value) in charts {
         let mut found: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
         for (record, _) in evidence.of_judged_contract(|record| matches!(record, Micro::RegionSize { .. })).1 {
-            if let Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes } = record {
+            if let Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes, .. } = record {
                 found.entry(*region_bytes).or_default().push(value(*create_us, *cpu_us_per_fault, *metadata_bytes as f64));
             }
         }
