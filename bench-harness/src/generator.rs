@@ -200,7 +200,7 @@ impl Generator {
                     }
                     sleep_until(end, Duration::ZERO)?;
                 }
-                let sample = at_boundary(Boundary::Start)?;
+                let sample = if failed() { Sample::default() } else { at_boundary(Boundary::Start)? };
                 let measure_started = shared.enter(Phase::Measure);
                 let (cpu_before, warm_up_operations) = (process_cpu(), operations());
                 let mut time_line = TimeLine::start(measure_started, warm_up_operations, sample);
@@ -213,6 +213,10 @@ impl Generator {
                         let sample = at_boundary(Boundary::Tick)?;
                         time_line.add(Instant::now(), operations(), sample);
                     }
+                }
+                if failed() {
+                    // Its cause is a thread's error. The server is not asked any more: it may be stuck.
+                    bail!("a load thread failed");
                 }
                 let (stopped, generator_cpu) = (shared.enter(Phase::Stop), process_cpu() - cpu_before);
                 let operations = operations();

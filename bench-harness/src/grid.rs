@@ -160,7 +160,7 @@ impl Runner<'_, '_> {
                 continue;
             }
             if let Load::Open { percent, of } = measurement.load {
-                match self.closed_loop(of, group.target) {
+                match self.closed_loop(of, group.target, measurement.workload) {
                     Some(throughput) => timing.due_per_second = Some((throughput * f64::from(percent) / 100.0).round()),
                     None => {
                         let reason = format!("{}: its rate is a part of a throughput that was not measured", measurement.label());
@@ -246,12 +246,12 @@ impl Runner<'_, '_> {
         of_kind.map(|target| default_cell(target).backend_bytes()).max().unwrap_or(0)
     }
 
-    /// What a configuration served in a closed loop of YCSB-C with the same memory.
-    fn closed_loop(&self, configuration: &str, target: &Target) -> Option<f64> {
+    /// What a configuration served in a closed loop with the same memory.
+    fn closed_loop(&self, configuration: &str, target: &Target, workload: Workload) -> Option<f64> {
         let same = |run: &&Run| {
             let details = &run.details;
             run.configuration == configuration
-                && run.workload == Workload::C.name()
+                && run.workload == workload.name()
                 && run.local_memory_ratio == target.ratio
                 && (details.records, &details.value_mix) == (target.shape.records, &target.shape.value_sizes.mix())
                 && details.due_per_second.is_none()

@@ -25,8 +25,8 @@ pub enum Load {
 
 /// The rates of the open loops, in percent of what these configurations serve in a closed loop; each configuration gets all of them. The slower
 /// one's rates are what both can sustain: there latencies can be compared.
-const OPEN_RATES: [(&str, &[u32]); 2] = [("kernel-swap-ssd", &[50, 90]), ("lightswap", &[50, 75, 90])];
-const OPEN_RATES_QUICK: [(&str, &[u32]); 2] = [("kernel-swap-ssd", &[80]), ("lightswap", &[75])];
+const OPEN_RATES: [(&str, &[u32]); 2] = [("kernel-swap-ssd", &[50, 90]), ("lightswap", &[50, 75])];
+const OPEN_RATES_QUICK: [(&str, &[u32]); 2] = [("kernel-swap-ssd", &[80]), ("lightswap", &[])];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measurement {
@@ -138,10 +138,11 @@ pub struct SweptData {
     pub again: bool,
 }
 
-/// As many records of another size as have the same bytes of values.
+/// As many records of another size as have the same bytes, keys and headers included.
 fn resized(shape: &Shape, value_sizes: ValueSizes) -> Shape {
-    let bytes = shape.records * shape.value_sizes.mean() as u64;
-    Shape { records: (bytes / value_sizes.mean() as u64).max(1), value_sizes, ..*shape }
+    const KEY_AND_HEADER_BYTES: u64 = 80;
+    let of_record = |value_sizes: &ValueSizes| value_sizes.mean() as u64 + KEY_AND_HEADER_BYTES;
+    Shape { records: (shape.records * of_record(&shape.value_sizes) / of_record(&value_sizes)).max(1), value_sizes, ..*shape }
 }
 
 fn configurations(wishes: &Wishes, all: &[&str]) -> Result<Vec<Rc<Configuration>>> {
@@ -219,8 +220,10 @@ impl Plan {
             stages.push(Stage { name: "value sizes", repetitions, targets });
 
             let rates = if wishes.quick { OPEN_RATES_QUICK } else { OPEN_RATES };
-            let rate = |of: &'static str| move |&percent: &u32| Measurement { workload: Workload::C, load: Load::Open { percent, of } };
-            let open = rates.into_iter().flat_map(|(of, percents)| percents.iter().map(rate(of))).collect();
+            let measurement = |workload, of, percent| Measurement { workload, load: Load::Open { percent, of } };
+            let at_rates =
+                |workload| rates.into_iter().flat_map(move |(of, percents)| percents.iter().map(move |&percent| measurement(workload, of, percent)));
+            let open = at_rates(Workload::C).chain(at_rates(Workload::A)).collect();
             stages.push(Stage { name: "open loop", repetitions, targets: of(&["kernel-swap-ssd", "lightswap"], wishes.shape, open) });
 
             let patterns = if wishes.quick { vec![Pattern::Uniform] } else { vec![Pattern::Uniform, Pattern::Zipfian] };
@@ -432,8 +435,8 @@ pub mod tests {
         assert!(first.targets.is_sorted_by(|a, b| a.ratio >= b.ratio));
         // The same bytes whatever the size.
         for target in &plan.stages[2].targets {
-            let bytes = target.shape.records * target.shape.value_sizes.mean() as u64;
-            assert!(bytes.abs_diff(500_000_000) < 20_000, "{bytes}");
+            let bytes = target.shape.records * (target.shape.value_sizes.mean() as u64 + 80);
+            assert!(bytes.abs_diff(540_000_000) < 20_000, "{bytes}");
         }
         let minutes = plan.estimate(|_, _, _| false).as_secs() / 60;
         assert!((30..90).contains(&minutes), "{minutes}");

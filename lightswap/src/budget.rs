@@ -92,6 +92,12 @@ impl Budget {
         self.num_used() + self.low_watermark >= self.capacity + self.num_leaving.load(Relaxed)
     }
 
+    /// Whether frames are so few that they had better be left to those who wait for a page. Far less than [`Self::is_low`], around which a thread
+    /// that alone reclaims keeps the number.
+    pub(crate) fn is_short(&self) -> bool {
+        self.num_used() + self.low_watermark / 4 >= self.capacity
+    }
+
     /// An evict batch has selected so many victims.
     pub(crate) fn begin_leaving(&self, num_pages: usize) {
         self.num_leaving.fetch_add(num_pages, Relaxed);

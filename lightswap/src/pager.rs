@@ -2,7 +2,7 @@
 
 use crate::backend::{self, Backend};
 use crate::budget::Budget;
-use crate::config::Config;
+use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hand::Hand;
 use crate::size::{PAGE_SIZE, format_size, pages_in};
@@ -22,6 +22,8 @@ const MAX_WORKERS: usize = 1024;
 const MIN_LOCAL_PAGES: usize = 16;
 /// Buffers of one worker where local memory is plentiful: the reads it can have in flight.
 const MAX_BUFFERS_PER_WORKER: usize = 256;
+/// The same where a worker polls: the page that its one running LWT needs, and what is read behind it.
+const MAX_BUFFERS_POLLING: usize = 16;
 /// Most pins of all pages together; a page's word has room for twice as many.
 const MAX_PINS: usize = 1 << 15;
 /// XXH3 takes a secret of at least 136 bytes.
@@ -38,7 +40,7 @@ pub(crate) struct Pager {
     pub(crate) hand: Hand,
     /// Of the threads that are no workers.
     pub(crate) thread_stats: Stats,
-    pub(crate) buffers_per_worker: usize,
+    pub(crate) buffers: BufferCounts,
     /// Keeps hashes unpredictable, so that nobody can make a page whose change goes unnoticed.
     secret: [u8; SECRET_BYTES],
     zero_page_hash: u64,
@@ -56,6 +58,19 @@ pub(crate) struct Pager {
     slots: Mutex<Vec<(usize, usize)>>,
 }
 
+/// How many buffers a worker has, by its role. They are a part of local memory, so those that would never be used are not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BufferCounts {
+    pub(crate) application: usize,
+    pub(crate) pager_thread: usize,
+}
+
+impl BufferCounts {
+    fn same(count: usize) -> Self {
+        Self { application: count, pager_thread: count }
+    }
+}
+
 /// A page of zeroes, the source of first-touched pages.
 #[repr(align(4096))]
 pub(crate) struct ZeroPage(pub(crate) [u8; PAGE_SIZE]);
@@ -64,7 +79,7 @@ pub(crate) static ZERO_PAGE: ZeroPage = ZeroPage([0; PAGE_SIZE]);
 impl Pager {
     pub(crate) fn open(config: Config) -> Result<Self> {
         config.check()?;
-        let (capacity, buffers_per_worker) = divide_memory(&config)?;
+        let (capacity, buffers) = divide_memory(&config)?;
         let uffd = Uffd::open(config.faults_sleep())?;
         let backend = backend::open(&config.backend_url)?;
         let secret = random_secret()?;
@@ -75,7 +90,7 @@ impl Pager {
             budget: Budget::new(capacity),
             hand: Hand::new(),
             thread_stats: Stats::default(),
-            buffers_per_worker,
+            buffers,
             zero_page_hash: hash_with(&secret, &ZERO_PAGE.0),
             secret,
             num_pinned: AtomicUsize::new(0),
@@ -208,7 +223,7 @@ fn random_secret() -> Result<[u8; SECRET_BYTES]> {
 }
 
 /// Divides local memory into frames for pages and buffers for I/O: `(frames, buffers per worker)`.
-fn divide_memory(config: &Config) -> Result<(usize, usize)> {
+fn divide_memory(config: &Config) -> Result<(usize, BufferCounts)> {
     let bad = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
     let bytes = config.local_memory_bytes;
     if bytes == 0 {
@@ -227,13 +242,19 @@ fn divide_memory(config: &Config) -> Result<(usize, usize)> {
     let num_pages = pages_in(bytes as usize);
     // The thread that serves ordinary threads is a worker, too.
     let num_workers = config.max_workers + 1;
-    let buffers_per_worker = (num_pages / (8 * num_workers)).clamp(1, MAX_BUFFERS_PER_WORKER);
-    let num_frames = num_pages.saturating_sub(buffers_per_worker * num_workers);
+    let share = |num_workers: usize, most: usize| (num_pages / (8 * num_workers)).clamp(1, most);
+    let buffers = match (config.notifier, config.waiting) {
+        (Notifier::Sigbus, Waiting::Suspend) => BufferCounts::same(share(num_workers, MAX_BUFFERS_PER_WORKER)),
+        (Notifier::Sigbus, Waiting::Poll) => BufferCounts::same(share(num_workers, MAX_BUFFERS_POLLING)),
+        // The pager thread does all reads.
+        (Notifier::Monitor, _) => BufferCounts { application: 1, pager_thread: share(1, MAX_BUFFERS_PER_WORKER) },
+    };
+    let num_frames = num_pages.saturating_sub(buffers.application * config.max_workers + buffers.pager_thread);
     if num_frames < MIN_LOCAL_PAGES {
         let least = format_size(((MIN_LOCAL_PAGES + num_workers) * PAGE_SIZE) as u64);
         return bad(format!("local memory of {} is too small for {} workers: at least {least} is needed", format_size(bytes), config.max_workers));
     }
-    Ok((num_frames, buffers_per_worker))
+    Ok((num_frames, buffers))
 }
 
 fn machine_memory_bytes() -> u64 {
@@ -254,8 +275,13 @@ mod tests {
     fn memory_is_divided_without_remainder_or_refused() {
         for num_pages in [18u64, 19, 64, 100, 10_000, 1 << 18] {
             let (frames, buffers) = divide_memory(&config(num_pages * 4096, 1)).unwrap();
-            assert_eq!(frames + 2 * buffers, num_pages as usize);
+            assert_eq!(frames + buffers.application + buffers.pager_thread, num_pages as usize);
         }
+        // What blocks its thread has no use for many, and there are more threads.
+        let of_16_threads = |notifier, waiting| divide_memory(&Config { notifier, waiting, ..config(64 << 20, 16) }).unwrap().1;
+        assert_eq!(of_16_threads(Notifier::Sigbus, Waiting::Suspend), BufferCounts::same(120));
+        assert_eq!(of_16_threads(Notifier::Sigbus, Waiting::Poll), BufferCounts::same(16));
+        assert_eq!(of_16_threads(Notifier::Monitor, Waiting::Suspend), BufferCounts { application: 1, pager_thread: 256 });
         for (bytes, workers) in [(0, 1), (4097, 1), (1 << 60, 1), (17 * 4096, 1), (1 << 20, 0), (1 << 20, 5000)] {
             assert!(divide_memory(&config(bytes, workers)).is_err(), "{bytes} {workers}");
         }

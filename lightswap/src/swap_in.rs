@@ -240,7 +240,9 @@ pub(crate) fn prefetch(page: Page<'static>) {
         return pager.pager_thread().push_request(request);
     };
     let content = pager.backend.content(page.slot());
-    if !(content.is_some() || worker.has_free_buffer()) || pager.budget.is_low() || !pager.budget.try_take() {
+    // A worker that reclaims would have to do so for the page ahead; where the pager thread does, it does so meanwhile.
+    let is_low = if worker.reclaims() { pager.budget.is_low() } else { pager.budget.is_short() };
+    if !(content.is_some() || worker.has_free_buffer()) || is_low || !pager.budget.try_take() {
         return;
     }
     if !page.entry().begin_swap_in(word) {
