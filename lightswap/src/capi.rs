@@ -261,6 +261,36 @@ pub extern "C" fn lsw_pin(addr: *const c_void, len: size_t) -> c_int {
     status(instance::pin(addr.cast(), len))
 }
 
+/// lsw_pin without waiting: LSW_ERR_BUSY, and no pins, if a page is not resident or the limit of pins is reached.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_pin_resident(addr: *const c_void, len: size_t) -> c_int {
+    match instance::pin_resident(addr.cast(), len) {
+        // Not by way of an error: this is asked for often, and nobody reads a sentence about it.
+        Ok(is_pinned) => if is_pinned { LSW_OK } else { LSW_ERR_BUSY },
+        Err(error) => status(Err(error)),
+    }
+}
+
+/// Copies len bytes, of which any part may lie in regions; each page of a region is pinned while it is read or written. This is how to write to a
+/// cooperative region without pins of one's own. The ranges may overlap only where neither is in a region. LSW_ERR_SWAP_IN if a page cannot be
+/// read back; a part may have been copied by then.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lsw_copy(to: *mut c_void, from: *const c_void, len: size_t) -> c_int {
+    // SAFETY: the caller's promise, as for memmove.
+    status(unsafe { instance::copy(to.cast(), from.cast(), len) })
+}
+
+/// Compares len bytes as memcmp does, in the manner of lsw_copy: *order becomes negative, 0 or positive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lsw_compare(a: *const c_void, b: *const c_void, len: size_t, order: *mut c_int) -> c_int {
+    // SAFETY: the caller's promise, as for memcmp.
+    let result = unsafe { instance::compare(a.cast(), b.cast(), len) };
+    status(result.map(|ordering| {
+        // SAFETY: the caller passes a place for the result.
+        unsafe { *order = ordering as c_int };
+    }))
+}
+
 /// Undoes one lsw_pin of the same range.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_unpin(addr: *const c_void, len: size_t) -> c_int {
@@ -362,6 +392,18 @@ pub extern "C" fn lsw_lwt_start(entry: Option<extern "C" fn(arg: *mut c_void)>, 
         Ok(has_ended) => c_int::from(!has_ended),
         Err(error) => fail(&error),
     }
+}
+
+/// Gives the running LWT a value of the program's, as thread-local storage would a thread; it starts as NULL. Does nothing outside LWTs.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_lwt_set_value(value: *mut c_void) {
+    lwt::set_value(value);
+}
+
+/// What lsw_lwt_set_value was last given on the running LWT; NULL outside LWTs.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_lwt_value() -> *mut c_void {
+    lwt::value()
 }
 
 /// Whether the caller runs on an LWT.
