@@ -5,6 +5,8 @@
 
 #include "lightswap.h"
 
+#include <string.h>
+
 /* Set once, before the first worker thread starts. */
 extern bool lightswap_enabled;
 /* Pages are asked for before they are accessed; off with the notifier `monitor`, to be what programs with a classic
