@@ -174,9 +174,10 @@ impl Worker {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         let shared = WorkerShared::take(&mut workers)?;
-        let buffers = Buffers::new(pager.buffers_per_worker)?;
-        let num_timed = if pager.config.step_times { pager.buffers_per_worker } else { 0 };
-        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), &[buffers.as_iovec()], pager.backend.file(), num_timed)?;
+        let num_buffers = pager.num_buffers(role);
+        let buffers = Buffers::new(num_buffers)?;
+        let num_timed = if pager.config.step_times { num_buffers } else { 0 };
+        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), buffers.as_iovec(), pager.backend.file(), num_timed)?;
         shared.is_entered.store(true, Relaxed);
         let is_pager_thread = role == Role::PagerThread;
         let Config { notifier, waiting, .. } = pager.config;
