@@ -114,6 +114,15 @@ impl Pager {
         }
     }
 
+    /// Whether a prefetch may take a frame. Where workers reclaim, frames that are low mean that one of them is about to, and it should not do so for a hint. Where the
+    /// pager thread alone does, it makes frames all the time, and they are low whenever it is not ahead: only one for each worker's next fault is kept.
+    pub(crate) fn may_prefetch(&self) -> bool {
+        match self.config.waiting {
+            Waiting::Suspend => !self.budget.is_low(),
+            Waiting::Poll => self.budget.can_spare(self.config.max_workers),
+        }
+    }
+
     /// The time if steps are timed, otherwise 0.
     pub(crate) fn step_clock(&self) -> u64 {
         if self.config.step_times { sys::now_ns() } else { 0 }
