@@ -100,6 +100,8 @@ pub struct lsw_config {
     notifier: u32,
     /// What a worker does while a page is on its way: LSW_WAITING_SUSPEND (0) or LSW_WAITING_POLL.
     waiting: u32,
+    /// Not 0: times the steps of every swap-in and evictions, which lsw_stats_visit then shows as step_...; takes some readings of the clock.
+    step_times: u32,
 }
 
 /// An LWT-aware mutex. All-zero is an unlocked one.
@@ -187,7 +189,7 @@ pub unsafe extern "C" fn lsw_open(config: *const lsw_config, instance: *mut *mut
         other => return no_such("way of waiting", other),
     };
     let mut builder = Lightswap::builder().local_memory(config.local_memory_bytes).backend(url).max_workers(config.max_workers.max(1) as usize);
-    builder = builder.notifier(notifier).waiting(waiting);
+    builder = builder.notifier(notifier).waiting(waiting).step_times(config.step_times != 0);
     if config.lwt_stack_bytes > 0 {
         builder = builder.lwt_stack(config.lwt_stack_bytes as usize);
     }
