@@ -43,6 +43,15 @@ pub struct FixedOverhead {
 }
 
 impl FixedOverhead {
+    /// memcached's buffers of a connection, the touched part of an LWT's stack, the kernel's socket buffers: 46 KB were measured.
+    pub fn connections_bytes(&self) -> u64 {
+        self.connections as u64 * 48 * KIB
+    }
+
+    pub fn threads_bytes(&self) -> u64 {
+        u64::from(self.server_threads) * 512 * KIB
+    }
+
     /// An upper estimate, some 5 MB above what was measured (17 to 19.5 MB for 500,000 records, 64 connections and 2 threads). Too low and the
     /// cgroup's limit kills the server; too high and Lightswap gets less memory than kernel swap.
     pub fn bytes(&self) -> u64 {
@@ -50,12 +59,9 @@ impl FixedOverhead {
         let hash_table = 8u64 << self.hash_power;
         // Page word and content hash, 24 bytes at most, and the kernel's own page table entry.
         let page_metadata = region_pages * (24 + 8);
-        // memcached's buffers of a connection, the touched part of an LWT's stack, the kernel's socket buffers: 46 KB were measured.
-        let connections = self.connections as u64 * 48 * KIB;
-        let workers = u64::from(self.server_threads) * 512 * KIB;
         // Program, libraries, allocator, and what the kernel charges for the process itself.
         let process = 4 * MIB;
-        hash_table + page_metadata + connections + workers + process
+        hash_table + page_metadata + self.connections_bytes() + self.threads_bytes() + process
     }
 }
 

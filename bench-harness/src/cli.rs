@@ -79,10 +79,26 @@ pub struct ShapeArguments {
     pub client_threads: usize,
 }
 
+/// A mistake on the command line that clap does not see; the exit code tells it from a failure.
+#[derive(Debug)]
+pub struct Mistake(pub String);
+
+impl std::fmt::Display for Mistake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Mistake {}
+
 impl ShapeArguments {
-    pub fn shape(&self) -> Shape {
+    pub fn shape(&self) -> Result<Shape, Mistake> {
+        if self.connections < self.client_threads {
+            let (connections, threads) = (self.connections, self.client_threads);
+            return Err(Mistake(format!("{connections} connections cannot be spread over {threads} client threads; give each at least one")));
+        }
         let value_sizes = self.value_mix.unwrap_or(ValueSizes::fixed(self.value_size));
-        Shape { records: self.records, value_sizes, connections: self.connections, client_threads: self.client_threads }
+        Ok(Shape { records: self.records, value_sizes, connections: self.connections, client_threads: self.client_threads })
     }
 }
 
@@ -98,7 +114,7 @@ pub struct TimingArguments {
     #[arg(long, default_value = "3", value_parser = parse_seconds)]
     pub warm_up_seconds: Duration,
     /// Seconds of measuring
-    #[arg(long, default_value = "10", value_parser = parse_seconds)]
+    #[arg(long, default_value = "10", value_parser = parse_duration)]
     pub seconds: Duration,
     /// An open loop: this many operations a second are due, evenly spaced, and latencies count from when they were due; without it each connection
     /// asks again when it was answered
@@ -240,6 +256,14 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Of something that makes no sense without any time.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    match parse_seconds(text) {
+        Ok(time) if time >= Duration::from_millis(100) => Ok(time),
+        _ => Err("a number of seconds from 0.1 to 86400 is needed".into()),
+    }
+}
+
 /// The workloads there are, and for E why it is not among them.
 #[derive(Clone)]
 struct WorkloadParser;
@@ -295,6 +319,8 @@ mod tests {
             "run --configuration dram --workload e",
             "load localhost",
             "load 127.0.0.1:1 --seconds -1",
+            "load 127.0.0.1:1 --seconds 0",
+            "run --configuration dram --seconds 0.01",
             "load 127.0.0.1:1 --seconds inf",
             "load 127.0.0.1:1 --value-size 8",
             "load 127.0.0.1:1 --connections 0",

@@ -1,7 +1,6 @@
 //! The subcommands `configurations`, `run` and `load`.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -14,6 +13,7 @@ use crate::lab::{Cell, Lab};
 use crate::memtier;
 use crate::out_file;
 use crate::outcome::Sample;
+use crate::preflight;
 use crate::results::{Details, EXTERNAL, Results, Run, Skipped};
 use crate::server;
 use crate::session::Timing;
@@ -58,7 +58,7 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
     if let Some(obstacle) = configuration.obstacle() {
         bail!("{} cannot run here: {obstacle}", configuration.name);
     }
-    let shape = arguments.shape.shape();
+    let shape = arguments.shape.shape()?;
     if let Some(path) = &arguments.json {
         out_file::check(path)?;
     }
@@ -70,6 +70,7 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
     if cell.configuration.is_limited() && !lab.limits_memory() {
         note!("No memory limit is set here, as it takes root and a cgroup; the server keeps to its local memory by itself.");
     }
+    preflight::check_cell(&cell, arguments.data_size.is_some(), &lab.directory)?;
     lab.prepare(&cell.configuration, cell.backend_bytes())?;
     match arguments.data_size {
         Some(bytes) => lab.set_data_bytes(shape, bytes),
@@ -116,7 +117,7 @@ pub fn configurations() -> Result<bool> {
 }
 
 pub fn load(arguments: &LoadArguments) -> Result<bool> {
-    let shape = arguments.shape.shape();
+    let shape = arguments.shape.shape()?;
     if let Some(path) = &arguments.json {
         out_file::check(path)?;
     }
@@ -130,7 +131,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
             workload,
             distribution: arguments.timing.distribution,
             warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
-            duration: arguments.timing.seconds.max(Duration::from_millis(100)),
+            duration: arguments.timing.seconds,
             due_per_second: arguments.timing.rate,
             seed: 1,
         };
@@ -173,7 +174,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
 }
 
 fn load_with_memtier(program: &Path, arguments: &LoadArguments) -> Result<Vec<Run>> {
-    let (shape, timing) = (arguments.shape.shape(), &arguments.timing);
+    let (shape, timing) = (arguments.shape.shape()?, &arguments.timing);
     memtier::load(program, &arguments.server, shape)?;
     let plans = arguments.memtier.iter().map(|&pattern| memtier::Plan {
         shape,

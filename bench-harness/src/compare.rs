@@ -132,19 +132,19 @@ pub fn micro_numbers(record: &Micro) -> Vec<Number> {
         Micro::DiskRead { tool, jobs, depth, reads_per_second } => {
             vec![(format!("disk read by {tool}, {jobs} jobs, depth {depth}"), "reads/s", *reads_per_second, true, format_count)]
         }
-        Micro::FaultLatency { pager, backend, notifier, p50_us, .. } => {
-            vec![(format!("fault latency {pager} {backend} {notifier}"), "p50", *p50_us, false, format_us)]
+        Micro::FaultLatency { pager, backend, notifier, contract, p50_us, .. } => {
+            vec![(format!("fault latency {pager} {backend} {notifier} {contract}").trim_end().into(), "p50", *p50_us, false, format_us)]
         }
-        Micro::FaultStep { backend, notifier, step, p50_us } => {
-            vec![(format!("step {step} of {backend} {notifier}"), "p50", *p50_us, false, format_us)]
+        Micro::FaultStep { backend, notifier, contract, step, p50_us } => {
+            vec![(format!("step {step} of {backend} {notifier} {contract}").trim_end().into(), "p50", *p50_us, false, format_us)]
         }
         Micro::KernelSwap { device, threads, faults_per_second, cpu_us_per_fault } => {
             let key = format!("kernel swap {device}, {threads} threads");
             vec![(key.clone(), "faults/s", *faults_per_second, true, format_count), (key, "CPU a fault", *cpu_us_per_fault, false, format_us)]
         }
         Micro::LwtSwitch { lwts, switch_ns } => vec![(format!("LWT switch, {lwts} LWTs"), "ns", *switch_ns, false, plain)],
-        Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes } => {
-            let key = format!("region of {}", lightswap::format_size(*region_bytes));
+        Micro::RegionSize { region_bytes, contract, create_us, cpu_us_per_fault, metadata_bytes } => {
+            let key = format!("region of {} {contract}", lightswap::format_size(*region_bytes)).trim_end().to_owned();
             vec![
                 (key.clone(), "made in", *create_us, false, format_us),
                 (key.clone(), "CPU a fault", *cpu_us_per_fault, false, format_us),

@@ -8,19 +8,21 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cgroup;
+use crate::cli::Mistake;
 use crate::lab::is_root;
 use crate::swap::SwapKind;
 
-const BUILT_IN: [(&str, &str); 9] = [
+/// In the order in which people read: what it is about, what is compared with it, what it is built on.
+pub const BUILT_IN: [(&str, &str); 9] = [
     ("dram", include_str!("../configurations/dram.toml")),
     ("lightswap-dram", include_str!("../configurations/lightswap-dram.toml")),
+    ("lightswap", include_str!("../configurations/lightswap.toml")),
+    ("lightswap-memory", include_str!("../configurations/lightswap-memory.toml")),
+    ("fastswap-style", include_str!("../configurations/fastswap-style.toml")),
     ("kernel-swap-ssd", include_str!("../configurations/kernel-swap-ssd.toml")),
     ("kernel-swap-zram", include_str!("../configurations/kernel-swap-zram.toml")),
     ("extstore", include_str!("../configurations/extstore.toml")),
-    ("fastswap-style", include_str!("../configurations/fastswap-style.toml")),
     ("monitor", include_str!("../configurations/monitor.toml")),
-    ("lightswap", include_str!("../configurations/lightswap.toml")),
-    ("lightswap-memory", include_str!("../configurations/lightswap-memory.toml")),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +65,9 @@ pub struct Sweep {
     /// For a quick look; none: the default stays.
     #[serde(deserialize_with = "texts")]
     pub quick: Vec<String>,
+    /// What is best depends on how data lies on disk: tried again for values of several pages and for sequential access.
+    #[serde(default)]
+    pub again: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -201,6 +206,16 @@ impl Configuration {
         matches!(self.memory, Memory::KernelSwap | Memory::Extstore | Memory::Local)
     }
 
+    /// Whether its pages or values go to files in the harness's directory.
+    pub fn makes_files(&self) -> bool {
+        match self.memory {
+            Memory::Unlimited => false,
+            Memory::KernelSwap => self.swap_device == Some(SwapKind::File),
+            Memory::Extstore => true,
+            Memory::Local | Memory::Ample => !self.backend_in_process,
+        }
+    }
+
     pub fn server_threads(&self, settings: &Settings) -> Result<u32> {
         let text = settings.get(SERVER_THREADS).map_or("", String::as_str);
         match text.parse() {
@@ -247,7 +262,7 @@ pub fn find(name: &str) -> Result<Rc<Configuration>> {
     }
     match BUILT_IN.iter().find(|(known, _)| *known == name) {
         Some((name, text)) => Ok(Rc::new(Configuration::parse(name, text)?)),
-        None => bail!("there is no configuration {name:?}; {}", nearest(name)),
+        None => Err(Mistake(format!("there is no configuration {name:?}; {}", nearest(name))).into()),
     }
 }
 
@@ -289,7 +304,7 @@ mod tests {
 
     #[test]
     fn mistakes_in_a_file_are_named() {
-        let good = BUILT_IN[2].1;
+        let good = BUILT_IN.iter().find(|(name, _)| *name == "kernel-swap-ssd").unwrap().1;
         assert!(Configuration::parse("x", good).is_ok());
         for (from, to, part) in [
             ("about", "abuot", "abuot"),
@@ -298,8 +313,8 @@ mod tests {
             ("server_threads = 8", "server_threads = 0", "a number from 1 to 128"),
             ("page_cluster = 0", "page_cluster = 0\nunused = 1", "unused is used by no"),
             ("setting = \"page_cluster\"", "setting = \"cluster\"", "varies cluster"),
-            ("values = [2, 4, 8, 16]", "values = []", "no values"),
-            ("values = [2, 4, 8, 16]", "values = [2, 1000]", "\"1000\" is no number"),
+            ("values = [2, 4, 8, 16, 32, 64]", "values = []", "no values"),
+            ("values = [2, 4, 8, 16, 32, 64]", "values = [2, 1000]", "\"1000\" is no number"),
             ("swap_device = \"file\"", "", "swap_device belongs"),
             ("\"vm.swappiness\"", "\"kernel.panic\"", "may only change vm.*"),
             ("\"vm.swappiness\"", "\"vm./../x\"", "may only change vm.*"),

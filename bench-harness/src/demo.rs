@@ -21,7 +21,7 @@ pub fn demo(arguments: &DemoArguments) -> Result<bool> {
         workloads: Vec::new(),
         ratios: Vec::new(),
         repetitions: arguments.repetitions,
-        shape: arguments.shape.shape(),
+        shape: arguments.shape.shape()?,
     };
     let mut plan = Plan::demo(&wishes)?;
     if out_file::is_same(&arguments.out, &arguments.html) {
@@ -47,7 +47,7 @@ pub fn grid(arguments: &GridArguments) -> Result<bool> {
         workloads: arguments.workloads.clone(),
         ratios: arguments.ratios.clone(),
         repetitions: arguments.repetitions,
-        shape: arguments.shape.shape(),
+        shape: arguments.shape.shape()?,
     };
     let mut plan = Plan::grid(&wishes)?;
     if arguments.plan {

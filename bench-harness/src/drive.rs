@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::client::{Connection, Fleet};
+use crate::interrupt;
 use crate::keys::KeyTable;
 use crate::pace::Pace;
 use crate::poller::{NO_EVENT, Poller};
 use crate::protocol::{Parsed, Reply, Store, append_get, append_store, parse_get_reply, parse_store_reply};
 use crate::random::Random;
+use crate::stall::STALL_LIMIT;
 use crate::tally::Tally;
 use crate::value_sizes::ValueSizes;
 use crate::values::verify_value;
 use crate::ycsb::{KeyChooser, Operation, Workload, append_key};
-
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -128,12 +128,13 @@ impl Driver<'_> {
                 Some(end) if counted.is_none() => counted = Some(self.count_at(end, measuring_since, &work)),
                 Some(_) => {}
             }
-            if stopped_at.is_some() && work.in_flight() == 0 {
+            // After a signal nobody wants the result, and a stuck server would keep us waiting.
+            if stopped_at.is_some() && (work.in_flight() == 0 || interrupt::requested()) {
                 break;
             }
             let ready = poller.wait(&mut events, self.patience(&work))?;
-            if ready.is_empty() && work.in_flight() > 0 && last_answer.elapsed() > SILENCE_TIMEOUT {
-                bail!("the server did not answer {} requests for {} s", work.in_flight(), SILENCE_TIMEOUT.as_secs());
+            if ready.is_empty() && work.in_flight() > 0 && last_answer.elapsed() > STALL_LIMIT {
+                bail!("the server did not answer {} requests for {} s", work.in_flight(), STALL_LIMIT.as_secs());
             }
             let mut completed = 0;
             for event in ready {

@@ -9,6 +9,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::stall::STALL_LIMIT;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     Tcp(SocketAddr),
@@ -20,7 +22,7 @@ impl Endpoint {
     pub fn connect(&self) -> io::Result<File> {
         Ok(File::from(match self {
             Self::Tcp(address) => {
-                let stream = TcpStream::connect(address)?;
+                let stream = TcpStream::connect_timeout(address, STALL_LIMIT)?;
                 stream.set_nodelay(true)?;
                 OwnedFd::from(stream)
             }

@@ -13,6 +13,7 @@ use crate::budget::{hash_power, item_bytes};
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
 use crate::interrupt;
+use crate::stall::PatientSocket;
 use crate::units::{KIB, MIB};
 use crate::ycsb::append_key;
 
@@ -97,7 +98,7 @@ pub fn load_rate(shape: &Shape, attempt: u32) -> f64 {
 /// Stores every key with a value that takes the chunk its header will need, or its own if it stays in memory; and as many more as may be inserted.
 pub fn make_room(endpoint: &Endpoint, shape: &Shape) -> Result<()> {
     let failure = || format!("cannot make room for headers at {endpoint}");
-    let socket = endpoint.connect().with_context(failure)?;
+    let socket = PatientSocket::connect(endpoint).with_context(failure)?;
     let mut replies = BufReader::new(socket.try_clone().with_context(failure)?);
     let mut requests = BufWriter::with_capacity(64 * 1024, socket);
     let mut request = Vec::new();

@@ -28,10 +28,10 @@ pub struct Shape {
     pub client_threads: usize,
 }
 
-/// When to begin measuring: after `least`, and once `operations` were done since the records were loaded, but not later than after `most`.
+/// When to begin measuring: after `least`, and once `operations` were done of this kind, but not later than after `most`.
 ///
-/// A time alone would leave a slower server further from its steady state. Operations of workloads before this one count, as they ask for the same
-/// records on the same server.
+/// A time alone would leave a slower server further from its steady state. Operations of the workloads right before this one on the same server count
+/// if they ask for the same records and write as well: what is in memory then, and how much of it is dirty, is as this workload leaves it.
 #[derive(Debug, Clone, Copy)]
 pub struct WarmUp {
     pub least: Duration,
@@ -68,8 +68,9 @@ pub struct Generator {
     shape: Shape,
     keys: KeyTable,
     fleets: Vec<Fleet>,
-    /// Of all timed runs so far, warm-ups included.
+    /// Of the timed runs of this kind so far, warm-ups included.
     operations: u64,
+    kind: Option<(Distribution, bool)>,
 }
 
 impl Generator {
@@ -85,7 +86,7 @@ impl Generator {
                 Fleet::connect(endpoint, count, input_capacity)
             })
             .collect::<Result<_>>()?;
-        Ok(Self { shape, keys: KeyTable::new(shape.records), fleets, operations: 0 })
+        Ok(Self { shape, keys: KeyTable::new(shape.records), fleets, operations: 0, kind: None })
     }
 
     /// Sets every record once.
@@ -147,6 +148,10 @@ impl Generator {
         let mut progress = Progress::start(label, total_ms);
         let (keys, shape) = (&self.keys, self.shape);
         let count = self.fleets.len() as u64;
+        let kind = Some((run.distribution(), run.workload.has_writes()));
+        if self.kind != kind {
+            (self.kind, self.operations) = (kind, 0);
+        }
         let operations_before = self.operations;
         let started = Instant::now();
 
@@ -195,7 +200,7 @@ impl Generator {
                     }
                     sleep_until(end, Duration::ZERO)?;
                 }
-                let sample = at_boundary(Boundary::Start)?;
+                let sample = if failed() { Sample::default() } else { at_boundary(Boundary::Start)? };
                 let measure_started = shared.enter(Phase::Measure);
                 let (cpu_before, warm_up_operations) = (process_cpu(), operations());
                 let mut time_line = TimeLine::start(measure_started, warm_up_operations, sample);
@@ -208,6 +213,10 @@ impl Generator {
                         let sample = at_boundary(Boundary::Tick)?;
                         time_line.add(Instant::now(), operations(), sample);
                     }
+                }
+                if failed() {
+                    // Its cause is a thread's error. The server is not asked any more: it may be stuck.
+                    bail!("a load thread failed");
                 }
                 let (stopped, generator_cpu) = (shared.enter(Phase::Stop), process_cpu() - cpu_before);
                 let operations = operations();

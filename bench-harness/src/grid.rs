@@ -11,12 +11,12 @@ use crate::commands::{measure_data, set_up};
 use crate::configuration::{Configuration, Settings};
 use crate::disk_probe;
 use crate::environment::command_line;
-use crate::generator::{Shape, WarmUp};
+use crate::generator::Shape;
 use crate::interrupt::Interrupted;
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab, is_root};
 use crate::memtier;
-use crate::plan::{Load, Measurement, Plan, REFERENCE, Target, data_label, swept_like};
+use crate::plan::{Load, Measurement, Plan, SweptData, Target, data_label, swept_like};
 use crate::preflight::{self, default_cell};
 use crate::results::{Details, Results, Run};
 use crate::resume::{CellName, Store, fingerprint};
@@ -32,8 +32,17 @@ struct Runner<'l, 'j> {
     store: Store,
     /// Content of the server binaries: results of another build are not taken up.
     binaries: BTreeMap<PathBuf, u64>,
-    /// The best settings by configuration, swept ratio (percent) and workload.
-    chosen: BTreeMap<(String, u64, &'static str), Settings>,
+    chosen: Vec<Chosen>,
+}
+
+/// The best settings found by a sweep.
+#[derive(Debug)]
+struct Chosen {
+    configuration: String,
+    shape: Shape,
+    percent: u64,
+    workload: Workload,
+    settings: Settings,
 }
 
 /// What is to be measured, and how.
@@ -63,7 +72,7 @@ pub fn execute(journal: &Journal, plan: &mut Plan, arguments: &ServerArguments, 
         note!("No memory limits are set here, as they take root and a cgroup; lightswap then keeps to its local memory by itself.");
     }
     let binaries = [&lab.stock, &lab.lightswap].into_iter().flatten().map(|path| (path.clone(), content_of(path))).collect();
-    let mut runner = Runner { lab: &mut lab, plan, store, binaries, chosen: BTreeMap::new() };
+    let mut runner = Runner { lab: &mut lab, plan, store, binaries, chosen: Vec::new() };
     runner.probe_disk()?;
     runner.sweep_all()?;
     for stage in &plan.stages {
@@ -127,16 +136,11 @@ impl Runner<'_, '_> {
 
     fn timing(&self, group: &Group<'_>, measurement: &Measurement) -> Timing {
         let times = &self.plan.times;
-        let (warm_up, duration) = if group.sweep {
-            (WarmUp::of_time(times.sweep_warm_up), times.sweep_duration)
-        } else {
-            (self.plan.warm_up(group.target), times.duration)
-        };
         Timing {
             workload: measurement.workload,
             distribution: None,
-            warm_up,
-            duration,
+            warm_up: self.plan.warm_up(group.target, group.sweep),
+            duration: if group.sweep { times.sweep_duration } else { times.duration },
             due_per_second: None,
             repetition: group.repetition,
             sweep: group.sweep,
@@ -155,11 +159,11 @@ impl Runner<'_, '_> {
                 runs.push(run.clone());
                 continue;
             }
-            if let Load::Open { percent } = measurement.load {
-                match self.reference(group.target) {
+            if let Load::Open { percent, of } = measurement.load {
+                match self.closed_loop(of, group.target, measurement.workload) {
                     Some(throughput) => timing.due_per_second = Some((throughput * f64::from(percent) / 100.0).round()),
                     None => {
-                        let reason = format!("{}: its rate is a part of {REFERENCE}'s throughput, which was not measured", measurement.label());
+                        let reason = format!("{}: its rate is a part of a throughput that was not measured", measurement.label());
                         self.store.skip(&cell.configuration.name, &reason);
                         continue;
                     }
@@ -242,12 +246,12 @@ impl Runner<'_, '_> {
         of_kind.map(|target| default_cell(target).backend_bytes()).max().unwrap_or(0)
     }
 
-    /// What the reference served in a closed loop of YCSB-C with the same memory.
-    fn reference(&self, target: &Target) -> Option<f64> {
+    /// What a configuration served in a closed loop with the same memory.
+    fn closed_loop(&self, configuration: &str, target: &Target, workload: Workload) -> Option<f64> {
         let same = |run: &&Run| {
             let details = &run.details;
-            run.configuration == REFERENCE
-                && run.workload == Workload::C.name()
+            run.configuration == configuration
+                && run.workload == workload.name()
                 && run.local_memory_ratio == target.ratio
                 && (details.records, &details.value_mix) == (target.shape.records, &target.shape.value_sizes.mix())
                 && details.due_per_second.is_none()
@@ -257,45 +261,53 @@ impl Runner<'_, '_> {
         median(self.store.results.runs.iter().filter(same).map(|run| run.operations_per_second).collect())
     }
 
-    /// Tries the settings of every configuration that has some to try, at every ratio of the plan's sweep.
+    /// Tries the settings of every configuration that has some to try.
     fn sweep_all(&mut self) -> Result<()> {
         let plan = self.plan;
         for configuration in plan.configurations() {
-            let Some(target) = plan.targets().find(|target| target.configuration.name == configuration.name) else {
-                continue;
-            };
-            let workloads = plan.swept_workloads(&configuration);
-            for &ratio in &plan.sweep_ratios {
-                let ratio = if configuration.is_limited() { ratio } else { 1.0 };
-                let target = Target { ratio, measurements: Vec::new(), ..target.clone() };
-                for (settings, workloads) in self.sweep(&target, &workloads)? {
-                    for workload in workloads {
-                        self.chosen.insert((configuration.name.clone(), percent(ratio), workload.name()), settings.clone());
-                    }
+            for data in plan.swept_data(&configuration) {
+                for (settings, workloads) in self.sweep(&data)? {
+                    let (percent, shape) = (percent(data.target.ratio), data.target.shape);
+                    let chosen =
+                        |workload| Chosen { configuration: configuration.name.clone(), shape, percent, workload, settings: settings.clone() };
+                    self.chosen.extend(workloads.into_iter().map(chosen));
                 }
             }
         }
         Ok(())
     }
 
-    fn sweep(&mut self, target: &Target, workloads: &[Workload]) -> Result<Vec<(Settings, Vec<Workload>)>> {
-        let configuration = &target.configuration;
+    fn sweep(&mut self, data: &SweptData) -> Result<Vec<(Settings, Vec<Workload>)>> {
+        let SweptData { target, workloads, again } = data;
         let mut swept: Vec<Run> = Vec::new();
-        let mut bases = vec![configuration.settings.clone()];
-        let mut groups = vec![(configuration.settings.clone(), workloads.to_vec())];
-        for (setting, values) in sweep::rounds(configuration, self.plan.quick) {
-            let candidates = sweep::candidates(&bases, setting, values);
-            if candidates.len() == 1 && swept.is_empty() {
-                groups = vec![(candidates[0].clone(), workloads.to_vec())];
-                bases = candidates;
+        // Where settings are tried again, each workload starts from what was best for its like.
+        let mut bases: Vec<Settings> = Vec::new();
+        let mut groups = Vec::new();
+        for &workload in workloads {
+            let base = self.settings_for(target, workload);
+            groups.push((base.clone(), vec![workload]));
+            if !bases.contains(&base) {
+                bases.push(base);
+            }
+        }
+        for (setting, values) in sweep::rounds(&target.configuration, self.plan.quick, *again) {
+            if let ([value], true) = (values, swept.is_empty()) {
+                bases = bases.iter().map(|base| sweep::candidate(base, setting, value)).collect();
+                groups = groups.into_iter().map(|(base, workloads)| (sweep::candidate(&base, setting, value), workloads)).collect();
                 continue;
             }
-            for settings in candidates {
-                if swept.iter().any(|run| run.details.settings == settings) {
-                    continue;
+            for base in &bases {
+                for value in values {
+                    let settings = sweep::candidate(base, setting, value);
+                    if !swept.iter().any(|run| run.details.settings == settings) {
+                        let measurements = workloads.iter().map(|&workload| Measurement { workload, load: Load::Closed }).collect();
+                        let group = Group { target, settings: settings.clone(), measurements, repetition: 1, sweep: true };
+                        swept.extend(self.run_group(&group)?);
+                    }
+                    if sweep::is_far_behind(&swept, workloads, &settings) {
+                        break;
+                    }
                 }
-                let measurements = workloads.iter().map(|&workload| Measurement { workload, load: Load::Closed }).collect();
-                swept.extend(self.run_group(&Group { target, settings, measurements, repetition: 1, sweep: true })?);
             }
             groups = sweep::choose(&swept, workloads, &bases[0]);
             bases = groups.iter().map(|(settings, _)| settings.clone()).collect();
@@ -303,12 +315,18 @@ impl Runner<'_, '_> {
         Ok(groups)
     }
 
-    /// The best settings for a workload, from the nearest ratio at which they were tried.
+    /// The best settings for a workload on such data, from the nearest ratio at which they were tried.
     fn settings_for(&self, target: &Target, workload: Workload) -> Settings {
-        let wanted = percent(target.ratio);
-        let of_it = self.chosen.iter().filter(|((name, _, swept), _)| *name == target.configuration.name && *swept == swept_like(workload).name());
-        let nearest = of_it.min_by_key(|((_, ratio, _), _)| ratio.abs_diff(wanted));
-        nearest.map_or_else(|| target.configuration.settings.clone(), |(_, settings)| settings.clone())
+        let like = swept_like(workload);
+        let of_it = |shape: Shape, like: Workload| {
+            let tried = self.chosen.iter().filter(move |chosen| chosen.configuration == target.configuration.name);
+            let tried = tried.filter(move |chosen| chosen.shape == shape && chosen.workload == like);
+            tried.min_by_key(|chosen| chosen.percent.abs_diff(percent(target.ratio)))
+        };
+        let found = of_it(self.plan.swept_shape(&target.shape), like)
+            .or_else(|| of_it(self.plan.shape, like))
+            .or_else(|| of_it(self.plan.shape, Workload::C));
+        found.map_or_else(|| target.configuration.settings.clone(), |chosen| chosen.settings.clone())
     }
 
     fn run_target(&mut self, target: &Target, repetition: u32) -> Result<()> {

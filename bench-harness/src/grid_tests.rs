@@ -25,13 +25,43 @@ fn configuration(directory: &Path, name: &str, argument: &str) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn plan(configurations: Vec<String>) -> Plan {
+fn plan(configurations: Vec<String>, repetitions: u32) -> Plan {
     let shape = Shape { records: 200, value_sizes: ValueSizes::fixed(100), connections: 4, client_threads: 1 };
-    let wishes = Wishes { quick: true, configurations, workloads: vec![Workload::C], ratios: vec![1.0], repetitions: Some(2), shape };
+    let wishes = Wishes { quick: true, configurations, workloads: vec![Workload::C], ratios: vec![1.0], repetitions: Some(repetitions), shape };
     let mut plan = Plan::demo(&wishes).unwrap();
     let short = Duration::from_millis(200);
     plan.times = Times { warm_up: Duration::ZERO, warm_up_max: Duration::ZERO, duration: short, probe_seconds: 1, ..plan.times };
     plan
+}
+
+fn arguments(directory: &Path) -> ServerArguments {
+    ServerArguments {
+        memcached_stock: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake-memcached")),
+        memcached_lightswap: None,
+        directory: directory.join("scratch"),
+        transport: Transport::Tcp,
+        server_argument: Vec::new(),
+        lightswap_argument: Vec::new(),
+    }
+}
+
+#[test]
+fn a_server_that_hangs_is_killed_and_the_rest_goes_on() {
+    let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-hang", std::process::id()));
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    let configurations = vec![configuration(&directory, "hanging", "--hang-after=20"), configuration(&directory, "sound", "-v")];
+    let journal = Journal::open_in(&directory.join("state")).unwrap();
+    let results = execute(&journal, &mut plan(configurations, 1), &arguments(&directory), &directory.join("out.json"), false).unwrap();
+    let of = |name: &str| results.runs.iter().find(|run| run.configuration == name).unwrap();
+    let error = of("hanging").details.error.as_deref().unwrap();
+    assert!(error.contains("hanging -t 1") && error.contains("did not answer"), "{error}");
+    let (_, rest) = error.split_once("fake-memcached: process ").expect("the server's last line");
+    let pid = rest.split(' ').next().unwrap();
+    assert!(!Path::new("/proc").join(pid).exists(), "process {pid} is left");
+    assert!(of("sound").problems().is_empty());
+    drop(journal);
+    fs::remove_dir_all(&directory).unwrap();
 }
 
 #[test]
@@ -41,17 +71,10 @@ fn a_server_that_dies_fails_its_cells_and_the_rest_goes_on() {
     fs::create_dir_all(&directory).unwrap();
     let dying = configuration(&directory, "dying", "--die-after=20");
     let sound = configuration(&directory, "sound", "-v");
-    let arguments = ServerArguments {
-        memcached_stock: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake-memcached")),
-        memcached_lightswap: None,
-        directory: directory.join("scratch"),
-        transport: Transport::Tcp,
-        server_argument: Vec::new(),
-        lightswap_argument: Vec::new(),
-    };
+    let arguments = arguments(&directory);
     let journal = Journal::open_in(&directory.join("state")).unwrap();
     let out = directory.join("out.json");
-    let run = |configurations: Vec<String>, fresh| execute(&journal, &mut plan(configurations), &arguments, &out, fresh).unwrap();
+    let run = |configurations: Vec<String>, fresh| execute(&journal, &mut plan(configurations, 2), &arguments, &out, fresh).unwrap();
 
     let results = run(vec![dying.clone(), sound.clone()], false);
     let of = |results: &Results, name: &str| -> Vec<_> { results.runs.iter().filter(|run| run.configuration == name).cloned().collect::<Vec<_>>() };

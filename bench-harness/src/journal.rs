@@ -1,16 +1,22 @@
 //! What a run leaves in the system while it lasts, written down before it is made.
 //!
 //! A run that ends normally, with an error or by a signal removes everything itself. One that is killed leaves the journal behind,
-//! and the next run, or `lightswap-bench clean`, removes what it lists. A lock keeps two runs from mixing.
+//! and the next run, or `lightswap-bench clean`, removes what it lists.
+//!
+//! The journal is one user's, but CPUs, disk and swap space are everybody's: the lock that keeps two runs from mixing is the machine's. It is the name
+//! of an abstract UNIX socket, which any user may take, nobody can leave behind, and a server does not inherit. Such names are a network namespace's
+//! own, so the journal is locked as well.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::{cgroup, process, swap};
@@ -82,8 +88,24 @@ pub fn remove_file(path: &Path) -> Result<()> {
 
 #[derive(Debug)]
 pub struct Journal {
-    /// Holds the lock and the list.
+    /// Holds the journal's lock and the list.
     file: Mutex<(File, Vec<Leftover>)>,
+    /// Never used, only owned. Absent in tests, which must not wait for each other.
+    _machine_lock: Option<UnixDatagram>,
+}
+
+const MACHINE_LOCK: &str = "lightswap-bench";
+
+/// The standard library closes it in children.
+fn lock_machine(name: &str) -> Result<UnixDatagram> {
+    let address = SocketAddr::from_abstract_name(name).context("cannot name the lock")?;
+    UnixDatagram::bind_addr(&address).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => anyhow!(
+            "another lightswap-bench is running on this machine, maybe another user's (it holds the socket @{name}); wait for its end, as two runs would \
+             disturb each other. `sudo ss -xap | grep @{name}` tells its process"
+        ),
+        _ => anyhow!("cannot take the lock @{name} against other runs: {error}"),
+    })
 }
 
 fn effective_user() -> u32 {
@@ -120,9 +142,10 @@ fn state_directory() -> PathBuf {
 }
 
 impl Journal {
-    /// Takes the lock and removes what a killed run left, naming it on stderr.
+    /// Takes the locks and removes what a killed run left, naming it on stderr.
     pub fn open() -> Result<Self> {
-        Self::open_in(&state_directory())
+        let machine_lock = lock_machine(MACHINE_LOCK)?;
+        Ok(Self { _machine_lock: Some(machine_lock), ..Self::open_in(&state_directory())? })
     }
 
     pub fn open_in(directory: &Path) -> Result<Self> {
@@ -154,7 +177,7 @@ impl Journal {
         } else {
             serde_json::from_str(&text).with_context(|| format!("{} is damaged; remove it after looking for leftovers by hand", path.display()))?
         };
-        let journal = Self { file: Mutex::new((file, left.clone())) };
+        let journal = Self { file: Mutex::new((file, left.clone())), _machine_lock: None };
         for leftover in left.iter().rev() {
             note!("removing what a killed run left: {}", leftover.describe());
             journal.remove(leftover)?;
@@ -256,6 +279,20 @@ mod tests {
         let error = Journal::open_in(&directory).unwrap_err().to_string();
         assert!(error.contains("another lightswap-bench"), "{error}");
         fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn the_machine_has_one_lock_and_children_do_not_keep_it() {
+        let name = format!("lightswap-bench-test-{}", std::process::id());
+        let first = lock_machine(&name).unwrap();
+        let error = lock_machine(&name).unwrap_err().to_string();
+        assert!(error.contains("another lightswap-bench is running") && error.contains(&name), "{error}");
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        drop(first);
+        let again = lock_machine(&name);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        again.unwrap();
     }
 
     #[test]

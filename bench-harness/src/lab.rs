@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use lightswap::format_size;
 
 use crate::budget::{FixedOverhead, backend_bytes, hash_power, local_memory_bytes, server_memory_mib};
@@ -15,7 +15,7 @@ use crate::endpoint::Endpoint;
 use crate::environment::without_machine_paths;
 use crate::extstore;
 use crate::generator::{Generator, Shape};
-use crate::interrupt::Interrupted;
+use crate::interrupt::{self, Interrupted};
 use crate::journal::{Guard, Journal, Leftover, change_setting};
 use crate::memtier;
 use crate::process;
@@ -227,9 +227,13 @@ impl<'a> Lab<'a> {
                 };
                 let local = local_memory_bytes(limit_bytes, overhead).ok_or_else(|| {
                     NotPossible(format!(
-                        "a limit of {} leaves no local memory beside the server's fixed {}; use more records or a larger ratio",
+                        "a limit of {} leaves no local memory beside the server's fixed {}, of which {} connections take {} and {server_threads} server \
+                         threads {}; use fewer --connections or --server-threads, more --records or a larger --ratio",
                         format_size(limit_bytes),
-                        format_size(overhead.bytes())
+                        format_size(overhead.bytes()),
+                        cell.shape.connections,
+                        format_size(overhead.connections_bytes()),
+                        format_size(overhead.threads_bytes()),
                     ))
                 })?;
                 plan.local_memory_bytes = Some(local);
@@ -262,7 +266,7 @@ impl<'a> Lab<'a> {
         }
         for attempt in 0..extstore::LOAD_ATTEMPTS {
             let rate = extstore::load_rate(&cell.shape, attempt);
-            let session = self.start(cell, plan, Records::Own { rate: Some(rate) })?;
+            let mut session = self.start(cell, plan, Records::Own { rate: Some(rate) })?;
             match session.evictions()? {
                 0 => return Ok(session),
                 evictions => note!("{}: {evictions} records evicted when loaded at {rate:.0}/s; once more, slower", cell.label()),
@@ -401,6 +405,10 @@ pub fn explain(error: Error, server: &mut Server, cgroup: Option<&Cgroup>, cell:
     if error.is::<Interrupted>() {
         return error;
     }
+    // Then it is no failure of the server, whatever noticed the signal first.
+    if let Err(interrupted) = interrupt::check() {
+        return interrupted;
+    }
     // A dying process closes its connections a little before it can be waited for.
     for _ in 0..50 {
         if let Some(death) = server.death(cgroup) {
@@ -408,5 +416,5 @@ pub fn explain(error: Error, server: &mut Server, cgroup: Option<&Cgroup>, cell:
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    error.context(format!("{}: the server runs, but its client failed", cell.label()))
+    anyhow!("{}: {error:#}; the server runs{}", cell.label(), server.log_tail())
 }

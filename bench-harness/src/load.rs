@@ -10,13 +10,13 @@ use crate::interrupt;
 use crate::keys::KeyTable;
 use crate::poller::NO_EVENT;
 use crate::protocol::{Parsed, Reply, Store, append_store, parse_store_reply};
+use crate::stall::STALL_LIMIT;
 use crate::value_sizes::ValueSizes;
 
 /// Bytes of requests that one connection has under way.
 const PIPELINE_BYTES: usize = 32 * 1024;
 /// A server that pages may refuse for a moment ("out of memory") while it makes room; this long without one success is a failure.
 const REFUSALS_TIMEOUT: Duration = Duration::from_secs(10);
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE_AFTER_REFUSAL: Duration = Duration::from_millis(2);
 
 /// What the load threads tell each other and the progress bar.
@@ -62,6 +62,10 @@ impl Loader<'_> {
         loop {
             if shared.stop.load(Ordering::Relaxed) || interrupt::requested() {
                 return interrupt::check();
+            }
+            if idle.len() == connections.len() {
+                // Nobody owed an answer until now.
+                last_answer = Instant::now();
             }
             while let Some(token) = idle.pop() {
                 let connection = &mut connections[token];
@@ -138,8 +142,8 @@ impl Loader<'_> {
                 }
                 std::thread::sleep(PAUSE_AFTER_REFUSAL);
             }
-            if idle.len() < connections.len() && last_answer.elapsed() > SILENCE_TIMEOUT {
-                bail!("the server did not answer for {} s while records were loaded", SILENCE_TIMEOUT.as_secs());
+            if idle.len() < connections.len() && last_answer.elapsed() > STALL_LIMIT {
+                bail!("the server did not answer for {} s while records were loaded", STALL_LIMIT.as_secs());
             }
         }
     }

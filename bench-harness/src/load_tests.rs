@@ -167,6 +167,8 @@ enum Lie {
     Cut,
     /// Tells no lie, but answers nobody for a while after the first hundred reads.
     Stalling,
+    /// Answers nobody at all.
+    Silent,
 }
 
 const STALL: Duration = Duration::from_millis(400);
@@ -188,7 +190,10 @@ fn serve(mut socket: TcpStream, values: &Values, lie: Lie) -> std::io::Result<()
             return Ok(());
         }
         let words: Vec<&str> = line.split_whitespace().collect();
-        let key = words[1].to_owned();
+        let key = words.get(1).copied().unwrap_or_default().to_owned();
+        if matches!(lie, Lie::Silent) {
+            continue;
+        }
         if words[0] == "set" {
             let mut value = vec![0; words[4].parse::<usize>().expect("a length") + 2];
             reader.read_exact(&mut value)?;
@@ -204,7 +209,7 @@ fn serve(mut socket: TcpStream, values: &Values, lie: Lie) -> std::io::Result<()
         let mut held = values.lock().expect("lock");
         let mut value = held.values[&key].clone();
         match lie {
-            Lie::Stale => {}
+            Lie::Stale | Lie::Silent => {}
             Lie::Stalling => {
                 held.num_reads += 1;
                 if held.num_reads == 100 {
@@ -288,6 +293,14 @@ fn a_server_that_goes_away_is_an_error() {
     assert!(run.is_none());
     let text = format!("{:#}", outcome.expect_err("no result"));
     assert!(text.contains("the server closed a connection"), "{text}");
+}
+
+#[test]
+fn a_server_that_is_silent_while_records_are_loaded_is_an_error() {
+    let (outcome, run) = run_on_liar(Lie::Silent, "silent", &UPDATES);
+    assert!(run.is_none());
+    let text = format!("{:#}", outcome.expect_err("no result"));
+    assert!(text.contains("the server did not answer for 5 s while records were loaded"), "{text}");
 }
 
 #[test]

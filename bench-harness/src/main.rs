@@ -49,6 +49,7 @@ mod results;
 mod resume;
 mod server;
 mod session;
+mod stall;
 mod summary;
 mod swap;
 mod sweep;
@@ -66,7 +67,7 @@ use anyhow::Result;
 use clap::Parser;
 use signal_hook::consts::SIGPIPE;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Mistake};
 use interrupt::Interrupted;
 
 fn execute(cli: &Cli) -> Result<bool> {
@@ -101,7 +102,12 @@ fn main() -> ExitCode {
         }
         (None, Ok(true)) => ExitCode::SUCCESS,
         (None, Ok(false)) => ExitCode::FAILURE,
-        (None, Err(error)) => error.downcast_ref::<Interrupted>().map_or(ExitCode::FAILURE, |interrupted| exit_code_of(interrupted.signal)),
+        (None, Err(error)) => match (error.downcast_ref::<Interrupted>(), error.is::<Mistake>()) {
+            (Some(interrupted), _) => exit_code_of(interrupted.signal),
+            // As clap's.
+            (None, true) => ExitCode::from(2),
+            (None, false) => ExitCode::FAILURE,
+        },
     }
 }
 

@@ -22,11 +22,13 @@ use crate::endpoint::Endpoint;
 use crate::generator::Shape;
 use crate::interrupt;
 use crate::results::{Details, EXTERNAL, Run};
+use crate::stall;
 use crate::tally::LatencyUs;
 
 pub const NAME: &str = "memtier_benchmark";
 /// How much longer than asked for it may take.
 const GRACE: Duration = Duration::from_secs(30);
+const LOOK_AT_SERVER: Duration = Duration::from_secs(2);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// How keys are drawn.
@@ -125,7 +127,7 @@ fn run_arguments(plan: &Plan, duration: Duration) -> Vec<String> {
 pub fn load(program: &Path, endpoint: &Endpoint, shape: Shape) -> Result<()> {
     let mut arguments = common_arguments(endpoint, &shape);
     arguments.extend(["--ratio=1:0".into(), "--key-pattern=P:P".into(), "--requests=allkeys".into()]);
-    execute(program, &arguments, LOAD_TIMEOUT).map(drop)
+    execute(program, endpoint, &arguments, LOAD_TIMEOUT).map(drop)
 }
 
 /// Runs it against a running server. The caller adds what it knows of the server.
@@ -133,12 +135,12 @@ pub fn run(program: &Path, endpoint: &Endpoint, plan: &Plan) -> Result<Run> {
     let shape = &plan.shape;
     let arguments = |duration| [common_arguments(endpoint, shape), run_arguments(plan, duration)].concat();
     if !plan.warm_up.is_zero() {
-        execute(program, &arguments(plan.warm_up), plan.warm_up + GRACE)?;
+        execute(program, endpoint, &arguments(plan.warm_up), plan.warm_up + GRACE)?;
     }
     let mut json = nameless_file("its results")?;
     let path = format!("/proc/{}/fd/{}", std::process::id(), json.as_raw_fd());
     let arguments = [arguments(plan.duration), vec![format!("--json-out-file={path}")]].concat();
-    let cpu_seconds = execute(program, &arguments, plan.duration + GRACE)?;
+    let cpu_seconds = execute(program, endpoint, &arguments, plan.duration + GRACE)?;
     let mut text = Vec::new();
     json.read_to_end(&mut text).context("cannot read the results of memtier_benchmark")?;
     let mut run = parse(&String::from_utf8_lossy(&text)).with_context(|| format!("{} wrote results that are of no use", program.display()))?;
@@ -170,7 +172,7 @@ fn nameless_file(purpose: &str) -> Result<File> {
 }
 
 /// Runs the program to its end and tells its CPU seconds. Bounded in time, and ended by a signal to this process.
-fn execute(program: &Path, arguments: &[String], limit: Duration) -> Result<f64> {
+fn execute(program: &Path, endpoint: &Endpoint, arguments: &[String], limit: Duration) -> Result<f64> {
     let name = program.display();
     let mut log = nameless_file("what it says")?;
     let output = log.try_clone().context("cannot share the log of memtier_benchmark")?;
@@ -179,7 +181,7 @@ fn execute(program: &Path, arguments: &[String], limit: Duration) -> Result<f64>
     // Ctrl-C is for us.
     command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
     let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-    let result = await_end(&mut child, limit);
+    let result = await_end(&mut child, endpoint, limit);
     if result.is_err() {
         // Both fail only if it has ended already.
         let _ = child.kill();
@@ -203,9 +205,10 @@ fn execute(program: &Path, arguments: &[String], limit: Duration) -> Result<f64>
 }
 
 /// Exit code, if it was no signal, and CPU seconds.
-fn await_end(child: &mut Child, limit: Duration) -> Result<(Option<i32>, f64)> {
+fn await_end(child: &mut Child, endpoint: &Endpoint, limit: Duration) -> Result<(Option<i32>, f64)> {
     let pid = i32::try_from(child.id()).context("process ids are small")?;
     let end = Instant::now() + limit;
+    let mut next_look = Instant::now() + LOOK_AT_SERVER;
     loop {
         let mut status = 0;
         // SAFETY: an all-zero rusage is valid, and both pointers are valid for writing during the call. The child is ours and was not waited for.
@@ -224,6 +227,11 @@ fn await_end(child: &mut Child, limit: Duration) -> Result<(Option<i32>, f64)> {
         interrupt::check()?;
         if Instant::now() > end {
             bail!("it did not end within {} s", limit.as_secs());
+        }
+        if Instant::now() > next_look {
+            // It would wait for a stuck server for ever.
+            stall::check_alive(endpoint)?;
+            next_look = Instant::now() + LOOK_AT_SERVER;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -418,9 +426,10 @@ mod tests {
 
     #[test]
     fn a_program_that_fails_is_quoted() {
-        let error = execute(Path::new("/bin/sh"), &["-c".into(), "echo no such option; exit 3".into()], GRACE).unwrap_err().to_string();
+        let nobody = "127.0.0.1:1".parse().unwrap();
+        let error = execute(Path::new("/bin/sh"), &nobody, &["-c".into(), "echo no such option; exit 3".into()], GRACE).unwrap_err().to_string();
         assert!(error.contains("exit code 3") && error.contains("no such option"), "{error}");
-        let error = format!("{:#}", execute(Path::new("/bin/sleep"), &["60".into()], Duration::from_millis(50)).unwrap_err());
+        let error = format!("{:#}", execute(Path::new("/bin/sleep"), &nobody, &["60".into()], Duration::from_millis(50)).unwrap_err());
         assert!(error.contains("did not end within"), "{error}");
     }
 }

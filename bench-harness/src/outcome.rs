@@ -39,6 +39,7 @@ impl Outcome {
             warm_up_operations: self.warm_up_operations,
             duration_seconds: self.measured.as_secs_f64(),
             operations: tally.operations,
+            checked_reads: tally.hits,
             unfinished_operations: tally.unfinished,
             latency_by_operation_us: tally.latency_by_operation(),
             latency_buckets: tally.latency_buckets(),

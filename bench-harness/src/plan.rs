@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use crate::configuration::{Binary, Configuration, Memory, find};
 use crate::generator::{Shape, WarmUp};
 use crate::memtier::Pattern;
+use crate::sweep::rounds;
 use crate::value_sizes::ValueSizes;
 use crate::ycsb::Workload;
 
@@ -16,14 +17,16 @@ use crate::ycsb::Workload;
 pub enum Load {
     /// Each connection asks again when it was answered.
     Closed,
-    /// So many are due a second: this percent of what `REFERENCE` served in a closed loop at the same ratio.
-    Open { percent: u32 },
+    /// So many are due a second: this percent of what that configuration served in a closed loop at the same ratio.
+    Open { percent: u32, of: &'static str },
     /// By memtier_benchmark, with its own records; the workload is then only what its settings are chosen by.
     Memtier(Pattern),
 }
 
-/// The configuration whose throughput the rates of open loops are parts of: all get the same rates.
-pub const REFERENCE: &str = "lightswap";
+/// The rates of the open loops, in percent of what these configurations serve in a closed loop; each configuration gets all of them. The slower
+/// one's rates are what both can sustain: there latencies can be compared.
+const OPEN_RATES: [(&str, &[u32]); 2] = [("kernel-swap-ssd", &[50, 90]), ("lightswap", &[50, 75])];
+const OPEN_RATES_QUICK: [(&str, &[u32]); 2] = [("kernel-swap-ssd", &[80]), ("lightswap", &[])];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measurement {
@@ -53,7 +56,7 @@ pub struct Times {
     pub warm_up: Duration,
     pub warm_up_max: Duration,
     pub duration: Duration,
-    pub sweep_warm_up: Duration,
+    pub sweep_warm_up_max: Duration,
     pub sweep_duration: Duration,
     pub probe_seconds: u64,
 }
@@ -63,6 +66,8 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// Where the settings are tried; others use what was best at the nearest of these.
     pub sweep_ratios: Vec<f64>,
+    /// What settings are tried on first.
+    pub shape: Shape,
     pub times: Times,
     pub quick: bool,
 }
@@ -70,9 +75,9 @@ pub struct Plan {
 const TIMES: Times = Times {
     warm_up: Duration::from_secs(2),
     warm_up_max: Duration::from_secs(8),
-    duration: Duration::from_secs(4),
-    sweep_warm_up: Duration::from_secs(1),
-    sweep_duration: Duration::from_secs(2),
+    duration: Duration::from_secs(3),
+    sweep_warm_up_max: Duration::from_secs(4),
+    sweep_duration: Duration::from_secs(3),
     probe_seconds: 2,
 };
 
@@ -80,7 +85,7 @@ const QUICK_TIMES: Times = Times {
     warm_up: Duration::from_secs(1),
     warm_up_max: Duration::from_secs(4),
     duration: Duration::from_secs(3),
-    sweep_warm_up: Duration::from_secs(1),
+    sweep_warm_up_max: Duration::from_secs(2),
     sweep_duration: Duration::from_secs(2),
     probe_seconds: 1,
 };
@@ -106,6 +111,7 @@ const GRID_RATIOS_QUICK: [f64; 3] = [1.0, 0.5, 0.25];
 const DEMO_RATIOS: [f64; 3] = [1.0, 0.5, 0.25];
 /// A second opinion, where there is one.
 pub const MEMTIER_STAGE: &str = "memtier";
+const PAGE_BYTES: usize = 4096;
 /// The ratio at which more than C and A is compared.
 const FOCUS: f64 = 0.25;
 
@@ -117,14 +123,26 @@ fn closed(workloads: &[Workload]) -> Vec<Measurement> {
 pub fn swept_like(workload: Workload) -> Workload {
     match workload {
         Workload::A | Workload::F => Workload::A,
-        Workload::B | Workload::C | Workload::D | Workload::Uniform | Workload::Sequential => Workload::C,
+        Workload::B | Workload::C | Workload::D | Workload::Uniform => Workload::C,
+        Workload::Sequential => Workload::Sequential,
     }
 }
 
-/// As many records of another size as have the same bytes of values.
+/// Where settings are tried.
+#[derive(Debug)]
+pub struct SweptData {
+    /// Without measurements.
+    pub target: Target,
+    pub workloads: Vec<Workload>,
+    /// Only settings that depend on how data lies on disk, from what was best on the first shape.
+    pub again: bool,
+}
+
+/// As many records of another size as have the same bytes, keys and headers included.
 fn resized(shape: &Shape, value_sizes: ValueSizes) -> Shape {
-    let bytes = shape.records * shape.value_sizes.mean() as u64;
-    Shape { records: (bytes / value_sizes.mean() as u64).max(1), value_sizes, ..*shape }
+    const KEY_AND_HEADER_BYTES: u64 = 80;
+    let of_record = |value_sizes: &ValueSizes| value_sizes.mean() as u64 + KEY_AND_HEADER_BYTES;
+    Shape { records: (shape.records * of_record(&shape.value_sizes) / of_record(&value_sizes)).max(1), value_sizes, ..*shape }
 }
 
 fn configurations(wishes: &Wishes, all: &[&str]) -> Result<Vec<Rc<Configuration>>> {
@@ -157,9 +175,9 @@ impl Plan {
         let repetitions = wishes.repetitions.unwrap_or(if wishes.quick { 1 } else { 3 });
         let stage = over_memory(&configurations(wishes, &DEMO)?, ratios, wishes.shape, repetitions);
         let times =
-            if wishes.quick { Times { duration: TIMES.duration, ..QUICK_TIMES } } else { Times { warm_up_max: Duration::from_secs(15), ..TIMES } };
+            if wishes.quick { QUICK_TIMES } else { Times { warm_up_max: Duration::from_secs(15), duration: Duration::from_secs(4), ..TIMES } };
         let sweep_ratios = if wishes.quick { vec![FOCUS] } else { vec![0.5, FOCUS] };
-        Self { stages: vec![stage], sweep_ratios, times, quick: wishes.quick }.filtered(wishes)
+        Self { stages: vec![stage], sweep_ratios, shape: wishes.shape, times, quick: wishes.quick }.filtered(wishes)
     }
 
     pub fn grid(wishes: &Wishes) -> Result<Self> {
@@ -189,8 +207,7 @@ impl Plan {
             let others = [Workload::B, Workload::F, Workload::Uniform, Workload::Sequential, Workload::D];
             let names: &[&str] =
                 if wishes.quick { &["kernel-swap-ssd", "lightswap"] } else { &["kernel-swap-ssd", "extstore", "fastswap-style", "lightswap"] };
-            let fewer = wishes.repetitions.unwrap_or(if wishes.quick { 1 } else { 2 });
-            stages.push(Stage { name: "workloads", repetitions: fewer, targets: of(names, wishes.shape, closed(&others)) });
+            stages.push(Stage { name: "workloads", repetitions, targets: of(names, wishes.shape, closed(&others)) });
 
             let mix: ValueSizes = "100:40,1000:40,4096:15,16384:5".parse().map_err(anyhow::Error::msg)?;
             let sizes = if wishes.quick {
@@ -200,12 +217,14 @@ impl Plan {
             };
             let names: &[&str] = if wishes.quick { &["kernel-swap-ssd", "lightswap"] } else { &["kernel-swap-ssd", "extstore", "lightswap"] };
             let targets = sizes.into_iter().flat_map(|sizes| of(names, resized(&wishes.shape, sizes), closed(&[Workload::C, Workload::A]))).collect();
-            stages.push(Stage { name: "value sizes", repetitions: wishes.repetitions.unwrap_or(1), targets });
+            stages.push(Stage { name: "value sizes", repetitions, targets });
 
-            let percents: &[u32] = if wishes.quick { &[25, 75] } else { &[25, 50, 75, 90] };
-            let open = percents.iter().map(|&percent| Measurement { workload: Workload::C, load: Load::Open { percent } }).collect();
-            let targets = of(&["kernel-swap-ssd", "lightswap"], wishes.shape, open);
-            stages.push(Stage { name: "open loop", repetitions: fewer, targets });
+            let rates = if wishes.quick { OPEN_RATES_QUICK } else { OPEN_RATES };
+            let measurement = |workload, of, percent| Measurement { workload, load: Load::Open { percent, of } };
+            let at_rates =
+                |workload| rates.into_iter().flat_map(move |(of, percents)| percents.iter().map(move |&percent| measurement(workload, of, percent)));
+            let open = at_rates(Workload::C).chain(at_rates(Workload::A)).collect();
+            stages.push(Stage { name: "open loop", repetitions, targets: of(&["kernel-swap-ssd", "lightswap"], wishes.shape, open) });
 
             let patterns = if wishes.quick { vec![Pattern::Uniform] } else { vec![Pattern::Uniform, Pattern::Zipfian] };
             let second_opinion =
@@ -218,10 +237,10 @@ impl Plan {
                 shape: wishes.shape,
                 measurements: second_opinion.clone(),
             }));
-            stages.push(Stage { name: MEMTIER_STAGE, repetitions: wishes.repetitions.unwrap_or(1), targets });
+            stages.push(Stage { name: MEMTIER_STAGE, repetitions, targets });
         }
         let times = if wishes.quick { QUICK_TIMES } else { TIMES };
-        Self { stages, sweep_ratios: focus.into_iter().collect(), times, quick: wishes.quick }.filtered(wishes)
+        Self { stages, sweep_ratios: focus.into_iter().collect(), shape: wishes.shape, times, quick: wishes.quick }.filtered(wishes)
     }
 
     fn filtered(mut self, wishes: &Wishes) -> Result<Self> {
@@ -260,18 +279,53 @@ impl Plan {
         self.stages.retain(|stage| !stage.targets.is_empty());
     }
 
-    /// The workloads that a sweep tries for this configuration.
-    pub fn swept_workloads(&self, configuration: &Configuration) -> Vec<Workload> {
-        let of_it = self.targets().filter(|target| target.configuration.name == configuration.name);
-        let wanted: Vec<Workload> = of_it.flat_map(|target| &target.measurements).map(|measurement| swept_like(measurement.workload)).collect();
-        [Workload::C, Workload::A].into_iter().filter(|workload| wanted.contains(workload)).collect()
+    /// The shape whose best settings serve this one too: values of less than a page all lie together with others.
+    pub fn swept_shape(&self, shape: &Shape) -> Shape {
+        if shape.value_sizes.largest() < PAGE_BYTES { self.shape } else { *shape }
+    }
+
+    /// What a sweep of this configuration tries its settings on, at each of the sweep's ratios.
+    pub fn swept_data(&self, configuration: &Rc<Configuration>) -> Vec<SweptData> {
+        let mut wanted: Vec<(Shape, Workload)> = Vec::new();
+        for target in self.targets().filter(|target| target.configuration.name == configuration.name) {
+            for measurement in &target.measurements {
+                let swept = (self.swept_shape(&target.shape), swept_like(measurement.workload));
+                if !wanted.contains(&swept) {
+                    wanted.push(swept);
+                }
+            }
+        }
+        let random = [Workload::C, Workload::A];
+        let first: Vec<Workload> = random.into_iter().filter(|like| wanted.iter().any(|(_, workload)| workload == like)).collect();
+        let mut all = vec![(self.shape, first, false)];
+        if wanted.contains(&(self.shape, Workload::Sequential)) {
+            all.push((self.shape, vec![Workload::Sequential], true));
+        }
+        let mut others: Vec<Shape> = Vec::new();
+        for (shape, _) in wanted.iter().filter(|(shape, _)| *shape != self.shape) {
+            if !others.contains(shape) {
+                others.push(*shape);
+            }
+        }
+        for shape in others {
+            all.push((shape, random.into_iter().filter(|&workload| wanted.contains(&(shape, workload))).collect(), true));
+        }
+        let data = |(ratio, (shape, workloads, again)): (f64, &(Shape, Vec<Workload>, bool))| SweptData {
+            target: Target { configuration: Rc::clone(configuration), ratio, shape: *shape, measurements: Vec::new() },
+            workloads: workloads.clone(),
+            again: *again,
+        };
+        let ratios = if configuration.is_limited() { self.sweep_ratios.as_slice() } else { &[1.0] };
+        let swept = all.iter().filter(|(_, workloads, _)| !workloads.is_empty());
+        swept.flat_map(|of_shape| ratios.iter().map(move |&ratio| data((ratio, of_shape)))).collect()
     }
 
     /// As many operations as records fit into memory, so that the slower server, too, has had the chance to hold what is asked for. Where all
     /// records are in memory after loading there is nothing to replace.
-    pub fn warm_up(&self, target: &Target) -> WarmUp {
+    pub fn warm_up(&self, target: &Target, sweep: bool) -> WarmUp {
         let operations = if target.configuration.is_limited() { (target.shape.records as f64 * target.ratio) as u64 } else { 0 };
-        WarmUp { least: self.times.warm_up, most: self.times.warm_up_max, operations }
+        let most = if sweep { self.times.sweep_warm_up_max } else { self.times.warm_up_max };
+        WarmUp { least: self.times.warm_up.min(most), most, operations }
     }
 
     /// How long all of it takes, about, on the kind of machine that the recorded results come from. Finished cells count as zero with `is_done`.
@@ -281,21 +335,21 @@ impl Plan {
             for (target, repetition) in stage.targets.iter().flat_map(|target| (1..=stage.repetitions).map(move |repetition| (target, repetition))) {
                 let left = target.measurements.iter().filter(|measurement| !is_done(target, measurement, repetition)).count();
                 if left > 0 {
-                    let warm_up = (self.times.warm_up + self.times.warm_up_max).as_secs_f64() / 2.0;
-                    let later = self.times.warm_up.as_secs_f64() * (left - 1) as f64;
-                    seconds += load_seconds(target) + warm_up + later + self.times.duration.as_secs_f64() * left as f64;
+                    let warm_up = (self.times.warm_up * 3 + self.times.warm_up_max).as_secs_f64() / 4.0;
+                    seconds += load_seconds(target) + (warm_up + self.times.duration.as_secs_f64()) * left as f64;
                 }
             }
         }
         for configuration in self.configurations() {
-            let Some(target) = self.targets().find(|target| target.configuration.name == configuration.name) else {
-                continue;
-            };
-            let tried: usize = configuration.sweep.iter().map(|sweep| if self.quick { sweep.quick.len() } else { sweep.values.len() }).sum();
-            // The best value of one setting is among the candidates of the next.
-            let tried = if tried < 2 { 0 } else { tried + 1 - configuration.sweep.len().min(tried) };
-            let each = (self.times.sweep_warm_up + self.times.sweep_duration).as_secs_f64() * self.swept_workloads(&configuration).len() as f64;
-            seconds += (tried * self.sweep_ratios.len()) as f64 * (load_seconds(target) + each);
+            for data in self.swept_data(&configuration) {
+                let rounds: Vec<usize> = rounds(&configuration, self.quick, data.again).map(|(_, values)| values.len()).collect();
+                let tried: usize = rounds.iter().sum();
+                // The best value of one setting is among the candidates of the next.
+                let tried = if tried < 2 { 0 } else { tried + 1 - rounds.len() };
+                let warm_up = (self.times.warm_up + self.times.sweep_warm_up_max).as_secs_f64() / 2.0;
+                let each = (warm_up + self.times.sweep_duration.as_secs_f64()) * data.workloads.len() as f64;
+                seconds += tried as f64 * (load_seconds(&data.target) + each);
+            }
         }
         Duration::from_secs_f64(seconds)
     }
@@ -315,11 +369,17 @@ impl Plan {
             }
         }
         for configuration in self.configurations() {
-            for sweep in &configuration.sweep {
-                let values = if self.quick { &sweep.quick } else { &sweep.values };
-                if values.len() > 1 {
-                    let ratios: Vec<String> = self.sweep_ratios.iter().map(|ratio| format!("{:.0} %", ratio * 100.0)).collect();
-                    say!("sweep of {}: {} {} at {}", configuration.name, sweep.setting, values.join(", "), ratios.join(" and "));
+            for data in self.swept_data(&configuration) {
+                let workloads: Vec<&str> = data.workloads.iter().map(|workload| workload.name()).collect();
+                for (setting, values) in rounds(&configuration, self.quick, data.again).filter(|(_, values)| values.len() > 1) {
+                    say!(
+                        "sweep of {}: {setting} {} at {:.0} %, {} of {}",
+                        configuration.name,
+                        values.join(", "),
+                        data.target.ratio * 100.0,
+                        workloads.join(" and "),
+                        data_label(&data.target.shape)
+                    );
                 }
             }
         }
@@ -349,7 +409,7 @@ impl Measurement {
     pub fn label(&self) -> String {
         match self.load {
             Load::Closed => self.workload.name().into(),
-            Load::Open { percent } => format!("{} open {percent} %", self.workload.name()),
+            Load::Open { percent, of } => format!("{} open {percent} % of {of}", self.workload.name()),
             Load::Memtier(pattern) => format!("memtier {}", pattern.name()),
         }
     }
@@ -375,12 +435,28 @@ pub mod tests {
         assert!(first.targets.is_sorted_by(|a, b| a.ratio >= b.ratio));
         // The same bytes whatever the size.
         for target in &plan.stages[2].targets {
-            let bytes = target.shape.records * target.shape.value_sizes.mean() as u64;
-            assert!(bytes.abs_diff(500_000_000) < 20_000, "{bytes}");
+            let bytes = target.shape.records * (target.shape.value_sizes.mean() as u64 + 80);
+            assert!(bytes.abs_diff(540_000_000) < 20_000, "{bytes}");
         }
         let minutes = plan.estimate(|_, _, _| false).as_secs() / 60;
         assert!((30..90).contains(&minutes), "{minutes}");
         assert!(plan.estimate(|_, _, _| true) < plan.estimate(|_, _, _| false) / 3);
+    }
+
+    #[test]
+    fn settings_are_tried_where_they_matter() {
+        let plan = Plan::grid(&wishes()).unwrap();
+        let swept = |name: &str| plan.swept_data(&find(name).unwrap());
+        let kernel_swap = swept("kernel-swap-ssd");
+        assert_eq!(kernel_swap[0].workloads, [Workload::C, Workload::A]);
+        assert_eq!(kernel_swap[1].workloads, [Workload::Sequential]);
+        assert!(kernel_swap.iter().all(|data| data.target.ratio == FOCUS));
+        // 100 B lie together in pages as 1,000 B do; 4 KiB, 16 KiB and the mix do not.
+        assert_eq!(kernel_swap.iter().map(|data| data.again).collect::<Vec<_>>(), [false, true, true, true, true]);
+        assert!(kernel_swap[2..].iter().all(|data| data.target.shape.value_sizes.largest() >= PAGE_BYTES));
+        // It takes part in the first stage only.
+        assert_eq!(swept("kernel-swap-zram").len(), 1);
+        assert_eq!((swept("dram").len(), swept("dram")[0].target.ratio), (1, 1.0));
     }
 
     #[test]

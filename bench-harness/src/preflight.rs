@@ -1,6 +1,9 @@
 //! What a plan needs of the machine, checked before anything starts, all at once.
 
+use std::ffi::CString;
 use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -27,13 +30,13 @@ struct Needs {
     memory_bytes: u64,
 }
 
-fn needs(plan: &Plan) -> Needs {
+/// `data_is_known`: limits need no run of stock memcached with all the data.
+fn needs(cells: &[Cell], data_is_known: bool) -> Needs {
     let mut swap_file = 0;
     let mut backend_file = 0;
     let mut memory = 0;
-    for target in plan.targets() {
-        let cell = default_cell(target);
-        let configuration = &target.configuration;
+    for cell in cells {
+        let configuration = &cell.configuration;
         let all = cell.memory_mib() * MIB;
         let file = match configuration.memory {
             Memory::Extstore => all * 3,
@@ -42,7 +45,7 @@ fn needs(plan: &Plan) -> Needs {
             _ => 0,
         };
         backend_file = backend_file.max(file);
-        let mut in_memory = if configuration.is_limited() { (all as f64 * target.ratio) as u64 } else { all * 5 / 4 };
+        let mut in_memory = if configuration.is_limited() { (all as f64 * cell.ratio) as u64 } else { all * 5 / 4 };
         match configuration.swap_device {
             Some(SwapKind::File) => swap_file = swap_file.max(cell.backend_bytes()),
             // Values are random text, which hardly shrinks.
@@ -50,8 +53,11 @@ fn needs(plan: &Plan) -> Needs {
             None if configuration.backend_in_process => in_memory += cell.backend_bytes(),
             None => {}
         }
+        if configuration.is_limited() && !data_is_known {
+            in_memory = in_memory.max(all * 5 / 4);
+        }
         // The generator keeps a word for each key.
-        memory = memory.max(in_memory + target.shape.records * 8);
+        memory = memory.max(in_memory + cell.shape.records * 8);
     }
     Needs { disk_bytes: swap_file + backend_file + DISK_MARGIN_BYTES, memory_bytes: memory + MEMORY_MARGIN_BYTES }
 }
@@ -90,11 +96,55 @@ pub fn check(plan: &Plan, lab: &Lab<'_>) -> Result<()> {
             missing.push(format!("{error:#}"));
         }
     }
-    missing.extend(missing_room(needs(plan), &lab.directory)?);
+    let cells: Vec<Cell> = plan.targets().map(default_cell).collect();
+    missing.extend(missing_places(&cells, false, &lab.directory)?);
+    refuse(&missing)
+}
+
+/// The same for one cell whose binary was looked at.
+pub fn check_cell(cell: &Cell, data_is_known: bool, directory: &Path) -> Result<()> {
+    refuse(&missing_places(std::slice::from_ref(cell), data_is_known, directory)?)
+}
+
+fn refuse(missing: &[String]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
     bail!("this cannot start:\n  {}", missing.join("\n  "))
+}
+
+fn missing_places(cells: &[Cell], data_is_known: bool, directory: &Path) -> Result<Vec<String>> {
+    let mut missing = missing_room(needs(cells, data_is_known), directory)?;
+    let mut with_files: Vec<&str> = cells.iter().map(|cell| &cell.configuration).filter(|it| it.makes_files()).map(|it| it.name.as_str()).collect();
+    with_files.dedup();
+    if let Some(kind) = memory_file_system(directory)?.filter(|_| !with_files.is_empty()) {
+        missing.push(format!(
+            "{} is on {kind}, which is memory: the files of {} would measure nothing there; give a --directory on a disk",
+            directory.display(),
+            with_files.join(", ")
+        ));
+    }
+    Ok(missing)
+}
+
+/// The kind of file system if its files are memory.
+fn memory_file_system(directory: &Path) -> Result<Option<&'static str>> {
+    // From <linux/magic.h>.
+    const TMPFS_MAGIC: u32 = 0x0102_1994;
+    const RAMFS_MAGIC: u32 = 0x8584_58f6;
+    let name = CString::new(directory.as_os_str().as_bytes()).context("the name of the directory holds a zero byte")?;
+    // SAFETY: an all-zero statfs is a valid value of this plain C struct.
+    let mut info: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the name ends with a zero byte and `info` is valid for writing.
+    if unsafe { libc::statfs(name.as_ptr(), &mut info) } != 0 {
+        return Err(io::Error::last_os_error()).with_context(|| format!("cannot look at the file system of {}", directory.display()));
+    }
+    // Its type differs between machines; the magic numbers have 32 bits.
+    Ok(match info.f_type as u32 {
+        TMPFS_MAGIC => Some("tmpfs"),
+        RAMFS_MAGIC => Some("ramfs"),
+        _ => None,
+    })
 }
 
 fn missing_room(needs: Needs, directory: &Path) -> Result<Vec<String>> {
@@ -139,12 +189,41 @@ mod tests {
             let configurations = names.iter().map(|name| (*name).to_owned()).collect();
             Plan::grid(&Wishes { configurations, workloads: vec![crate::ycsb::Workload::C], ratios: vec![1.0, 0.25], ..wishes() }).unwrap()
         };
-        let of = |names: &[&str]| needs(&plan_of(names));
+        let of = |names: &[&str]| needs(&plan_of(names).targets().map(default_cell).collect::<Vec<_>>(), true);
         assert_eq!(of(&["dram"]).disk_bytes, DISK_MARGIN_BYTES);
         // A swap file stays for all of the run, beside the file of the server that runs.
         let both = of(&["kernel-swap-ssd", "lightswap"]).disk_bytes - DISK_MARGIN_BYTES;
         assert_eq!(both, of(&["kernel-swap-ssd"]).disk_bytes + of(&["lightswap"]).disk_bytes - 2 * DISK_MARGIN_BYTES);
         assert!(of(&["lightswap-memory"]).memory_bytes > of(&["lightswap"]).memory_bytes + 500 * MIB);
+    }
+
+    #[test]
+    fn limits_take_a_run_with_all_the_data_unless_its_size_is_known() {
+        let plan = Plan::grid(&Wishes { configurations: vec!["extstore".into()], ratios: vec![0.25], ..wishes() }).unwrap();
+        let cells: Vec<Cell> = plan.targets().map(default_cell).collect();
+        assert!(needs(&cells, false).memory_bytes > 2 * needs(&cells, true).memory_bytes - MEMORY_MARGIN_BYTES);
+    }
+
+    #[test]
+    fn files_in_memory_are_refused_where_there_are_files() {
+        let directory = Path::new("/dev/shm");
+        if memory_file_system(directory).unwrap_or(None) != Some("tmpfs") {
+            eprintln!("skipped: /dev/shm is no tmpfs");
+            return;
+        }
+        let refusals = |name: &str| {
+            let configuration = crate::configuration::find(name).unwrap();
+            let shape = crate::generator::Shape { records: 10, ..wishes().shape };
+            let cell = Cell { settings: configuration.settings.clone(), configuration, ratio: 1.0, shape };
+            missing_places(&[cell], true, directory).unwrap().into_iter().filter(|text| text.contains("which is memory")).count()
+        };
+        for name in ["lightswap", "lightswap-dram", "extstore", "kernel-swap-ssd"] {
+            assert_eq!(refusals(name), 1, "{name}");
+        }
+        for name in ["dram", "lightswap-memory", "kernel-swap-zram"] {
+            assert_eq!(refusals(name), 0, "{name}");
+        }
+        assert_eq!(memory_file_system(Path::new("/proc")).unwrap(), None);
     }
 
     #[test]

@@ -37,6 +37,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// An open loop at more than the server can do: its latencies grow with the length of the run.
+    pub fn is_saturated(&self) -> bool {
+        self.details.due_per_second.is_some_and(|due| self.operations_per_second < 0.95 * due)
+    }
+
     /// Why the run is no good, if so.
     pub fn problems(&self) -> Vec<String> {
         if let Some(error) = &self.details.error {
@@ -87,6 +92,8 @@ pub struct Details {
     pub warm_up_operations: u64,
     pub duration_seconds: f64,
     pub operations: u64,
+    /// Reads that found a value, every byte of which was checked. None where the generator checks nothing, or in older files.
+    pub checked_reads: u64,
     /// Open loop: due in the measured time and not finished at its end. They are in the latencies, with the time until then.
     pub unfinished_operations: u64,
     pub latency_by_operation_us: BTreeMap<String, LatencyUs>,
@@ -100,6 +107,10 @@ pub struct Details {
     /// The local memory that the server was given, where it manages it itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub local_memory_bytes: Option<u64>,
+    /// How the memory limit of the configuration was kept to: `cgroup`, or `none` where no cgroup could be made (without root) and the server only keeps
+    /// to its local memory by itself. Absent where the configuration has no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_peak_bytes: Option<u64>,
     /// Memory for swapped-out pages that is not part of the limit: all of a backend in the server's process (its cgroup's limit is higher by this), or
@@ -187,6 +198,9 @@ pub enum Micro {
         backend: String,
         /// sigbus, monitor, kernel; "touch" when asked for before the access.
         notifier: String,
+        /// Of the region: "transparent" or "cooperative". Empty for the kernel, and in older files, which measured cooperative ones only.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
         p50_us: f64,
         p99_us: f64,
     },
@@ -194,6 +208,8 @@ pub enum Micro {
     FaultStep {
         backend: String,
         notifier: String,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
         step: String,
         p50_us: f64,
     },
@@ -212,6 +228,8 @@ pub enum Micro {
     /// The same number of resident and swapped pages in regions of several sizes, spread over all of the region.
     RegionSize {
         region_bytes: u64,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
         create_us: f64,
         cpu_us_per_fault: f64,
         /// Resident memory of the process beyond local memory and backend after the faults.

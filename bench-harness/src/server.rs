@@ -16,6 +16,7 @@ use crate::endpoint::Endpoint;
 use crate::interrupt;
 use crate::journal::{Guard, Journal, Leftover};
 use crate::process;
+use crate::stall::PatientSocket;
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -112,7 +113,8 @@ impl<'a> Server<'a> {
         Some(describe_death(status, cgroup) + &self.log_tail())
     }
 
-    fn log_tail(&self) -> String {
+    /// What the server wrote last, to be put behind a sentence.
+    pub fn log_tail(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         if lines.is_empty() {
@@ -125,12 +127,12 @@ impl<'a> Server<'a> {
     /// The reply to `stats` or `stats NAME`. A server that does not know the name gives an empty map.
     pub fn statistics(&self, name: &str) -> Result<BTreeMap<String, String>> {
         let request = if name.is_empty() { "stats\r\n".to_owned() } else { format!("stats {name}\r\n") };
-        let mut socket = self.endpoint.connect().context("cannot ask the server for its statistics")?;
-        set_receive_timeout(&socket, Duration::from_secs(20))?;
-        socket.write_all(request.as_bytes())?;
+        let failure = "cannot ask the server for its statistics";
+        let mut socket = PatientSocket::connect(&self.endpoint).context(failure)?;
+        socket.write_all(request.as_bytes()).context(failure)?;
         let mut statistics = BTreeMap::new();
         for line in BufReader::new(socket).lines() {
-            let line = line.context("cannot read the server's statistics")?;
+            let line = line.context(failure)?;
             let Some(rest) = line.strip_prefix("STAT ") else {
                 break;
             };
@@ -159,12 +161,6 @@ impl Drop for Server<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn set_receive_timeout(socket: &File, timeout: Duration) -> Result<()> {
-    let stream = std::net::TcpStream::from(OwnedFd::from(socket.try_clone()?));
-    // The option is the same for a UNIX socket.
-    stream.set_read_timeout(Some(timeout)).context("cannot set a time limit on a connection")
 }
 
 fn describe_death(status: ExitStatus, cgroup: Option<&Cgroup>) -> String {

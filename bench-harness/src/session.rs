@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 
 use crate::cgroup::Cgroup;
 use crate::configuration::Memory;
@@ -68,17 +68,25 @@ impl Session<'_> {
         Ok(process::resident(self.server.pid())?.now_bytes)
     }
 
-    pub fn evictions(&self) -> Result<u64> {
-        Ok(number(&self.server.statistics("")?, "evictions"))
+    pub fn evictions(&mut self) -> Result<u64> {
+        let statistics = self.server.statistics("").map_err(|error| self.explain(error))?;
+        Ok(number(&statistics, "evictions"))
     }
 
-    /// Counters of whatever keeps the data beyond the limit.
-    fn paging_statistics(&self, general: BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
-        Ok(match self.cell.configuration.memory {
+    fn explain(&mut self, error: Error) -> Error {
+        explain(error, &mut self.server, self.cgroup.as_ref(), &self.cell)
+    }
+
+    /// Evictions, and the counters of whatever keeps the data beyond the limit.
+    fn final_statistics(&self) -> Result<(u64, BTreeMap<String, String>)> {
+        let general = self.server.statistics("")?;
+        let evictions = number(&general, "evictions");
+        let of_paging = match self.cell.configuration.memory {
             Memory::Unlimited | Memory::KernelSwap => BTreeMap::new(),
             Memory::Extstore => general.into_iter().filter(|(name, _)| name.starts_with("extstore") || name.contains("_extstore")).collect(),
             Memory::Local | Memory::Ample => self.server.statistics("lightswap")?,
-        })
+        };
+        Ok((evictions, of_paging))
     }
 
     /// Memory that holds swapped-out pages, beside the limit.
@@ -109,14 +117,11 @@ impl Session<'_> {
             }
             Ok(Sample { faults: usage.major_faults + swap_ins(server, memory)?, resident_bytes: process::resident(pid)?.now_bytes })
         });
-        let outcome = match result {
-            Ok(outcome) => outcome,
-            Err(error) => return Err(explain(error, &mut self.server, self.cgroup.as_ref(), &self.cell)),
-        };
+        let outcome = result.map_err(|error| self.explain(error))?;
         if outcome.tally.operations == 0 {
             bail!("{label}: not one operation completed in {:.1} s; the server is stuck or the run too short", outcome.measured.as_secs_f64());
         }
-        let statistics = self.server.statistics("")?;
+        let (evictions, server_statistics) = self.final_statistics().map_err(|error| self.explain(error))?;
         let empty = self.cell.empty_run(timing.workload.name(), timing.repetition);
         let details = outcome.details(&self.cell.shape, &run);
         Ok(Run {
@@ -127,9 +132,9 @@ impl Session<'_> {
             server_cpu_seconds: after.cpu_seconds - before.cpu_seconds,
             details: Details {
                 sweep: timing.sweep,
-                evictions: number(&statistics, "evictions"),
+                evictions,
                 major_faults: after.major_faults - before.major_faults,
-                server_statistics: self.paging_statistics(statistics)?,
+                server_statistics,
                 settings: empty.details.settings.clone(),
                 ..self.memory_details(details)
             },
@@ -155,17 +160,14 @@ impl Session<'_> {
             let after = process::usage(pid)?;
             Ok((run, after.cpu_seconds - before.cpu_seconds, after.major_faults - before.major_faults))
         });
-        let (run, server_cpu_seconds, major_faults) = match measured {
-            Ok(measured) => measured,
-            Err(error) => return Err(explain(error, &mut self.server, self.cgroup.as_ref(), &self.cell)),
-        };
-        let statistics = self.server.statistics("")?;
+        let (run, server_cpu_seconds, major_faults) = measured.map_err(|error| self.explain(error))?;
+        let (evictions, server_statistics) = self.final_statistics().map_err(|error| self.explain(error))?;
         let empty = self.cell.empty_run(&run.workload, timing.repetition);
         let details = Details {
-            evictions: number(&statistics, "evictions"),
+            evictions,
             major_faults,
             warm_up_seconds: timing.warm_up.most.as_secs_f64(),
-            server_statistics: self.paging_statistics(statistics)?,
+            server_statistics,
             settings: empty.details.settings.clone(),
             ..self.memory_details(run.details)
         };
@@ -196,6 +198,7 @@ impl Session<'_> {
             local_memory_bytes: self.plan.local_memory_bytes,
             backend_memory_bytes: self.backend_memory_bytes(),
             load_records_per_second: self.load_rate,
+            memory_limit: self.plan.limit_bytes.map(|_| if self.cgroup.is_some() { "cgroup" } else { "none" }.to_owned()),
             cgroup_peak_bytes: self.cgroup.as_ref().and_then(Cgroup::peak_bytes),
             server_command: self.server_command.clone(),
             ..details

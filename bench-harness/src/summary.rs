@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::configuration::BUILT_IN;
 use crate::outcome::GENERATOR;
 use crate::results::{Moment, Run};
 use crate::units::{format_count, format_ratio};
@@ -114,6 +115,9 @@ impl Shape {
     }
 }
 
+/// Of what is due in an open loop, what must be served for the rate to count as sustained.
+pub const SUSTAINED: f64 = 0.95;
+
 #[derive(Debug, Clone)]
 pub struct Summary {
     pub workload: String,
@@ -151,6 +155,11 @@ impl Summary {
         self.shape.due_per_second.is_some()
     }
 
+    /// In an open loop: fewer are served than are due, so that requests queue up and latency is as long as the run makes it.
+    pub fn is_saturated(&self) -> bool {
+        self.shape.due_per_second.is_some_and(|due| self.operations_per_second.median < SUSTAINED * due as f64)
+    }
+
     /// The workload and how its load differs from the usual.
     pub fn title(&self) -> String {
         if self.note.is_empty() { self.workload.clone() } else { format!("{}, {}", self.workload, self.note) }
@@ -164,12 +173,9 @@ impl Summary {
     }
 }
 
-/// In the order in which people read: what it is about, what is compared with it, what it is built on.
-const KNOWN: [&str; 9] =
-    ["dram", "lightswap-dram", "lightswap", "lightswap-memory", "fastswap-style", "kernel-swap-ssd", "kernel-swap-zram", "extstore", "monitor"];
-
+/// In the order in which people read; after all that come with the harness where it is none of them.
 pub fn configuration_position(name: &str) -> usize {
-    KNOWN.iter().position(|known| *known == name).unwrap_or(KNOWN.len())
+    BUILT_IN.iter().position(|known| known.0 == name).unwrap_or(BUILT_IN.len())
 }
 
 /// The configuration by its present name.
@@ -283,7 +289,7 @@ pub fn sweep_note(runs: &[Run]) -> String {
 
 /// One configuration against its baseline in the same cell.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
+pub struct AgainstBaseline {
     pub workload: String,
     pub local_memory_ratio: f64,
     pub configuration: String,
@@ -294,7 +300,7 @@ pub struct Verdict {
     pub p99_ratio: f64,
 }
 
-impl Verdict {
+impl AgainstBaseline {
     pub fn sentence(&self) -> String {
         format!(
             "{} at {:.0} % local memory: {} serves {} times the operations of {}, with {} times its p99",
@@ -314,7 +320,7 @@ pub fn best(summaries: &[Summary], wanted: impl Fn(&Summary) -> bool) -> Option<
     summaries.iter().filter(|summary| wanted(summary)).max_by(|a, b| speed(a).total_cmp(&speed(b)))
 }
 
-pub fn verdicts(summaries: &[Summary]) -> Vec<Verdict> {
+pub fn against_baselines(summaries: &[Summary]) -> Vec<AgainstBaseline> {
     let baseline_of = |configuration: &str| match configuration {
         "lightswap" => Some("kernel-swap-ssd"),
         "lightswap-memory" => Some("kernel-swap-zram"),
@@ -333,7 +339,7 @@ pub fn verdicts(summaries: &[Summary]) -> Vec<Verdict> {
                     && other.shape == summary.shape
                     && other.local_memory_ratio == summary.local_memory_ratio
             })?;
-            Some(Verdict {
+            Some(AgainstBaseline {
                 workload: summary.title(),
                 local_memory_ratio: summary.local_memory_ratio,
                 configuration: summary.configuration.clone(),
@@ -387,9 +393,9 @@ pub mod tests {
         let expected = Spread { median: 100.0, min: 90.0, max: 110.0 };
         assert_eq!(kernel.operations_per_second, expected);
 
-        let verdicts = verdicts(&summaries);
-        assert_eq!(verdicts.len(), 1);
-        assert!((verdicts[0].throughput_ratio - 3.0).abs() < 1e-9);
+        let duels = against_baselines(&summaries);
+        assert_eq!(duels.len(), 1);
+        assert!((duels[0].throughput_ratio - 3.0).abs() < 1e-9);
         assert_eq!(sweep(&runs).len(), 1);
     }
 
@@ -402,9 +408,9 @@ pub mod tests {
         runs.extend([run("dram", 1.0, 900.0), run("dram", 1.0, 900.0)]);
         let summaries = comparison(&runs);
         assert_eq!(summaries.len(), 4);
-        let verdicts = verdicts(&summaries);
-        assert!((verdicts[0].throughput_ratio - 3.0).abs() < 1e-9);
-        assert_eq!(verdicts[0].workload, "ycsb-c, 5 records");
+        let duels = against_baselines(&summaries);
+        assert!((duels[0].throughput_ratio - 3.0).abs() < 1e-9);
+        assert_eq!(duels[0].workload, "ycsb-c, 5 records");
         let changes: [fn(&mut Run); 5] = [
             |run| run.connections = 9,
             |run| run.details.value_size_bytes = 9,
@@ -432,7 +438,7 @@ pub mod tests {
     #[test]
     fn no_runs_give_no_summaries() {
         assert!(comparison(&[]).is_empty());
-        assert!(verdicts(&[]).is_empty());
+        assert!(against_baselines(&[]).is_empty());
         assert_eq!(Spread::of(vec![1.0, 3.0]).unwrap().median, 2.0);
     }
 }

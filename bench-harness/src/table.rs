@@ -2,8 +2,8 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-use crate::results::{Micro, Results};
-use crate::summary::{Spread, Summary, comparison, sweep, sweep_note, verdicts};
+use crate::results::{Micro, Results, Run};
+use crate::summary::{Spread, Summary, against_baselines, comparison, sweep, sweep_note};
 use crate::units::{MIB, format_count, format_ms};
 
 fn with_spread(spread: Spread, repetitions: usize, format: fn(f64) -> String) -> String {
@@ -71,15 +71,15 @@ pub fn micro_line(record: &Micro) -> [String; 5] {
         Micro::DiskRead { tool, jobs, depth, reads_per_second } => {
             ["disk read".into(), tool.clone(), jobs.to_string(), depth.to_string(), format!("{}/s", format_count(*reads_per_second))]
         }
-        Micro::FaultLatency { pager, backend, notifier, p50_us, p99_us } => [
+        Micro::FaultLatency { pager, backend, notifier, contract, p50_us, p99_us } => [
             format!("fault latency, {backend}"),
-            format!("{pager}, {notifier}"),
+            format!("{pager}, {notifier} {contract}").trim_end().into(),
             "1".into(),
             "1".into(),
             format!("p50 {p50_us:.2} us, p99 {p99_us:.2} us"),
         ],
-        Micro::FaultStep { backend, notifier, step, p50_us } => {
-            [format!("step, {backend}"), format!("{notifier}: {step}"), "1".into(), "1".into(), format!("p50 {p50_us:.2} us")]
+        Micro::FaultStep { backend, notifier, contract, step, p50_us } => {
+            [format!("step, {backend}"), format!("{notifier} {contract}: {step}"), "1".into(), "1".into(), format!("p50 {p50_us:.2} us")]
         }
         Micro::KernelSwap { device, threads, faults_per_second, cpu_us_per_fault } => [
             "kernel swap".into(),
@@ -89,9 +89,9 @@ pub fn micro_line(record: &Micro) -> [String; 5] {
             format!("{}/s, {cpu_us_per_fault:.1} us CPU each", format_count(*faults_per_second)),
         ],
         Micro::LwtSwitch { lwts, switch_ns } => ["LWT switch".into(), String::new(), "1".into(), lwts.to_string(), format!("{switch_ns:.1} ns")],
-        Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes } => [
+        Micro::RegionSize { region_bytes, contract, create_us, cpu_us_per_fault, metadata_bytes } => [
             "region size".into(),
-            lightswap::format_size(*region_bytes),
+            format!("{} {contract}", lightswap::format_size(*region_bytes)).trim_end().into(),
             "1".into(),
             "1".into(),
             format!("{cpu_us_per_fault:.1} us CPU a fault, made in {create_us:.0} us, {} beside its pages", lightswap::format_size(*metadata_bytes)),
@@ -114,6 +114,13 @@ fn micro_table(micro: &[Micro]) -> String {
     table.to_string()
 }
 
+/// What an open loop came to when the server could not do what was due.
+fn saturation(run: &Run) -> Option<String> {
+    let due = run.details.due_per_second.filter(|_| run.is_saturated())?;
+    let share = run.operations_per_second / due * 100.0;
+    Some(format!("saturated: {share:.0} % of the {}/s that were due; latencies grow with the length of the run", format_count(due)))
+}
+
 /// Everything that a person wants to see at the end.
 pub fn print(results: &Results) {
     let swept = sweep(&results.runs);
@@ -129,10 +136,13 @@ pub fn print(results: &Results) {
     if !results.micro.is_empty() {
         say!("{}\n", micro_table(&results.micro));
     }
-    for verdict in verdicts(&summaries) {
-        say!("{}", verdict.sentence());
+    for duel in against_baselines(&summaries) {
+        say!("{}", duel.sentence());
     }
     for run in &results.runs {
+        if let Some(sentence) = saturation(run) {
+            say!("{} {} at {:.0} %: {sentence}", run.configuration, run.workload, run.local_memory_ratio * 100.0);
+        }
         for problem in run.problems() {
             say!("{} {} at {:.0} %: {problem}", run.configuration, run.workload, run.local_memory_ratio * 100.0);
         }
@@ -143,6 +153,16 @@ pub fn print(results: &Results) {
 mod tests {
     use super::*;
     use crate::summary::tests::run;
+
+    #[test]
+    fn an_open_loop_that_fell_behind_is_called_saturated() {
+        let mut run = run("dram", 1.0, 949.0);
+        assert_eq!(saturation(&run), None);
+        run.details.due_per_second = Some(1_000.0);
+        assert!(saturation(&run).is_some_and(|text| text.contains("saturated: 95 % of the 1,000/s")));
+        run.operations_per_second = 951.0;
+        assert_eq!(saturation(&run), None);
+    }
 
     #[test]
     fn a_line_shows_the_spread_only_when_there_is_one() {

@@ -227,6 +227,10 @@ impl Workload {
         }
     }
 
+    pub fn has_writes(self) -> bool {
+        self.other_operation().0 > 0
+    }
+
     #[inline]
     pub fn next_operation(self, random: &mut Random) -> Operation {
         let (percent, other) = self.other_operation();

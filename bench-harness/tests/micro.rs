@@ -83,6 +83,7 @@ fn switches_are_measured() {
 fn regions_of_all_sizes_are_measured() {
     let (micro, _) = measure("regions", &["--sizes", "64MiB,1GiB", "--pages", "16384", "--seconds", "0.1"]);
     assert_eq!(micro.len(), 2);
+    assert!(micro.iter().all(|record| record["contract"] == "transparent"));
     assert!(micro.iter().all(|record| is_positive(record, "create_us") && is_positive(record, "cpu_us_per_fault")));
     let refused = bench(&["micro", "regions", "--sizes", "1MiB"]);
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("--pages"));
@@ -104,9 +105,12 @@ fn single_faults_are_timed_beside_those_of_the_kernel() {
     let latencies: Vec<&Value> = micro.iter().filter(|record| record["name"] == "fault_latency").collect();
     let of = |pager: &str| latencies.iter().filter(|record| record["pager"] == pager).count();
     assert_eq!(of("kernel") + skipped.len(), 2);
-    assert_eq!(of("lightswap"), 6);
-    for step in ["notify", "queue", "io", "map", "resume", "evict"] {
-        assert!(micro.iter().any(|record| record["step"] == step), "no step {step}");
+    assert_eq!(of("lightswap"), 12);
+    for contract in ["transparent", "cooperative"] {
+        assert_eq!(latencies.iter().filter(|record| record["contract"] == contract).count(), 6);
+        for step in ["notify", "queue", "io", "map", "resume", "evict"] {
+            assert!(micro.iter().any(|record| record["step"] == step && record["contract"] == contract), "no step {step} of {contract} regions");
+        }
     }
     assert!(latencies.iter().all(|record| is_positive(record, "p50_us")), "{latencies:?}");
 }

@@ -10,7 +10,7 @@ use crate::notifier::{monitor, sigbus};
 use crate::pager::Pager;
 use crate::region::{self, Contract, RegionInner};
 use crate::size::{PAGE_SIZE, bytes_of, format_size, round_up};
-use crate::stats::{Counters, Stats, percentile_ns};
+use crate::stats::{Counters, Histogram, Stats, Steps, buckets, percentile_ns};
 use crate::worker::{self, Role, Worker, WorkerShared};
 use std::marker::PhantomData;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -222,7 +222,7 @@ impl Lightswap {
             ("swap_out_failing", u64::from(pager.is_failing())),
         ];
         stats.extend(Counters::sum(sets().map(|set| &set.counters).collect::<Vec<_>>().into_iter()));
-        let latency = |of: fn(&Stats) -> &crate::stats::Histogram, fraction| percentile_ns(sets().map(of), fraction);
+        let latency = |of: fn(&Stats) -> &Histogram, fraction| percentile_ns(sets().map(of), fraction);
         stats.extend([
             ("fault_handling_p50_ns", latency(|set| &set.fault_handling, 0.5)),
             ("fault_handling_p99_ns", latency(|set| &set.fault_handling, 0.99)),
@@ -244,6 +244,18 @@ impl Lightswap {
             ]);
         }
         stats
+    }
+
+    /// With [`Builder::step_times`]: the steps queue, io, map and resume of all swap-ins so far, each as a histogram: nanoseconds, rising, the same at
+    /// every call, and how many took about so long. So the difference of two calls is what happened between them.
+    pub fn step_histograms(&self) -> [(&'static str, Vec<(u64, u64)>); 4] {
+        let pager = self.pager();
+        let workers: Vec<&'static WorkerShared> = pager.workers().clone();
+        let of = |step: fn(&Steps) -> &Histogram| {
+            let sets = workers.iter().map(|worker| &worker.stats).chain(std::iter::once(&pager.thread_stats));
+            buckets(sets.map(|set| step(&set.steps)))
+        };
+        [("queue", of(|steps| &steps.queue)), ("io", of(|steps| &steps.io)), ("map", of(|steps| &steps.map)), ("resume", of(|steps| &steps.resume))]
     }
 }
 

@@ -64,12 +64,7 @@ impl Histogram {
 
 /// The latency below which `fraction` of all recorded ones lie, over several histograms; 0 when there are none.
 pub(crate) fn percentile_ns<'a>(histograms: impl Iterator<Item = &'a Histogram>, fraction: f64) -> u64 {
-    let mut sums = [0u64; NUM_BUCKETS];
-    for histogram in histograms {
-        for (sum, counter) in sums.iter_mut().zip(&histogram.0) {
-            *sum += counter.get();
-        }
-    }
+    let sums = sum(histograms);
     let total: u64 = sums.iter().sum();
     let mut left = (total as f64 * fraction).ceil() as u64;
     for (bucket, count) in sums.iter().enumerate() {
@@ -79,6 +74,21 @@ pub(crate) fn percentile_ns<'a>(histograms: impl Iterator<Item = &'a Histogram>,
         left -= count;
     }
     0
+}
+
+fn sum<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> [u64; NUM_BUCKETS] {
+    let mut sums = [0u64; NUM_BUCKETS];
+    for histogram in histograms {
+        for (sum, counter) in sums.iter_mut().zip(&histogram.0) {
+            *sum += counter.get();
+        }
+    }
+    sums
+}
+
+/// The middle of each bucket in nanoseconds and how many latencies several histograms have there.
+pub(crate) fn buckets<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> Vec<(u64, u64)> {
+    sum(histograms).into_iter().enumerate().map(|(bucket, count)| (value_of(bucket), count)).collect()
 }
 
 macro_rules! counters {

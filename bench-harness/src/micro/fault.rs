@@ -13,7 +13,7 @@ use lightswap::{Contract, Lightswap, PAGE_SIZE};
 
 use super::disk_file::{DiskFile, has_fio};
 use super::pages::{Filled, Pages};
-use super::{Findings, cpu_seconds, median, parse_ratio, parse_seconds};
+use super::{Findings, contract_name, cpu_seconds, median, parse_ratio, parse_seconds};
 use crate::interrupt;
 use crate::journal::Journal;
 use crate::progress::Progress;
@@ -139,7 +139,7 @@ impl Point {
             }),
             Kind::Lightswap { contract, touches } => findings.add(self.faults_per_second, |faults_per_second| Micro::Fault {
                 backend: backend.into(),
-                contract: if contract == Contract::Transparent { "transparent" } else { "cooperative" }.into(),
+                contract: contract_name(contract).into(),
                 path: if touches { "touch" } else { "fault" }.into(),
                 workers,
                 lwts,

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use lightswap::Contract;
 
 use crate::environment::{Environment, command_line};
 use crate::generator_ceiling;
@@ -163,6 +164,13 @@ fn resource_usage(who: libc::c_int) -> libc::rusage {
         let mut usage: libc::rusage = std::mem::zeroed();
         libc::getrusage(who, &mut usage);
         usage
+    }
+}
+
+fn contract_name(contract: Contract) -> &'static str {
+    match contract {
+        Contract::Transparent => "transparent",
+        Contract::Cooperative => "cooperative",
     }
 }
 

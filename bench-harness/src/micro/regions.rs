@@ -1,4 +1,5 @@
-//! `micro regions`: what grows with the size of a region, when the pages in use are as many in each and spread evenly over it.
+//! `micro regions`: what grows with the size of a region, when the pages in use are as many in each and spread evenly over it. The regions are transparent,
+//! as memcached's are.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +7,7 @@ use anyhow::{Result, bail};
 use lightswap::{Contract, Lightswap, PAGE_SIZE, Region, format_size};
 
 use super::pages::{Pages, fill};
-use super::{Findings, cpu_seconds, median, now_ns, parse_seconds};
+use super::{Findings, contract_name, cpu_seconds, median, now_ns, parse_seconds};
 use crate::interrupt;
 use crate::process;
 use crate::progress::Progress;
@@ -29,6 +30,8 @@ pub struct Options {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repetitions: u32,
 }
+
+const CONTRACT: Contract = Contract::Transparent;
 
 #[derive(Debug, Clone, Copy)]
 struct Measured {
@@ -61,6 +64,7 @@ pub fn run(options: &Options) -> Result<Findings> {
         let all = |number: fn(&Measured) -> f64| measured.iter().map(number).collect::<Vec<_>>();
         findings.add(all(|measured| measured.create_us), |create_us| Micro::RegionSize {
             region_bytes,
+            contract: contract_name(CONTRACT).into(),
             create_us,
             cpu_us_per_fault: median(all(|measured| measured.cpu_us_per_fault)),
             metadata_bytes: median(all(|measured| measured.metadata_bytes)) as u64,
@@ -78,7 +82,7 @@ fn measure(options: &Options, region_bytes: u64, seed: u64) -> Result<Measured> 
     let resident_before = resident_bytes()?;
     let swap = Lightswap::builder().local_memory(in_use_bytes / 4).backend(format!("memory:?size={region_bytes}")).open()?;
     let start_ns = now_ns();
-    let region = swap.create_region(usize::try_from(region_bytes)?, Contract::Cooperative)?;
+    let region = swap.create_region(usize::try_from(region_bytes)?, CONTRACT)?;
     let create_us = (now_ns() - start_ns) as f64 / 1e3;
     let pages = Pages::spread(&region, usize::try_from(options.pages)?);
     fill(&swap, pages)?;

@@ -11,7 +11,7 @@ use super::disk_file::DiskFile;
 use super::kernel_child::{Reply, Request};
 use super::kernel_swap::{Devices, name, parse_region};
 use super::pages::{Filled, Pages};
-use super::{Findings, latency_ns, median, now_ns, parse_ratio, quantile_us};
+use super::{Findings, contract_name, latency_ns, median, now_ns, parse_ratio, quantile_us};
 use crate::interrupt;
 use crate::journal::Journal;
 use crate::progress::Progress;
@@ -45,10 +45,6 @@ impl Options {
     }
 }
 
-/// Steps by their names in results and in the library's statistics. A step that a backend does not have, such as io of memory, counts 0 there.
-const STEPS: [(&str, &str); 4] =
-    [("queue", "step_queue_p50_ns"), ("io", "step_io_p50_ns"), ("map", "step_map_p50_ns"), ("resume", "step_resume_p50_ns")];
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Sigbus,
@@ -68,7 +64,7 @@ impl Way {
 
 #[derive(Debug, Clone, Copy)]
 enum Pager {
-    Lightswap { on_disk: bool, way: Way },
+    Lightswap { on_disk: bool, way: Way, contract: Contract },
     Kernel { device: usize },
 }
 
@@ -87,7 +83,9 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     // What is compared is measured side by side: first everything on the disk, then everything in memory.
     let mut pagers = Vec::new();
     for on_disk in [true, false] {
-        pagers.extend([Way::Sigbus, Way::Monitor, Way::Touch].map(|way| Pager::Lightswap { on_disk, way }));
+        for way in [Way::Sigbus, Way::Monitor, Way::Touch] {
+            pagers.extend([Contract::Transparent, Contract::Cooperative].map(|contract| Pager::Lightswap { on_disk, way, contract }));
+        }
         let device = devices.devices.iter().position(|(kind, _)| (*kind == SwapKind::File) == on_disk);
         pagers.extend(device.map(|device| Pager::Kernel { device }));
     }
@@ -99,7 +97,7 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
         for (pager, measured) in &mut points {
             interrupt::check()?;
             measured.push(match *pager {
-                Pager::Lightswap { on_disk, way } => measure(options, on_disk.then_some(&file), way, u64::from(repetition))?,
+                Pager::Lightswap { on_disk, way, contract } => measure(options, on_disk.then_some(&file), way, contract, u64::from(repetition))?,
                 Pager::Kernel { device } => {
                     let seed = u64::from(repetition);
                     let mut session = devices.session(device)?;
@@ -122,21 +120,28 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
 }
 
 fn record(pager: Pager, devices: &Devices, measured: &[Measured], findings: &mut Findings) {
-    let (pager, backend, notifier) = match pager {
-        Pager::Lightswap { on_disk, way } => ("lightswap", if on_disk { "file" } else { "memory" }, way.name()),
-        Pager::Kernel { device } => ("kernel", name(devices.devices[device].0), "kernel"),
+    let (pager, backend, notifier, contract) = match pager {
+        Pager::Lightswap { on_disk, way, contract } => ("lightswap", if on_disk { "file" } else { "memory" }, way.name(), contract_name(contract)),
+        Pager::Kernel { device } => ("kernel", name(devices.devices[device].0), "kernel", ""),
     };
     findings.add(measured.iter().map(|measured| measured.p50_us).collect(), |p50_us| Micro::FaultLatency {
         pager: pager.into(),
         backend: backend.into(),
         notifier: notifier.into(),
+        contract: contract.into(),
         p50_us,
         p99_us: median(measured.iter().map(|measured| measured.p99_us).collect()),
     });
     for step in ["notify", "queue", "io", "map", "resume", "evict"] {
         let us: Vec<f64> = measured.iter().flat_map(|measured| &measured.steps).filter(|(name, _)| *name == step).map(|(_, us)| *us).collect();
         if !us.is_empty() {
-            findings.add(us, |p50_us| Micro::FaultStep { backend: backend.into(), notifier: notifier.into(), step: step.into(), p50_us });
+            findings.add(us, |p50_us| Micro::FaultStep {
+                backend: backend.into(),
+                notifier: notifier.into(),
+                contract: contract.into(),
+                step: step.into(),
+                p50_us,
+            });
         }
     }
 }
@@ -155,10 +160,24 @@ impl Evictions {
         Ok(Self { num_pages, ns: filled.statistic("step_evict_mean_ns")? * num_pages })
     }
 
+    /// The mean, as evictions go by in batches.
     fn us_per_page_since(self, before: Self) -> f64 {
         let num_pages = self.num_pages.saturating_sub(before.num_pages).max(1);
         self.ns.saturating_sub(before.ns) as f64 / 1e3 / num_pages as f64
     }
+}
+
+/// The median of what a histogram of `(nanoseconds, count)` got since an earlier state of it. Nothing for a step that a backend does not have, such as io
+/// of memory.
+fn median_us_since(before: &[(u64, u64)], after: &[(u64, u64)]) -> Option<f64> {
+    let new = || after.iter().zip(before).map(|(&(ns, count), &(_, earlier))| (ns, count.saturating_sub(earlier)));
+    let num_below = new().map(|(_, count)| count).sum::<u64>().div_ceil(2);
+    let mut seen = 0;
+    let (ns, _) = new().find(|&(_, count)| {
+        seen += count;
+        count > 0 && seen >= num_below
+    })?;
+    Some(ns as f64 / 1e3)
 }
 
 /// Times from the access to its retry, and from the access to the handler.
@@ -168,13 +187,13 @@ struct Times {
     notify_ns: Vec<u32>,
 }
 
-fn measure(options: &Options, file: Option<&DiskFile>, way: Way, seed: u64) -> Result<Measured> {
+fn measure(options: &Options, file: Option<&DiskFile>, way: Way, contract: Contract, seed: u64) -> Result<Measured> {
     let backend = file.map_or_else(|| format!("memory:?size={}", options.region), DiskFile::url);
     let page = PAGE_SIZE as u64;
     let local_bytes = (options.region as f64 * options.ratio) as u64 / page * page;
     let notifier = if way == Way::Monitor { Notifier::Monitor } else { Notifier::Sigbus };
     let builder = Lightswap::builder().local_memory(local_bytes).backend(backend).notifier(notifier).step_times(true);
-    let filled = Filled::new(builder.open()?, usize::try_from(options.region)?, Contract::Cooperative)?;
+    let filled = Filled::new(builder.open()?, usize::try_from(options.region)?, contract)?;
     let pages = Pages::of(&filled.region);
     let times = Rc::new(RefCell::new(Times::default()));
     let worker = filled.swap.enter_worker()?;
@@ -182,7 +201,8 @@ fn measure(options: &Options, file: Option<&DiskFile>, way: Way, seed: u64) -> R
     let warm_up_faults = options.warm_up_faults();
     worker.start(move || drop(fault_repeatedly(pages, way, warm_up_faults, Random::new(!seed))))?;
     worker.run();
-    let before = Evictions::so_far(&filled)?;
+    // The warm-up writes pages out, which what is measured does not.
+    let (before, steps_before) = (Evictions::so_far(&filled)?, filled.swap.step_histograms());
     worker.start(move || *of_lwt.borrow_mut() = fault_repeatedly(pages, way, num_faults, Random::new(seed)))?;
     worker.run();
     let evict_us = Evictions::so_far(&filled)?.us_per_page_since(before);
@@ -194,9 +214,8 @@ fn measure(options: &Options, file: Option<&DiskFile>, way: Way, seed: u64) -> R
     if way != Way::Touch {
         steps.push(("notify", quantile_us(&times.notify_ns, 0.5)));
     }
-    for (step, statistic) in STEPS {
-        let step_us = filled.statistic(statistic)? as f64 / 1e3;
-        steps.extend((step_us > 0.0).then_some((step, step_us)));
+    for ((step, after), (_, before)) in filled.swap.step_histograms().into_iter().zip(steps_before) {
+        steps.extend(median_us_since(&before, &after).map(|us| (step, us)));
     }
     steps.push(("evict", evict_us));
     Ok(Measured { p50_us: quantile_us(&times.whole_ns, 0.5), p99_us: quantile_us(&times.whole_ns, 0.99), steps })
@@ -226,4 +245,17 @@ fn fault_repeatedly(pages: Pages, way: Way, num_faults: usize, mut random: Rando
         }
     }
     times
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_there_before_is_not_in_the_median() {
+        let warm = [(1_000, 0), (2_000, 1_000), (3_000, 0)];
+        assert_eq!(median_us_since(&warm, &[(1_000, 2), (2_000, 1_000), (3_000, 3)]), Some(3.0));
+        assert_eq!(median_us_since(&warm, &[(1_000, 2), (2_000, 1_000), (3_000, 2)]), Some(1.0));
+        assert_eq!(median_us_since(&warm, &warm), None);
+    }
 }

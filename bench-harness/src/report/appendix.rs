@@ -1,13 +1,14 @@
 //! What did not work, all numbers, and with what they were measured.
 
 use std::fmt::Write;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
 use super::evidence::Evidence;
 use super::section;
 use crate::chart::escape;
-use crate::results::{Results, Skipped};
+use crate::results::{Results, Run, Skipped};
 use crate::summary::{Summary, configuration_name};
 use crate::table::{HEADINGS, NUM_TEXT_COLUMNS, line, micro_line};
 use crate::units::{MIB, format_count, format_ms};
@@ -105,19 +106,13 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or(f64::NAN)
 }
 
-/// Day and time of seconds since 1970, in UTC.
+/// Later than that no year has four digits, and no file is right.
+const LAST_UNIX_SECOND: u64 = 253_402_300_799;
+
+/// Day and time of seconds since 1970, in UTC, as ISO 8601 writes them.
 pub fn utc(unix_seconds: u64) -> String {
-    let (days, seconds) = (unix_seconds / 86_400, unix_seconds % 86_400);
-    // Days since 1 March of the year 0, in eras of 400 years, so that leap days come last.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", seconds / 3_600, seconds / 60 % 60)
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(unix_seconds.min(LAST_UNIX_SECOND));
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 /// One field of the environment for people: a name and a text with units.
@@ -146,6 +141,17 @@ fn fact(name: &str, value: &Value) -> (String, String) {
     (name.replace('_', " "), text)
 }
 
+/// Says so when servers that were to have less memory than data were not held to it.
+pub fn without_limit(files: &[Results]) -> Option<String> {
+    let is_without = |run: &Run| run.details.memory_limit.as_deref() == Some("none");
+    let any = files.iter().any(|file| file.runs.iter().any(is_without));
+    any.then(|| {
+        "No memory limit was set in some or all of these runs, as that takes root and a cgroup: servers could use all of the machine's memory, Lightswap \
+         kept to its local memory by itself, and files may have been read from the kernel's page cache instead of the disk."
+            .to_owned()
+    })
+}
+
 /// What must be equal for numbers of several files to be comparable.
 const COMPARABLE: [(&str, &str); 4] = [("cpu", "processors"), ("cpus", "numbers of CPUs"), ("kernel", "kernels"), ("commit", "commits")];
 
@@ -168,7 +174,9 @@ pub fn write_environments(html: &mut String, files: &[Results]) {
         let _ = write!(html, "<details><summary><code>{}</code><span class=\"faint\">{started}</span></summary>", escape(command));
         if let Value::Object(fields) = &file.environment {
             *html += "<table class=\"facts\"><tbody>\n";
-            for (name, value) in fields {
+            // The same time stands there twice.
+            let is_double = |name: &str| name == "started" && fields.contains_key("started_unix_seconds");
+            for (name, value) in fields.iter().filter(|(name, _)| !is_double(name)) {
                 let (name, text) = fact(name, value);
                 let _ = writeln!(html, "<tr><th>{}</th><td>{}</td></tr>", escape(&name), escape(&text));
             }
@@ -190,9 +198,10 @@ mod tests {
 
     #[test]
     fn days_are_those_of_the_calendar() {
-        assert_eq!(utc(0), "1970-01-01 00:00 UTC");
-        assert_eq!(utc(951_782_400), "2000-02-29 00:00 UTC");
-        assert_eq!(utc(1_795_386_845), "2026-11-22 22:34 UTC");
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(utc(1_795_386_845), "2026-11-22T22:34:05Z");
+        assert_eq!(utc(u64::MAX), "9999-12-31T23:59:59Z");
     }
 
     #[test]

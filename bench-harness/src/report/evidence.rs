@@ -11,6 +11,44 @@ pub const PRIMARY_WORKLOADS: [&str; 2] = ["ycsb-c", "ycsb-a"];
 pub const STATE_OF_THE_ART: [&str; 2] = ["kernel-swap-ssd", "fastswap-style"];
 pub const KERNEL_IN_MEMORY: &str = "kernel-swap-zram";
 
+/// The series of notification that claims are judged by: as many signal frames are alive as LWTs, as in a server whose LWTs wait for a disk.
+pub const SUSPENDED: &str = "sigbus-suspended";
+
+/// A cell of `micro fault` and the one of `micro kernel` that it is compared with.
+#[derive(Debug)]
+pub struct CpuCell {
+    pub backend: &'static str,
+    /// LWTs of the one worker.
+    pub lwts: u32,
+    pub device: &'static str,
+    pub threads: u32,
+}
+
+/// What CPU a fault is judged by: memcached's contract, and on a disk as many faults under way as keep it busy.
+pub const CPU_CELLS: [CpuCell; 2] =
+    [CpuCell { backend: "file", lwts: 128, device: "swap-ssd", threads: 8 }, CpuCell { backend: "memory", lwts: 1, device: "swap-zram", threads: 1 }];
+/// The contract that is judged.
+pub const CONTRACT: &str = "transparent";
+/// What micro-benchmarks without a choice of contract used before they recorded it.
+const COOPERATIVE: &str = "cooperative";
+
+/// Read from the record's own form in files, whichever of its kinds have the field.
+fn contract_of(record: &Micro) -> String {
+    let value = serde_json::to_value(record).unwrap_or_default();
+    let recorded = value["contract"].as_str().filter(|contract| !contract.is_empty());
+    recorded.unwrap_or(COOPERATIVE).to_owned()
+}
+
+impl CpuCell {
+    pub fn own_name(&self) -> String {
+        format!("backend {}, {CONTRACT} contract, by fault, 1 worker, {} LWT{}", self.backend, self.lwts, if self.lwts == 1 { "" } else { "s" })
+    }
+
+    pub fn kernel_name(&self) -> String {
+        format!("{}, {} thread{}", self.device, self.threads, if self.threads == 1 { "" } else { "s" })
+    }
+}
+
 /// The command that makes all results again, where no file says which one made them.
 pub const REPRODUCE: &str = "scripts/reproduce";
 
@@ -30,6 +68,9 @@ pub struct NotifyPoint {
     pub p99_us: Spread,
 }
 
+/// A record with the range of its first number where it is known.
+pub type Ranged<'a> = (&'a Micro, Option<(f64, f64)>);
+
 impl<'a> Evidence<'a> {
     pub fn new(files: &'a [Results]) -> Self {
         let runs: Vec<Run> = files.iter().flat_map(|file| file.runs.clone()).collect();
@@ -40,14 +81,8 @@ impl<'a> Evidence<'a> {
         self.files.iter().flat_map(|file| &file.micro)
     }
 
-    pub fn micro_with_ranges(&self) -> impl Iterator<Item = (&'a Micro, Option<(f64, f64)>)> {
+    pub fn micro_with_ranges(&self) -> impl Iterator<Item = Ranged<'a>> {
         self.files.iter().flat_map(Results::micro_with_ranges)
-    }
-
-    /// The first number of all records that pass, with what is known of their repetitions.
-    pub fn first_spread(&self, number: impl Fn(&Micro) -> Option<f64>) -> Option<Spread> {
-        let of = |(record, range): (&Micro, Option<(f64, f64)>)| number(record).map(|median| repetitions(median, range));
-        Spread::of(self.micro_with_ranges().filter_map(of).flatten().collect())
     }
 
     /// A number of all micro-benchmark records that have it.
@@ -64,6 +99,17 @@ impl<'a> Evidence<'a> {
                 && summary.note.is_empty()
                 && !summary.is_open_loop()
         })
+    }
+
+    /// Open loop at the primary share of memory.
+    pub fn open_loop(&self, workload: &str, configuration: &str) -> Vec<&Summary> {
+        let wanted = |summary: &&Summary| {
+            summary.is_open_loop()
+                && summary.workload == workload
+                && summary.configuration == configuration
+                && summary.memory_percent() == PRIMARY_PERCENT
+        };
+        self.summaries.iter().filter(wanted).collect()
     }
 
     /// The fastest of several configurations in a cell.
@@ -96,7 +142,7 @@ impl<'a> Evidence<'a> {
 
     /// Notification latencies over the number of LWTs.
     pub fn notify_series(&self, notifier: &str, workers: u32) -> Vec<NotifyPoint> {
-        let of = |(record, range): (&Micro, Option<(f64, f64)>)| match record {
+        let of = |(record, range): Ranged<'_>| match record {
             Micro::Notify { notifier: name, lwts, workers: count, p50_us, p99_us } if name == notifier && *count == workers => {
                 Some((*lwts, repetitions(*p50_us, range), *p99_us))
             }
@@ -131,29 +177,51 @@ impl<'a> Evidence<'a> {
         self.notify_series(notifier, 1).into_iter().find(|point| point.lwts == lwts).map(|point| point.p50_us)
     }
 
+    /// The records that pass and have the contract that is judged, or, where none has, those of the cooperative one; and which of both it is.
+    pub fn of_judged_contract(&self, wanted: impl Fn(&Micro) -> bool) -> (&'static str, Vec<Ranged<'a>>) {
+        let mut records: Vec<_> = self.micro_with_ranges().filter(|(record, _)| wanted(record)).collect();
+        let contract = if records.iter().any(|(record, _)| contract_of(record) == CONTRACT) { CONTRACT } else { COOPERATIVE };
+        records.retain(|(record, _)| contract_of(record) == contract);
+        (contract, records)
+    }
+
     /// Median time from the faulting access to the retried one.
     pub fn fault_latency_us(&self, pager: &str, backend: &str, notifier: &str) -> Option<Spread> {
-        self.first_spread(|record| match record {
-            Micro::FaultLatency { pager: p, backend: b, notifier: n, p50_us, .. } if p == pager && b == backend && n == notifier => Some(*p50_us),
-            _ => None,
-        })
+        self.fault_latency_and_contract(pager, backend, notifier).map(|(spread, _)| spread)
     }
 
-    /// CPU a page by fault: the best of the contracts, with as few threads as were measured.
-    pub fn lightswap_cpu_us(&self, wanted: &str) -> Option<f64> {
-        let of = |record: &Micro| match record {
-            Micro::Fault { backend, path, workers: 1, cpu_us_per_fault, .. } if backend == wanted && path == "fault" => Some(*cpu_us_per_fault),
-            _ => None,
+    /// The same with the contract, which says nothing of the kernel.
+    pub fn fault_latency_and_contract(&self, pager: &str, backend: &str, notifier: &str) -> Option<(Spread, &'static str)> {
+        let (contract, records) = self.of_judged_contract(
+            |record| matches!(record, Micro::FaultLatency { pager: p, backend: b, notifier: n, .. } if p == pager && b == backend && n == notifier),
+        );
+        let of = |(record, range): &Ranged<'_>| match record {
+            Micro::FaultLatency { p50_us, .. } => repetitions(*p50_us, *range),
+            _ => Vec::new(),
         };
-        self.spread(of).map(|spread| spread.min)
+        Some((Spread::of(records.iter().flat_map(of).collect())?, contract))
     }
 
-    pub fn kernel_cpu_us(&self, wanted: &str) -> Option<f64> {
+    pub fn lightswap_cpu_us(&self, cell: &CpuCell) -> Option<f64> {
         let of = |record: &Micro| match record {
-            Micro::KernelSwap { device, cpu_us_per_fault, .. } if device == wanted => Some(*cpu_us_per_fault),
+            Micro::Fault { backend, contract, path, workers: 1, lwts, cpu_us_per_fault, .. }
+                if backend == cell.backend && contract == CONTRACT && path == "fault" && *lwts == cell.lwts =>
+            {
+                Some(*cpu_us_per_fault)
+            }
             _ => None,
         };
-        self.spread(of).map(|spread| spread.min)
+        self.spread(of).map(|spread| spread.median)
+    }
+
+    pub fn kernel_cpu_us(&self, cell: &CpuCell) -> Option<f64> {
+        let of = |record: &Micro| match record {
+            Micro::KernelSwap { device, threads, cpu_us_per_fault, .. } if device == cell.device && *threads == cell.threads => {
+                Some(*cpu_us_per_fault)
+            }
+            _ => None,
+        };
+        self.spread(of).map(|spread| spread.median)
     }
 
     /// The command that made the first run that passes.
@@ -180,4 +248,30 @@ fn short_command(command: &str) -> String {
     let (program, arguments) = command.split_once(' ').unwrap_or((command, ""));
     let name = program.rsplit('/').next().unwrap_or(program);
     if name == "lightswap-bench" { format!("{name} {arguments}").trim_end().to_owned() } else { command.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_transparent_contract_is_judged_where_there_is_one() {
+        let fault = |contract: &str, lwts: u32| Micro::Fault {
+            backend: "memory".into(),
+            contract: contract.into(),
+            path: "fault".into(),
+            workers: 1,
+            lwts,
+            faults_per_second: 1.0,
+            cpu_us_per_fault: 1.0,
+        };
+        let files = [Results { micro: vec![fault("cooperative", 1), fault("transparent", 1), fault("", 2)], ..Results::default() }];
+        let evidence = Evidence::new(&files);
+        let of = |lwts: u32| {
+            let (contract, records) = evidence.of_judged_contract(|record| matches!(record, Micro::Fault { lwts: count, .. } if *count == lwts));
+            (contract, records.len())
+        };
+        assert_eq!(of(1), ("transparent", 1));
+        assert_eq!(of(2), ("cooperative", 1));
+    }
 }

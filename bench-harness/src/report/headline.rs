@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::claims::{Claim, Verdict, ratio_of, times};
-use super::evidence::{Evidence, KERNEL_IN_MEMORY, PRIMARY_PERCENT, PRIMARY_WORKLOADS, STATE_OF_THE_ART};
+use super::claims::NOTIFICATION_US;
+use super::evidence::{Evidence, KERNEL_IN_MEMORY, PRIMARY_PERCENT, PRIMARY_WORKLOADS, STATE_OF_THE_ART, SUSPENDED};
+use super::verdict::{Claim, Verdict, throughput_ratio, times};
 use crate::chart::escape;
 use crate::summary::Summary;
 use crate::units::{format_count, format_ratio, format_us};
@@ -21,7 +22,7 @@ const CLEARLY_LESS: f64 = 0.95;
 /// Both sides of a ratio in words.
 fn comparison(own: &Summary, other: &Summary) -> String {
     format!(
-        "{} at {} % local memory: {} serves {}/s, {} {}/s; its 99th percentile is {} times as long",
+        "{} at {} % local memory: {} serves {}/s, {} {}/s; its 99th percentile in the same closed loop is {} times as long",
         super::shown(&own.workload),
         own.memory_percent(),
         own.configuration,
@@ -32,10 +33,6 @@ fn comparison(own: &Summary, other: &Summary) -> String {
     )
 }
 
-fn ratio(own: &Summary, other: &Summary) -> f64 {
-    ratio_of(own.operations_per_second.median, other.operations_per_second.median)
-}
-
 /// All cells in which Lightswap has something to be compared with, with the ratio of their throughput.
 fn duels<'a>(evidence: &'a Evidence<'_>) -> Vec<(f64, &'a Summary, &'a Summary)> {
     let rivals: [(&str, &[&str]); 3] = [("lightswap", &STATE_OF_THE_ART), ("lightswap", &["extstore"]), ("lightswap-memory", &[KERNEL_IN_MEMORY])];
@@ -44,7 +41,7 @@ fn duels<'a>(evidence: &'a Evidence<'_>) -> Vec<(f64, &'a Summary, &'a Summary)>
         for workload in evidence.workloads() {
             for percent in evidence.percents(own) {
                 let pair = evidence.cell(workload, percent, own).zip(evidence.fastest(workload, percent, others));
-                all.extend(pair.map(|(own, other)| (ratio(own, other), own, other)));
+                all.extend(pair.map(|(own, other)| (throughput_ratio(own, other), own, other)));
             }
         }
     }
@@ -57,26 +54,28 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
     for workload in PRIMARY_WORKLOADS {
         let pair = evidence.cell(workload, PRIMARY_PERCENT, "lightswap").zip(evidence.fastest(workload, PRIMARY_PERCENT, &STATE_OF_THE_ART));
         if let Some((own, other)) = pair {
-            let ratio = ratio(own, other);
-            headlines.push(Headline { number: times(ratio), sentence: comparison(own, other), is_good: ratio > 1.0 });
+            let ratio = throughput_ratio(own, other);
+            headlines.push(Headline { number: times(ratio, &[1.0]), sentence: comparison(own, other), is_good: ratio > 1.0 });
         }
     }
     let kernel = evidence.fault_latency_us("kernel", "swap-ssd", "kernel");
     if let Some((own, kernel)) = evidence.fault_latency_us("lightswap", "file", "sigbus").zip(kernel) {
-        let ratio = ratio_of(kernel.median, own.median);
+        let ratio = kernel.median / own.median;
         let sentence = format!(
             "faster fault handling than kernel swap on the same disk: {} against {} from the faulting access to the retried one",
             format_us(own.median),
             format_us(kernel.median)
         );
-        headlines.push(Headline { number: times(ratio), sentence, is_good: ratio > 1.0 });
+        headlines.push(Headline { number: times(ratio, &[1.0]), sentence, is_good: ratio > 1.0 });
     }
-    if let Some(own) = evidence.notify("sigbus-suspended", 128).or_else(|| evidence.notify("sigbus", 128)) {
-        let mut sentence = "from the faulting access to the handler at 128 LWTs on one worker; the paper: 4 µs".to_owned();
+    if let Some(own) = evidence.notify(SUSPENDED, 128) {
+        let mut sentence = format!(
+            "from the faulting access to the handler at 128 LWTs on one worker, each suspended in its handler ({SUSPENDED}); the paper: 4 µs"
+        );
         if let Some(monitor) = evidence.notify("monitor", 128) {
             let _ = write!(sentence, ", a monitor thread here: {}", format_us(monitor.median));
         }
-        headlines.push(Headline { number: format_us(own.median), sentence, is_good: own.median <= 4.0 });
+        headlines.push(Headline { number: format_us(own.median), sentence, is_good: own.median <= NOTIFICATION_US });
     }
     let duels = duels(evidence);
     if let Some((worst, own, other)) = duels.first() {
@@ -95,7 +94,7 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
             format_count(other.operations_per_second.median),
             other.configuration
         );
-        headlines.push(Headline { number: times(*worst), sentence: summary + &cell, is_good: lost == 0 });
+        headlines.push(Headline { number: times(*worst, &[CLEARLY_LESS]), sentence: summary + &cell, is_good: lost == 0 });
     }
     headlines
 }
@@ -115,7 +114,7 @@ pub fn write_headlines(html: &mut String, evidence: &Evidence<'_>) {
 
 /// `7 met, 1 not met, 3 not measured`.
 pub fn tally(claims: &[Claim]) -> String {
-    let all = [Verdict::Met, Verdict::NotMet, Verdict::NotMeasured, Verdict::Tested];
+    let all = [Verdict::Met, Verdict::NotMet, Verdict::NotMeasured, Verdict::ByTest];
     let count = |verdict: Verdict| claims.iter().filter(|claim| claim.verdict == verdict).count();
     let parts = all.iter().filter(|verdict| count(**verdict) > 0).map(|verdict| format!("{} {}", count(*verdict), verdict.words()));
     parts.collect::<Vec<_>>().join(", ")

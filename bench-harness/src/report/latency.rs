@@ -7,7 +7,7 @@ use super::memory::configurations;
 use super::{class_of, section};
 use crate::chart::{Axis, Line, Plot, Point, Reference, Series, escape};
 use crate::results::Moment;
-use crate::summary::{Spread, Summary};
+use crate::summary::{SUSTAINED, Spread, Summary};
 use crate::units::{MIB, format_count, format_tick, format_us, format_us_tick};
 
 /// The cells that stand for a workload: at the primary share of memory, or the smallest there is; all in memory beside it.
@@ -87,6 +87,7 @@ pub fn write_latency(html: &mut String, evidence: &Evidence<'_>) {
             "Open loop: requests are due at a constant rate whatever the server does, and latency counts from when a request was due, so waiting \
              is not left out (no coordinated omission). A curve that turns upwards shows the rate that a configuration no longer keeps up with.",
         );
+        write_saturated(html, evidence);
         let _ = writeln!(html, "<div class=\"charts three\">{open}</div>");
     }
 }
@@ -119,8 +120,35 @@ fn open_loop(evidence: &Evidence<'_>) -> String {
     html
 }
 
+/// Names the cells whose latency says nothing but how long the run was.
+fn write_saturated(html: &mut String, evidence: &Evidence<'_>) {
+    let saturated = evidence.summaries.iter().filter(|summary| summary.is_saturated());
+    let words = |cell: &Summary| {
+        format!(
+            "{} at {} % with {} of {}/s",
+            cell.configuration,
+            cell.memory_percent(),
+            format_count(cell.operations_per_second.median),
+            format_count(rate(cell))
+        )
+    };
+    let all: Vec<String> = saturated.map(words).collect();
+    if !all.is_empty() {
+        let _ = writeln!(
+            html,
+            "<p class=\"caution\">Saturated, as less than {:.0} % of what was due was served: {}. Latency there grows as long as the run lasts and is \
+             no property of the server.</p>",
+            SUSTAINED * 100.0,
+            escape(&all.join("; "))
+        );
+    }
+}
+
+fn rate(cell: &Summary) -> f64 {
+    cell.shape.due_per_second.unwrap_or_default() as f64
+}
+
 fn open_loop_plot(cells: &[&Summary], title: &str, value: fn(&Summary) -> Spread) -> String {
-    let rate = |cell: &Summary| cell.shape.due_per_second.unwrap_or_default() as f64;
     let x = Axis::linear("requests a second that were due", format_tick);
     let mut plot = Plot::new(title, "lower is better; logarithmic", x, Axis::log("latency from when due", format_us_tick));
     for name in configurations(cells) {
@@ -130,10 +158,11 @@ fn open_loop_plot(cells: &[&Summary], title: &str, value: fn(&Summary) -> Spread
             x: rate(cell),
             y: value(cell),
             note: format!(
-                "{name} at {}/s: {}, served {}/s",
+                "{name} at {}/s: {}, served {}/s{}",
                 format_count(rate(cell)),
                 format_us(value(cell).median),
-                format_count(cell.operations_per_second.median)
+                format_count(cell.operations_per_second.median),
+                if cell.is_saturated() { ", saturated" } else { "" }
             ),
         };
         let points = of_name.iter().map(point).collect();

@@ -2,12 +2,13 @@
 
 use std::fmt::Write;
 
-use super::claims::{self, Claim, Verdict, with_spread};
+use super::claims;
 use super::evidence::Evidence;
 use super::headline::headlines;
 use super::mechanism::notification_lines;
 use super::memory::configurations;
 use super::targets;
+use super::verdict::{Claim, Verdict, with_spread};
 use crate::results::Results;
 use crate::summary::Summary;
 use crate::units::{format_count, format_ms};
@@ -22,7 +23,8 @@ fn cell(text: &str) -> String {
 fn write_claims(text: &mut String, heading: &str, claims: &[Claim]) {
     let _ = writeln!(text, "\n| {heading} | expected | ours | ratio | verdict |\n|---|---|---|---|---|");
     for claim in claims {
-        let verdict = if claim.verdict == Verdict::NotMeasured && !claim.remark.is_empty() {
+        let needs_remark = matches!(claim.verdict, Verdict::NotMeasured | Verdict::ByTest);
+        let verdict = if needs_remark && !claim.remark.is_empty() {
             format!("{} ({})", claim.verdict.words(), claim.remark)
         } else {
             claim.verdict.words().to_owned()
@@ -42,6 +44,9 @@ fn write_claims(text: &mut String, heading: &str, claims: &[Claim]) {
 pub fn markdown(files: &[Results]) -> String {
     let evidence = Evidence::new(files);
     let mut text = String::new();
+    for caution in super::cautions(files) {
+        let _ = writeln!(text, "**{}**\n", cell(&caution));
+    }
     for headline in headlines(&evidence) {
         let _ = writeln!(text, "- **{}** {}.", cell(&headline.number), cell(&headline.sentence));
     }

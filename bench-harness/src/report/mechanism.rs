@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::claims::with_spread;
 use super::evidence::{Evidence, NotifyPoint};
 use super::section;
 use super::targets::has_memtier;
+use super::verdict::with_spread;
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Segment, Series, Stack, bars, stacks};
 use crate::results::{Micro, repetitions};
-use crate::summary::Spread;
+use crate::summary::{Spread, median};
 use crate::units::{format_count, format_tick, format_us, format_us_tick};
 
 /// The notifiers as people know them, with the colour of the configuration that uses them.
@@ -80,11 +80,11 @@ fn notification(evidence: &Evidence<'_>) -> String {
 const STEPS: [&str; 6] = ["notify", "queue", "io", "map", "resume", "evict"];
 
 fn step_us(evidence: &Evidence<'_>, wanted: (&str, &str, &str)) -> Option<f64> {
-    let of = |record: &Micro| match record {
-        Micro::FaultStep { backend, notifier, step, p50_us } if (backend.as_str(), notifier.as_str(), step.as_str()) == wanted => Some(*p50_us),
-        _ => None,
-    };
-    evidence.spread(of).map(|spread| spread.median)
+    let (_, records) = evidence.of_judged_contract(
+        |record| matches!(record, Micro::FaultStep { backend, notifier, step, .. } if (backend.as_str(), notifier.as_str(), step.as_str()) == wanted),
+    );
+    let of = |(record, _): &(&Micro, _)| if let Micro::FaultStep { p50_us, .. } = record { Some(*p50_us) } else { None };
+    median(records.iter().filter_map(of).collect())
 }
 
 fn breakdown(evidence: &Evidence<'_>) -> String {
@@ -270,8 +270,8 @@ fn regions(evidence: &Evidence<'_>) -> String {
     let mut html = String::new();
     for (title, note, y, value) in charts {
         let mut found: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
-        for record in evidence.micro() {
-            if let Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes } = record {
+        for (record, _) in evidence.of_judged_contract(|record| matches!(record, Micro::RegionSize { .. })).1 {
+            if let Micro::RegionSize { region_bytes, create_us, cpu_us_per_fault, metadata_bytes, .. } = record {
                 found.entry(*region_bytes).or_default().push(value(*create_us, *cpu_us_per_fault, *metadata_bytes as f64));
             }
         }

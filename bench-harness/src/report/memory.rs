@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use super::claims::{ratio_of, throughput};
 use super::evidence::{Evidence, KERNEL_IN_MEMORY, STATE_OF_THE_ART};
+use super::verdict::{digits, throughput, throughput_ratio};
 use super::{class_of, section};
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Series, bars, escape};
 use crate::summary::{Spread, Summary, best, configuration_position};
-use crate::units::{format_count, format_ratio, format_tick, format_us_tick};
+use crate::units::{format_count, format_tick, format_us_tick};
 
 /// One table for each of what Lightswap is to be seen against: throughput over it, for every workload and share of memory.
 pub fn write_wins(html: &mut String, evidence: &Evidence<'_>) {
@@ -47,7 +47,7 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
                 continue;
             };
             any = true;
-            let ratio = ratio_of(mine.operations_per_second.median, other.operations_per_second.median);
+            let ratio = throughput_ratio(mine, other);
             let class = if ratio >= 1.4 {
                 "win-2"
             } else if ratio > 1.05 {
@@ -63,7 +63,7 @@ fn wins_table(evidence: &Evidence<'_>, title: &str, note: &str, own: &str, other
                 "<td class=\"{class}\" title=\"{}\"><i class=\"dot {}\"></i>{}</td>",
                 escape(&tip),
                 class_of(&other.configuration),
-                format_ratio(ratio)
+                digits(ratio, &[1.4, 1.05, 0.95])
             );
         }
         if any {

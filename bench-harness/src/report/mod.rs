@@ -16,6 +16,7 @@ pub mod synthetic;
 mod targets;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -129,6 +130,11 @@ fn byline(files: &[Results]) -> String {
     parts.into_iter().flatten().collect::<Vec<_>>().join(" · ")
 }
 
+/// What a reader has to know before the first number.
+fn cautions(files: &[Results]) -> Vec<String> {
+    [appendix::without_limit(files), appendix::mixture(files)].into_iter().flatten().collect()
+}
+
 /// Links to the sections that the page has.
 fn navigation(body: &str) -> String {
     let mut html = String::from("<nav aria-label=\"sections\">");
@@ -162,12 +168,12 @@ pub fn html(files: &[Results]) -> String {
     appendix::write_environments(&mut body, files);
     let body = body.strip_prefix("</section>").unwrap_or(&body);
 
-    let mixture = appendix::mixture(files).map_or_else(String::new, |text| format!("<p class=\"caution\">{}</p>\n", escape(&text)));
+    let cautions: String = cautions(files).iter().map(|text| format!("<p class=\"caution\">{}</p>\n", escape(text))).collect();
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" content=\"light dark\">\
          <title>Lightswap: measured</title><link rel=\"icon\" href=\"data:,\"><style>\n{STYLE}</style></head><body>\n\
-         <header><h1>Lightswap, measured</h1><p class=\"faint\">{}</p>{mixture}{}</header>\n<main>\n{body}</section></main></body></html>\n",
+         <header><h1>Lightswap, measured</h1><p class=\"faint\">{}</p>{cautions}{}</header>\n<main>\n{body}</section></main></body></html>\n",
         escape(&byline(files)),
         navigation(body)
     )

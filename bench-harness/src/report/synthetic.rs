@@ -77,6 +77,7 @@ fn cell(workload: &str, configuration: usize, ratio: f64, speed: f64, repetition
             data_bytes: DATA_BYTES,
             duration_seconds: SECONDS,
             operations,
+            checked_reads: operations / 2,
             server_command: format!("build/memcached-stock/memcached -t {server_threads} -m 774"),
             generator: "lightswap-bench".into(),
             distribution: match workload {
@@ -233,7 +234,9 @@ fn micro() -> Vec<Micro> {
         }
     }
     let mut latency = |pager: &str, backend: &str, notifier: &str, p50_us: f64| {
-        let record = Micro::FaultLatency { pager: pager.into(), backend: backend.into(), notifier: notifier.into(), p50_us, p99_us: p50_us * 2.0 };
+        let contract = if pager == "kernel" { "" } else { "transparent" }.into();
+        let record =
+            Micro::FaultLatency { pager: pager.into(), backend: backend.into(), notifier: notifier.into(), contract, p50_us, p99_us: p50_us * 2.0 };
         micro.push(record);
     };
     latency("kernel", "swap-ssd", "kernel", 131.0);
@@ -246,7 +249,8 @@ fn micro() -> Vec<Micro> {
     for (backend, io) in [("file", 62.0), ("memory", 0.6)] {
         for (notifier, notify) in [("sigbus", 2.6), ("touch", 0.1), ("monitor", 52.0)] {
             for (step, p50_us) in [("notify", notify), ("queue", 0.9), ("io", io), ("map", 2.4), ("resume", 1.1), ("evict", 1.9)] {
-                micro.push(Micro::FaultStep { backend: backend.into(), notifier: notifier.into(), step: step.into(), p50_us });
+                let contract = "transparent".into();
+                micro.push(Micro::FaultStep { backend: backend.into(), notifier: notifier.into(), contract, step: step.into(), p50_us });
             }
         }
     }
@@ -256,6 +260,7 @@ fn micro() -> Vec<Micro> {
     for gib in [1, 4, 16, 64, 256, 1024] {
         micro.push(Micro::RegionSize {
             region_bytes: gib << 30,
+            contract: "transparent".into(),
             create_us: 30.0 + gib as f64,
             cpu_us_per_fault: 7.1,
             metadata_bytes: (gib << 22) + 65_536,
