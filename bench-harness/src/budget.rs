@@ -22,7 +22,7 @@ pub fn server_memory_mib(records: u64, value_sizes: &ValueSizes) -> u64 {
     pages * 11 / 10 + 64
 }
 
-/// Buckets of the hash table as a power of two, at least 1.5 a record, so that few lookups walk over a neighbour: every item
+/// Buckets of the hash table as a power of two, at least 1.5 a record, so that few lookups walk over a neighbour: with kernel swap every item
 /// walked over may be a page fault.
 pub fn hash_power(records: u64) -> u32 {
     (records * 3 / 2).max(1).next_power_of_two().ilog2().clamp(12, 32)
@@ -37,12 +37,18 @@ pub fn backend_bytes(server_memory_mib: u64) -> u64 {
 #[derive(Debug, Clone, Copy)]
 pub struct FixedOverhead {
     pub server_memory_mib: u64,
+    pub records: u64,
     pub hash_power: u32,
     pub connections: usize,
     pub server_threads: u32,
 }
 
 impl FixedOverhead {
+    /// Headers of items, and a page of them that is begun for each slab page.
+    pub fn headers_bytes(&self) -> u64 {
+        self.records * 56 + self.server_memory_mib * PAGE_BYTES / 2
+    }
+
     /// memcached's buffers of a connection, the touched part of an LWT's stack, the kernel's socket buffers: 46 KB were measured.
     pub fn connections_bytes(&self) -> u64 {
         self.connections as u64 * 48 * KIB
@@ -52,8 +58,8 @@ impl FixedOverhead {
         u64::from(self.server_threads) * 512 * KIB
     }
 
-    /// An upper estimate, some 5 MB above what was measured (17 to 19.5 MB for 500,000 records, 64 connections and 2 threads). Too low and the
-    /// cgroup's limit kills the server; too high and Lightswap gets less memory than kernel swap.
+    /// An upper estimate, some 5 MB above what was measured (17 to 19.5 MB without headers for 500,000 records, 64 connections and 2 threads). Too low
+    /// and the cgroup's limit kills the server; too high and Lightswap gets less memory than kernel swap.
     pub fn bytes(&self) -> u64 {
         let region_pages = self.server_memory_mib * MIB / PAGE_BYTES;
         let hash_table = 8u64 << self.hash_power;
@@ -61,7 +67,7 @@ impl FixedOverhead {
         let page_metadata = region_pages * (24 + 8);
         // Program, libraries, allocator, and what the kernel charges for the process itself.
         let process = 4 * MIB;
-        hash_table + page_metadata + self.connections_bytes() + self.threads_bytes() + process
+        hash_table + page_metadata + self.headers_bytes() + self.connections_bytes() + self.threads_bytes() + process
     }
 }
 
@@ -86,12 +92,12 @@ mod tests {
 
     #[test]
     fn the_overhead_comes_off_the_limit() {
-        let overhead = FixedOverhead { server_memory_mib: 800, hash_power: 20, connections: 64, server_threads: 2 };
+        let overhead = FixedOverhead { server_memory_mib: 800, records: 500_000, hash_power: 20, connections: 64, server_threads: 2 };
         let local = local_memory_bytes(150 * MIB, overhead).unwrap();
         assert!(local.is_multiple_of(PAGE_BYTES));
         assert!(local + overhead.bytes() <= 150 * MIB);
         assert_eq!(local_memory_bytes(10 * MIB, overhead), None);
-        // The promise of the project: below 64 MiB + 1 % of the region.
-        assert!(overhead.bytes() < 64 * MIB + 8 * MIB);
+        // The promise of the project: below 64 MiB + 1 % of the region, beside headers.
+        assert!(overhead.bytes() - overhead.headers_bytes() < 64 * MIB + 8 * MIB);
     }
 }

@@ -221,16 +221,18 @@ impl<'a> Lab<'a> {
             Memory::Local => {
                 let overhead = FixedOverhead {
                     server_memory_mib: cell.memory_mib(),
+                    records: cell.shape.records,
                     hash_power: hash_power(cell.shape.records),
                     connections: cell.shape.connections,
                     server_threads,
                 };
                 let local = local_memory_bytes(limit_bytes, overhead).ok_or_else(|| {
                     NotPossible(format!(
-                        "a limit of {} leaves no local memory beside the server's fixed {}, of which {} connections take {} and {server_threads} server \
-                         threads {}; use fewer --connections or --server-threads, more --records or a larger --ratio",
+                        "a limit of {} leaves no local memory beside the server's fixed {}, of which item headers take {}, {} connections {} and \
+                         {server_threads} server threads {}; use fewer --connections or --server-threads, larger values or a larger --ratio",
                         format_size(limit_bytes),
                         format_size(overhead.bytes()),
+                        format_size(overhead.headers_bytes()),
                         cell.shape.connections,
                         format_size(overhead.connections_bytes()),
                         format_size(overhead.threads_bytes()),
