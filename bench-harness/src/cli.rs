@@ -16,6 +16,7 @@ use crate::memtier;
 use crate::micro;
 use crate::null_server;
 use crate::report::{ReportArguments, SummaryArguments};
+use crate::torture;
 use crate::units::parse_size;
 use crate::value_sizes::{ValueSizes, parse_value_size};
 use crate::ycsb::{Distribution, Workload};
@@ -49,6 +50,8 @@ pub enum Command {
     /// Serve made-up values; the ceiling of load generators is measured against it
     #[command(hide = true)]
     NullServer(null_server::Options),
+    /// Run a patched memcached on a backend that fails on purpose, and check every answer
+    Torture(torture::Options),
     /// Make an HTML report of result files
     Report(ReportArguments),
     /// Print a summary of result files in Markdown

@@ -55,6 +55,7 @@ mod swap;
 mod sweep;
 mod table;
 mod tally;
+mod torture;
 mod units;
 mod value_sizes;
 mod values;
@@ -80,6 +81,7 @@ fn execute(cli: &Cli) -> Result<bool> {
         Command::Load(arguments) => commands::load(arguments),
         Command::NullServer(options) => null_server::run(options).map(|()| true),
         Command::Micro(command) => micro::run(command),
+        Command::Torture(options) => torture::run(options),
         Command::Report(arguments) => report::report(arguments),
         Command::Summary(arguments) => report::summary(arguments),
         Command::Compare(arguments) => compare::compare(arguments),

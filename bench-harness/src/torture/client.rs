@@ -1,0 +1,344 @@
+//! One client: random requests on keys of its own, every answer checked against the model.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use super::model::Model;
+use crate::endpoint::Endpoint;
+use crate::random::Random;
+use crate::stall::PatientSocket;
+
+pub const KEYS_PER_CLIENT: usize = 400;
+/// The first of them hold numbers.
+const NUMBERS: usize = 40;
+const LONGEST_APPENDED: usize = 100_000;
+
+/// What a client did and saw.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Counts {
+    pub requests: u64,
+    pub values_checked: u64,
+    pub misses: u64,
+    pub stores: u64,
+    /// SERVER_ERROR and the like.
+    pub errors: u64,
+    pub connections_closed: u64,
+    pub wrong_values: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_wrong: Option<String>,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.values_checked += other.values_checked;
+        self.misses += other.misses;
+        self.stores += other.stores;
+        self.errors += other.errors;
+        self.connections_closed += other.connections_closed;
+        self.wrong_values += other.wrong_values;
+        self.first_wrong = self.first_wrong.take().or(other.first_wrong);
+    }
+}
+
+#[derive(Debug)]
+struct Connection {
+    to: PatientSocket,
+    from: BufReader<PatientSocket>,
+}
+
+/// A value of an answer to a get.
+struct Value {
+    key: String,
+    content: Vec<u8>,
+    cas: Option<String>,
+}
+
+fn garbled(line: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, format!("the server's answer is no memcached protocol: {line:?}"))
+}
+
+impl Connection {
+    fn open(endpoint: &Endpoint) -> Result<Self> {
+        let to = PatientSocket::connect(endpoint)?;
+        let from = BufReader::new(to.try_clone()?);
+        Ok(Self { to, from })
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = Vec::new();
+        self.from.read_until(b'\n', &mut line)?;
+        if !line.ends_with(b"\r\n") {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        line.truncate(line.len() - 2);
+        Ok(String::from_utf8_lossy(&line).into_owned())
+    }
+
+    /// A request that is answered by one line.
+    fn ask(&mut self, head: &str, body: Option<&[u8]>) -> io::Result<String> {
+        let mut request = format!("{head}\r\n").into_bytes();
+        if let Some(body) = body {
+            request.extend_from_slice(body);
+            request.extend_from_slice(b"\r\n");
+        }
+        self.to.write_all(&request)?;
+        self.line()
+    }
+
+    /// A request that is answered by values, or by an error line.
+    fn values(&mut self, head: &str) -> io::Result<(Vec<Value>, Option<String>)> {
+        self.to.write_all(format!("{head}\r\n").as_bytes())?;
+        let mut values = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line == "END" {
+                return Ok((values, None));
+            }
+            let Some(rest) = line.strip_prefix("VALUE ") else {
+                return Ok((values, Some(line)));
+            };
+            let words: Vec<&str> = rest.split(' ').collect();
+            let (Some(key), Some(len)) = (words.first(), words.get(2).and_then(|len| len.parse::<usize>().ok())) else {
+                return Err(garbled(&line));
+            };
+            let mut content = vec![0; len + 2];
+            self.from.read_exact(&mut content)?;
+            if !content.ends_with(b"\r\n") {
+                return Err(garbled(&line));
+            }
+            content.truncate(len);
+            values.push(Value { key: (*key).to_owned(), content, cas: words.get(3).map(|cas| (*cas).to_owned()) });
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Client<'a> {
+    endpoint: &'a Endpoint,
+    number: usize,
+    connection: Connection,
+    model: Model,
+    random: Random,
+    num_versions: u64,
+    counts: Counts,
+}
+
+impl<'a> Client<'a> {
+    pub fn new(endpoint: &'a Endpoint, number: usize, seed: u64) -> Result<Self> {
+        let random = Random::new(seed.wrapping_mul(1_000_003).wrapping_add(number as u64));
+        let (connection, model) = (Connection::open(endpoint)?, Model::new(KEYS_PER_CLIENT));
+        Ok(Self { endpoint, number, connection, model, random, num_versions: 0, counts: Counts::default() })
+    }
+
+    /// Until told to stop; then every key is looked at once more.
+    pub fn run(mut self, stop: &AtomicBool) -> Result<Counts> {
+        while !stop.load(Ordering::Relaxed) {
+            self.step(Self::request)?;
+        }
+        for key in 0..KEYS_PER_CLIENT {
+            self.step(move |client| client.get(&[key]))?;
+        }
+        Ok(self.counts)
+    }
+
+    /// One request. A connection that the server closes is opened again; a server that is silent is a failure.
+    fn step(&mut self, request: impl FnOnce(&mut Self) -> io::Result<()>) -> Result<()> {
+        self.counts.requests += 1;
+        match request(self) {
+            Ok(()) => Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                self.counts.connections_closed += 1;
+                self.connection = Connection::open(self.endpoint)?;
+                Ok(())
+            }
+            Err(error) => bail!("client {}: {error}", self.number),
+        }
+    }
+
+    fn request(&mut self) -> io::Result<()> {
+        let key = self.key();
+        match self.random.below(100) {
+            0..40 => self.get(&[key]),
+            40..50 => {
+                let keys: Vec<usize> = (0..2 + self.random.below(28)).map(|_| self.key()).collect();
+                self.get(&keys)
+            }
+            50..75 => self.set(key),
+            75..80 => self.delete(key),
+            80..85 => self.extend(key),
+            85..91 => self.increment(),
+            91..95 => self.touch(key),
+            _ => self.compare_and_set(key),
+        }
+    }
+
+    /// Some are used more often than others.
+    fn key(&mut self) -> usize {
+        let share = self.random.next_f64();
+        ((share * share * KEYS_PER_CLIENT as f64) as usize).min(KEYS_PER_CLIENT - 1)
+    }
+
+    fn name(&self, key: usize) -> String {
+        format!("client-{}-key-{key}", self.number)
+    }
+
+    fn wrong(&mut self, what: String) {
+        self.counts.wrong_values += 1;
+        self.counts.first_wrong.get_or_insert(what);
+    }
+
+    /// Content that no other key and no earlier version has.
+    fn content(&mut self, key: usize) -> Rc<[u8]> {
+        self.num_versions += 1;
+        if key < NUMBERS {
+            return (self.num_versions % 1_000_000).to_string().into_bytes().into();
+        }
+        let len = match self.random.below(200) {
+            0..60 => 1 + self.random.below(200),
+            60..140 => 200 + self.random.below(2_800),
+            140..199 => 3_000 + self.random.below(17_000),
+            _ => 600_000 + self.random.below(100_000),
+        } as usize;
+        self.filler(key, len)
+    }
+
+    fn filler(&self, key: usize, len: usize) -> Rc<[u8]> {
+        let tag = format!("{}/{}/{key}:", self.number, self.num_versions);
+        tag.into_bytes().into_iter().cycle().take(len).collect()
+    }
+
+    fn check(&mut self, key: usize, content: &[u8]) {
+        self.counts.values_checked += 1;
+        if !self.model.allows(key, content) {
+            let shown = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
+            let expected = self.model.only(key).map_or_else(|| "nothing, or one of several".to_owned(), |expected| shown(&expected));
+            self.wrong(format!("{} has {:?} ({} bytes) instead of {expected:?}", self.name(key), shown(content), content.len()));
+        }
+    }
+
+    /// An answer that is neither what was asked for nor a refusal.
+    fn refused(&mut self, answer: &str, asked: &str) {
+        if answer.starts_with("SERVER_ERROR") || answer == "CLIENT_ERROR bad data chunk" {
+            self.counts.errors += 1;
+        } else {
+            self.wrong(format!("{asked} was answered by {answer:?}"));
+        }
+    }
+
+    fn get(&mut self, keys: &[usize]) -> io::Result<()> {
+        let names: Vec<String> = keys.iter().map(|&key| self.name(key)).collect();
+        self.read(&format!("get {}", names.join(" ")), keys).map(drop)
+    }
+
+    /// Checks what it reads; the unique numbers, if asked for.
+    fn read(&mut self, head: &str, keys: &[usize]) -> io::Result<Option<String>> {
+        let (values, refusal) = self.connection.values(head)?;
+        let mut cas = None;
+        let mut num_found = 0;
+        for value in values {
+            match keys.iter().find(|&&key| self.name(key) == value.key) {
+                Some(&key) => self.check(key, &value.content),
+                None => self.wrong(format!("{head} was answered by a value of {}", value.key)),
+            }
+            num_found += 1;
+            cas = value.cas;
+        }
+        self.counts.misses += (keys.len() as u64).saturating_sub(num_found);
+        if let Some(line) = refusal {
+            self.refused(&line, head);
+        }
+        Ok(cas)
+    }
+
+    fn store(&mut self, head: &str, key: usize, body: &[u8], content: Rc<[u8]>) -> io::Result<()> {
+        self.counts.stores += 1;
+        // Until it is answered.
+        self.model.may_be_stored(key, Rc::clone(&content));
+        let answer = self.connection.ask(head, Some(body))?;
+        match answer.as_str() {
+            "STORED" => self.model.stored(key, content),
+            // A cache that has lost the item, or does not find it now.
+            "NOT_STORED" | "NOT_FOUND" => {}
+            _ => self.refused(&answer, head),
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: usize) -> io::Result<()> {
+        let content = self.content(key);
+        let head = format!("set {} {} 0 {}", self.name(key), key % 3, content.len());
+        self.store(&head, key, &Rc::clone(&content), content)
+    }
+
+    fn delete(&mut self, key: usize) -> io::Result<()> {
+        let head = format!("delete {}", self.name(key));
+        let answer = self.connection.ask(&head, None)?;
+        match answer.as_str() {
+            "DELETED" => self.model.removed(key),
+            "NOT_FOUND" => {}
+            _ => self.refused(&answer, &head),
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, key: usize) -> io::Result<()> {
+        let Some(before) = self.model.only(key).filter(|content| key >= NUMBERS && content.len() < LONGEST_APPENDED) else {
+            return self.set(key);
+        };
+        self.num_versions += 1;
+        let len = 1 + self.random.below(1_000) as usize;
+        let part = self.filler(key, len);
+        let appends = self.random.below(2) == 0;
+        let (command, whole) =
+            if appends { ("append", [&before[..], &part[..]].concat()) } else { ("prepend", [&part[..], &before[..]].concat()) };
+        let head = format!("{command} {} 0 0 {}", self.name(key), part.len());
+        self.store(&head, key, &part, whole.into())
+    }
+
+    fn increment(&mut self) -> io::Result<()> {
+        let key = self.random.below(NUMBERS as u64) as usize;
+        let number = self.model.only(key).and_then(|content| std::str::from_utf8(&content).ok()?.parse::<u64>().ok());
+        let Some(number) = number else {
+            return self.set(key);
+        };
+        let sum = number + 1 + self.random.below(1_000);
+        let content: Rc<[u8]> = sum.to_string().into_bytes().into();
+        let head = format!("incr {} {}", self.name(key), sum - number);
+        self.model.may_be_stored(key, Rc::clone(&content));
+        let answer = self.connection.ask(&head, None)?;
+        if answer.as_bytes() == &*content {
+            self.model.stored(key, content);
+        } else if answer != "NOT_FOUND" {
+            self.refused(&answer, &head);
+        }
+        Ok(())
+    }
+
+    fn touch(&mut self, key: usize) -> io::Result<()> {
+        let name = self.name(key);
+        if self.random.below(2) == 0 {
+            return self.read(&format!("gat 0 {name}"), &[key]).map(drop);
+        }
+        let head = format!("touch {name} 0");
+        let answer = self.connection.ask(&head, None)?;
+        if !matches!(answer.as_str(), "TOUCHED" | "NOT_FOUND") {
+            self.refused(&answer, &head);
+        }
+        Ok(())
+    }
+
+    fn compare_and_set(&mut self, key: usize) -> io::Result<()> {
+        let name = self.name(key);
+        let Some(cas) = self.read(&format!("gets {name}"), &[key])? else {
+            return Ok(());
+        };
+        let content = self.content(key);
+        let head = format!("cas {name} 0 0 {} {cas}", content.len());
+        self.store(&head, key, &Rc::clone(&content), content)
+    }
+}

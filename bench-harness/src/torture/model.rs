@@ -1,0 +1,70 @@
+//! What a cache may answer: for each key the contents it can have. That it has none is always possible, as items may be evicted or lost.
+
+use std::rc::Rc;
+
+#[derive(Debug, Clone, Default)]
+struct Expected {
+    /// More than one after a request that was not answered, or with an error.
+    contents: Vec<Rc<[u8]>>,
+}
+
+/// The keys of one client; nobody else writes them.
+#[derive(Debug)]
+pub struct Model {
+    keys: Vec<Expected>,
+}
+
+impl Model {
+    pub fn new(num_keys: usize) -> Self {
+        Self { keys: vec![Expected::default(); num_keys] }
+    }
+
+    pub fn stored(&mut self, key: usize, content: Rc<[u8]>) {
+        self.keys[key].contents = vec![content];
+    }
+
+    /// The server did not say that it has stored it.
+    pub fn may_be_stored(&mut self, key: usize, content: Rc<[u8]>) {
+        let contents = &mut self.keys[key].contents;
+        if !contents.contains(&content) {
+            contents.push(content);
+        }
+    }
+
+    pub fn removed(&mut self, key: usize) {
+        self.keys[key].contents.clear();
+    }
+
+    pub fn allows(&self, key: usize, content: &[u8]) -> bool {
+        self.keys[key].contents.iter().any(|expected| **expected == *content)
+    }
+
+    /// What the key has, if it has anything and only one thing is possible.
+    pub fn only(&self, key: usize) -> Option<Rc<[u8]>> {
+        match self.keys[key].contents.as_slice() {
+            [content] => Some(Rc::clone(content)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_stored_last_is_allowed_or_what_may_have_been() {
+        let [first, second]: [Rc<[u8]>; 2] = [Rc::from(*b"1"), Rc::from(*b"2")];
+        let mut model = Model::new(2);
+        assert!(!model.allows(0, b"1"));
+        model.stored(0, first.clone());
+        assert!(model.allows(0, b"1") && !model.allows(0, b"2") && !model.allows(1, b"1"));
+        model.may_be_stored(0, second.clone());
+        model.may_be_stored(0, second.clone());
+        assert!(model.allows(0, b"1") && model.allows(0, b"2") && model.only(0).is_none());
+        model.stored(0, second);
+        assert!(!model.allows(0, b"1") && model.only(0).as_deref() == Some(&b"2"[..]));
+        model.removed(0);
+        assert!(!model.allows(0, b"2") && model.only(0).is_none());
+    }
+}
