@@ -56,6 +56,7 @@ mod notifier;
 mod page_table;
 mod pager;
 mod parking;
+mod read_runs;
 mod region;
 mod residency;
 mod size;

@@ -176,8 +176,8 @@ impl Worker {
         let shared = WorkerShared::take(&mut workers)?;
         let num_buffers = pager.num_buffers(role);
         let buffers = Buffers::new(num_buffers)?;
-        let num_timed = if pager.config.step_times { num_buffers } else { 0 };
-        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), buffers.as_iovec(), pager.backend.file(), num_timed)?;
+        let times_reads = pager.config.step_times;
+        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), buffers.as_iovec(), pager.backend.file(), num_buffers, times_reads)?;
         shared.is_entered.store(true, Relaxed);
         let is_pager_thread = role == Role::PagerThread;
         let Config { notifier, waiting, .. } = pager.config;
