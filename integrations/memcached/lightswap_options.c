@@ -110,6 +110,18 @@ static uint32_t choose(const char *text, const char *option, const char *first, 
     return 1;
 }
 
+/* For measurements, so in the environment only: 1 adds step_... to "stats lightswap". */
+static uint32_t choose_step_times(void) {
+    const char *text = from_environment("LIGHTSWAP_STEP_TIMES");
+    if (text == NULL || strcmp(text, "0") == 0) {
+        return 0;
+    }
+    if (strcmp(text, "1") != 0) {
+        refuse("LIGHTSWAP_STEP_TIMES=%s: it takes 0 or 1", text);
+    }
+    return 1;
+}
+
 static void refuse_what_cannot_work(const struct lightswap_choices *choices) {
     if (choices->lock_memory) {
         refuse("-k (lock memory) cannot be combined with --lightswap-memory: locked pages cannot be swapped");
@@ -173,6 +185,7 @@ void lightswap_configure(const struct lightswap_choices *choices) {
     }
     lightswap_settings.notifier = choose(notifier_text, "notifier", "sigbus", "monitor");
     lightswap_settings.waiting = choose(wait_text, "wait", "suspend", "poll");
+    lightswap_settings.step_times = choose_step_times();
     if (lightswap_settings.notifier == LSW_NOTIFIER_MONITOR && lightswap_settings.waiting == LSW_WAITING_POLL) {
         refuse("--lightswap-notifier=monitor cannot be combined with --lightswap-wait=poll: a thread that sleeps in the kernel cannot poll");
     }

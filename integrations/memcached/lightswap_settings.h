@@ -9,6 +9,7 @@ struct lightswap_settings {
     const char *backend;        /* URL, as given */
     uint32_t notifier;          /* LSW_NOTIFIER_... */
     uint32_t waiting;           /* LSW_WAITING_... */
+    uint32_t step_times;        /* 1: time the steps of swap-ins */
 };
 
 extern struct lightswap_settings lightswap_settings;

@@ -52,6 +52,7 @@ static lsw_region *open_region(void) {
         .lwt_stack_bytes = 0,
         .notifier = lightswap_settings.notifier,
         .waiting = lightswap_settings.waiting,
+        .step_times = lightswap_settings.step_times,
     };
     lsw_region *region = NULL;
     if (lsw_open(&config, &instance) != LSW_OK ||

@@ -75,6 +75,8 @@ typedef struct lsw_config {
     uint32_t notifier;
     /* What a worker does while a page is on its way: LSW_WAITING_SUSPEND (0) or LSW_WAITING_POLL. */
     uint32_t waiting;
+    /* Not 0: times the steps of every swap-in and evictions, which lsw_stats_visit then shows as step_...; takes some readings of the clock. */
+    uint32_t step_times;
 } lsw_config;
 
 /* An LWT-aware mutex. All-zero is an unlocked one. */

@@ -92,10 +92,9 @@ impl Budget {
         self.num_used() + self.low_watermark >= self.capacity + self.num_leaving.load(Relaxed)
     }
 
-    /// Whether frames are so few that they had better be left to those who wait for a page. Far less than [`Self::is_low`], around which a thread
-    /// that alone reclaims keeps the number.
-    pub(crate) fn is_short(&self) -> bool {
-        self.num_used() + self.low_watermark / 4 >= self.capacity
+    /// Whether a frame can be taken ahead of use and leave `reserve` (at most a batch) for those who need theirs now.
+    pub(crate) fn can_spare(&self, reserve: usize) -> bool {
+        !self.has_waiters() && self.num_used() + reserve.min(self.batch_pages) < self.capacity
     }
 
     /// An evict batch has selected so many victims.
@@ -167,5 +166,19 @@ mod tests {
         assert_eq!(budget.num_used(), 2);
         budget.give_back(1);
         assert!(budget.try_take() && budget.is_low());
+    }
+
+    #[test]
+    fn low_frames_can_be_spared_but_not_the_last() {
+        let budget = Budget::new(64);
+        assert!((0..61).all(|_| budget.try_take()));
+        assert!(budget.is_low() && budget.can_spare(2) && !budget.can_spare(3));
+        // A reserve for very many workers is no larger than what reclaim keeps free.
+        budget.give_back(2);
+        assert_eq!((budget.batch_pages(), budget.can_spare(1000)), (4, true));
+        let wait = budget.begin_wait();
+        assert!(!budget.can_spare(0), "somebody waits for a frame");
+        drop(wait);
+        assert!(budget.can_spare(0));
     }
 }

@@ -29,7 +29,8 @@ pub(crate) struct Asker {
 /// Buffers of one worker; for its thread only.
 #[derive(Debug)]
 pub(crate) struct Buffers {
-    memory: Mapping,
+    /// `None` if there are no buffers.
+    memory: Option<Mapping>,
     /// Numbers of the free ones; never grows past its capacity.
     free: RefCell<Vec<usize>>,
     reads: Box<[Cell<Option<PendingRead>>]>,
@@ -37,16 +38,18 @@ pub(crate) struct Buffers {
 
 impl Buffers {
     pub(crate) fn new(num_buffers: usize) -> Result<Self> {
-        let memory = Mapping::new(bytes_of(num_buffers), PAGE_SIZE)?;
-        // A child of fork must not see (nor copy) what the kernel is reading into them.
-        memory.advise(libc::MADV_DONTFORK);
+        let memory = if num_buffers > 0 { Some(Mapping::new(bytes_of(num_buffers), PAGE_SIZE)?) } else { None };
+        if let Some(memory) = &memory {
+            // A child of fork must not see (nor copy) what the kernel is reading into them.
+            memory.advise(libc::MADV_DONTFORK);
+        }
         let reads = (0..num_buffers).map(|_| Cell::new(None)).collect();
         Ok(Self { memory, free: RefCell::new((0..num_buffers).rev().collect()), reads })
     }
 
-    /// All buffers as one range for registration.
-    pub(crate) fn as_iovec(&self) -> libc::iovec {
-        libc::iovec { iov_base: self.memory.base().cast(), iov_len: self.memory.len() }
+    /// All buffers as one range for registration, if there are any.
+    pub(crate) fn as_iovec(&self) -> Option<libc::iovec> {
+        self.memory.as_ref().map(|memory| libc::iovec { iov_base: memory.base().cast(), iov_len: memory.len() })
     }
 
     pub(crate) fn take(&self, read: PendingRead) -> Option<usize> {
@@ -61,7 +64,7 @@ impl Buffers {
 
     pub(crate) fn address(&self, number: usize) -> *mut u8 {
         assert!(number < self.reads.len());
-        self.memory.base().wrapping_add(bytes_of(number))
+        self.memory.as_ref().expect("a buffer that exists has memory").base().wrapping_add(bytes_of(number))
     }
 
     /// The read that completed in a buffer.

@@ -231,6 +231,10 @@ fn select_in(batch: &mut Batch, claim: &Claim, target: usize) -> (usize, usize) 
             index += 1;
         }
         next = region.residency.next(chunk_end);
+        if next != Some(chunk_end) {
+            // Pages that come into the chunks in between would be protected as well, and writes to them fault for nothing.
+            batch.close_range(claim, &mut range);
+        }
     }
     batch.close_range(claim, &mut range);
     (num_resident, claim.end)
@@ -410,5 +414,37 @@ fn release(pager: &Pager, batch: &mut Batch) {
     if num_victims > 0 {
         pager.budget.end_leaving(num_victims);
         pager.budget.notify(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Lightswap;
+    use crate::region::{self, Contract};
+
+    #[test]
+    fn a_range_to_protect_ends_before_chunks_without_resident_pages() {
+        const NUM_PAGES: usize = 5 * CHUNK_PAGES;
+        // More local memory than pages, so that nobody else evicts.
+        let size = NUM_PAGES * PAGE_SIZE;
+        let Ok(swap) = Lightswap::builder().local_memory(2 * size as u64).backend(format!("memory:?size={size}")).open() else { return };
+        let of_user = swap.create_region(size, Contract::Transparent).unwrap();
+        let region = region::find(of_user.as_ptr() as usize).unwrap();
+        // Two neighbouring chunks, one without resident pages, another one with.
+        let resident = [CHUNK_PAGES - 2, CHUNK_PAGES - 1, CHUNK_PAGES, 3 * CHUNK_PAGES, 3 * CHUNK_PAGES + 1];
+        for index in resident {
+            crate::touch(of_user.as_ptr().wrapping_add(bytes_of(index)), 1).unwrap();
+            region.page(index).entry().forget_references();
+        }
+        let mut batch = Batch::new();
+        let claim = Claim { region, start: 0, end: NUM_PAGES };
+        assert_eq!(select_in(&mut batch, &claim, MAX_BATCH_PAGES), (resident.len(), NUM_PAGES));
+        assert!(batch.victims.iter().map(|victim| victim.page.index).eq(resident));
+        let protected: Vec<_> = batch.protected.iter().map(|range| (range.start, range.end)).collect();
+        assert_eq!(protected, [(CHUNK_PAGES - 2, CHUNK_PAGES + 1), (3 * CHUNK_PAGES, 3 * CHUNK_PAGES + 2)]);
+        for victim in &batch.victims {
+            victim.page.entry().cancel_eviction();
+        }
     }
 }

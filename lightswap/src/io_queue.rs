@@ -111,10 +111,10 @@ const IDLE_POLLS_PER_CLEAR: u32 = 16;
 impl IoQueue {
     /// Makes the ring of the calling thread; `wake_fd` is the eventfd other threads write to, `buffers` is registered when the limits allow it.
     /// The reads into the first `num_timed` of them are timed.
-    pub(crate) fn new(wake_fd: RawFd, buffers: &[libc::iovec], file: Option<RawFd>, num_timed: usize) -> Result<Self> {
+    pub(crate) fn new(wake_fd: RawFd, buffers: Option<libc::iovec>, file: Option<RawFd>, num_timed: usize) -> Result<Self> {
         let ring = build_ring()?;
         // SAFETY: the caller keeps the buffers alive longer than this queue.
-        let registered = unsafe { ring.submitter().register_buffers(buffers) };
+        let registered = buffers.map_or(Ok(()), |buffers| unsafe { ring.submitter().register_buffers(&[buffers]) });
         if let Err(cause) = &registered {
             tracing::debug!(%cause, "I/O buffers are not registered (RLIMIT_MEMLOCK?): reads pin them one by one");
         }

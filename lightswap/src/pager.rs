@@ -10,7 +10,7 @@ use crate::stats::Stats;
 use crate::sys;
 use crate::sys::removal::Remover;
 use crate::sys::uffd::Uffd;
-use crate::worker::WorkerShared;
+use crate::worker::{Role, WorkerShared};
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -20,10 +20,12 @@ use twox_hash::XxHash3_64;
 const MAX_WORKERS: usize = 1024;
 /// Fewest pages of local memory: a single instruction can need several at once.
 const MIN_LOCAL_PAGES: usize = 16;
-/// Buffers of one worker where local memory is plentiful: the reads it can have in flight.
-const MAX_BUFFERS_PER_WORKER: usize = 256;
-/// The same where a worker polls: the page that its one running LWT needs, and what is read behind it.
-const MAX_BUFFERS_POLLING: usize = 16;
+/// Buffers of a worker whose LWTs are suspended while they read, where local memory is plentiful: the reads it can have in flight.
+const MAX_BUFFERS: usize = 256;
+/// Buffers of a worker that polls: it waits for one page at a time, beside what was prefetched or belongs to the same range.
+const MAX_BUFFERS_OF_POLLING: usize = 16;
+/// All buffers together take at most this part of local memory, beyond the one that each worker that reads must have.
+const BUFFER_SHARE: usize = 8;
 /// Most pins of all pages together; a page's word has room for twice as many.
 const MAX_PINS: usize = 1 << 15;
 /// XXH3 takes a secret of at least 136 bytes.
@@ -40,7 +42,7 @@ pub(crate) struct Pager {
     pub(crate) hand: Hand,
     /// Of the threads that are no workers.
     pub(crate) thread_stats: Stats,
-    pub(crate) buffers: BufferCounts,
+    num_buffers: NumBuffers,
     /// Keeps hashes unpredictable, so that nobody can make a page whose change goes unnoticed.
     secret: [u8; SECRET_BYTES],
     zero_page_hash: u64,
@@ -58,19 +60,6 @@ pub(crate) struct Pager {
     slots: Mutex<Vec<(usize, usize)>>,
 }
 
-/// How many buffers a worker has, by its role. They are a part of local memory, so those that would never be used are not made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BufferCounts {
-    pub(crate) application: usize,
-    pub(crate) pager_thread: usize,
-}
-
-impl BufferCounts {
-    fn same(count: usize) -> Self {
-        Self { application: count, pager_thread: count }
-    }
-}
-
 /// A page of zeroes, the source of first-touched pages.
 #[repr(align(4096))]
 pub(crate) struct ZeroPage(pub(crate) [u8; PAGE_SIZE]);
@@ -79,7 +68,7 @@ pub(crate) static ZERO_PAGE: ZeroPage = ZeroPage([0; PAGE_SIZE]);
 impl Pager {
     pub(crate) fn open(config: Config) -> Result<Self> {
         config.check()?;
-        let (capacity, buffers) = divide_memory(&config)?;
+        let (capacity, num_buffers) = divide_memory(&config)?;
         let uffd = Uffd::open(config.faults_sleep())?;
         let backend = backend::open(&config.backend_url)?;
         let secret = random_secret()?;
@@ -90,7 +79,7 @@ impl Pager {
             budget: Budget::new(capacity),
             hand: Hand::new(),
             thread_stats: Stats::default(),
-            buffers,
+            num_buffers,
             zero_page_hash: hash_with(&secret, &ZERO_PAGE.0),
             secret,
             num_pinned: AtomicUsize::new(0),
@@ -115,6 +104,23 @@ impl Pager {
 
     pub(crate) fn is_zero_hash(&self, hash: u64) -> bool {
         hash == self.zero_page_hash
+    }
+
+    /// Buffers that a worker of this role gets.
+    pub(crate) fn num_buffers(&self, role: Role) -> usize {
+        match role {
+            Role::Application => self.num_buffers.of_worker,
+            Role::PagerThread => self.num_buffers.of_pager_thread,
+        }
+    }
+
+    /// Whether a prefetch may take a frame. Where workers reclaim, frames that are low mean that one of them is about to, and it should not do so for a hint. Where the
+    /// pager thread alone does, it makes frames all the time, and they are low whenever it is not ahead: only one for each worker's next fault is kept.
+    pub(crate) fn may_prefetch(&self) -> bool {
+        match self.config.waiting {
+            Waiting::Suspend => !self.budget.is_low(),
+            Waiting::Poll => self.budget.can_spare(self.config.max_workers),
+        }
     }
 
     /// The time if steps are timed, otherwise 0.
@@ -222,8 +228,40 @@ fn random_secret() -> Result<[u8; SECRET_BYTES]> {
     if result == SECRET_BYTES as isize { Ok(secret) } else { Err(Error::os(ErrorKind::NoMemory, "getrandom gave no secret for page hashes")) }
 }
 
-/// Divides local memory into frames for pages and buffers for I/O: `(frames, buffers per worker)`.
-fn divide_memory(config: &Config) -> Result<(usize, BufferCounts)> {
+/// Buffers for reads, in pages. (Writes need none: they are made from the pages' place.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct NumBuffers {
+    of_worker: usize,
+    of_pager_thread: usize,
+}
+
+impl NumBuffers {
+    /// Who reads how much at a time depends on the mode, and a buffer that is never used is a page less for the program:
+    /// - `Sigbus` and `Suspend`: each worker reads for all its LWTs, the pager thread for all ordinary threads. Equal parts.
+    /// - `Poll`: a worker's LWTs do not run while one waits. The pager thread suspends its LWTs, so its part is as above.
+    /// - `Monitor`: the pager thread does all paging (see [`crate::worker::Worker::swaps_in`]), so workers need none, however many there are.
+    fn of(config: &Config, num_pages: usize) -> Self {
+        let num_sharing = match config.notifier {
+            Notifier::Sigbus => config.max_workers + 1,
+            Notifier::Monitor => 1,
+        };
+        // Of what the smallest local memory leaves.
+        let part = num_pages.saturating_sub(MIN_LOCAL_PAGES) / (BUFFER_SHARE * num_sharing);
+        let of_worker = match (config.notifier, config.waiting) {
+            (Notifier::Monitor, _) => 0,
+            (Notifier::Sigbus, Waiting::Poll) => part.clamp(1, MAX_BUFFERS_OF_POLLING),
+            (Notifier::Sigbus, Waiting::Suspend) => part.clamp(1, MAX_BUFFERS),
+        };
+        Self { of_worker, of_pager_thread: part.clamp(1, MAX_BUFFERS) }
+    }
+
+    fn total(self, num_workers: usize) -> usize {
+        self.of_worker * num_workers + self.of_pager_thread
+    }
+}
+
+/// Divides local memory into frames for pages, whose number comes first, and buffers for I/O.
+fn divide_memory(config: &Config) -> Result<(usize, NumBuffers)> {
     let bad = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
     let bytes = config.local_memory_bytes;
     if bytes == 0 {
@@ -240,21 +278,13 @@ fn divide_memory(config: &Config) -> Result<(usize, BufferCounts)> {
         return bad(format!("{} workers: there can be 1 to {MAX_WORKERS}", config.max_workers));
     }
     let num_pages = pages_in(bytes as usize);
-    // The thread that serves ordinary threads is a worker, too.
-    let num_workers = config.max_workers + 1;
-    let share = |num_workers: usize, most: usize| (num_pages / (8 * num_workers)).clamp(1, most);
-    let buffers = match (config.notifier, config.waiting) {
-        (Notifier::Sigbus, Waiting::Suspend) => BufferCounts::same(share(num_workers, MAX_BUFFERS_PER_WORKER)),
-        (Notifier::Sigbus, Waiting::Poll) => BufferCounts::same(share(num_workers, MAX_BUFFERS_POLLING)),
-        // The pager thread does all reads.
-        (Notifier::Monitor, _) => BufferCounts { application: 1, pager_thread: share(1, MAX_BUFFERS_PER_WORKER) },
-    };
-    let num_frames = num_pages.saturating_sub(buffers.application * config.max_workers + buffers.pager_thread);
+    let num_buffers = NumBuffers::of(config, num_pages);
+    let num_frames = num_pages.saturating_sub(num_buffers.total(config.max_workers));
     if num_frames < MIN_LOCAL_PAGES {
-        let least = format_size(((MIN_LOCAL_PAGES + num_workers) * PAGE_SIZE) as u64);
+        let least = format_size(((MIN_LOCAL_PAGES + NumBuffers::of(config, 0).total(config.max_workers)) * PAGE_SIZE) as u64);
         return bad(format!("local memory of {} is too small for {} workers: at least {least} is needed", format_size(bytes), config.max_workers));
     }
-    Ok((num_frames, buffers))
+    Ok((num_frames, num_buffers))
 }
 
 fn machine_memory_bytes() -> u64 {
@@ -275,15 +305,36 @@ mod tests {
     fn memory_is_divided_without_remainder_or_refused() {
         for num_pages in [18u64, 19, 64, 100, 10_000, 1 << 18] {
             let (frames, buffers) = divide_memory(&config(num_pages * 4096, 1)).unwrap();
-            assert_eq!(frames + buffers.application + buffers.pager_thread, num_pages as usize);
+            assert_eq!(frames + buffers.total(1), num_pages as usize);
         }
-        // What blocks its thread has no use for many, and there are more threads.
-        let of_16_threads = |notifier, waiting| divide_memory(&Config { notifier, waiting, ..config(64 << 20, 16) }).unwrap().1;
-        assert_eq!(of_16_threads(Notifier::Sigbus, Waiting::Suspend), BufferCounts::same(120));
-        assert_eq!(of_16_threads(Notifier::Sigbus, Waiting::Poll), BufferCounts::same(16));
-        assert_eq!(of_16_threads(Notifier::Monitor, Waiting::Suspend), BufferCounts { application: 1, pager_thread: 256 });
         for (bytes, workers) in [(0, 1), (4097, 1), (1 << 60, 1), (17 * 4096, 1), (1 << 20, 0), (1 << 20, 5000)] {
             assert!(divide_memory(&config(bytes, workers)).is_err(), "{bytes} {workers}");
         }
+    }
+
+    #[test]
+    fn the_least_that_is_asked_for_is_enough() {
+        for (notifier, waiting) in [(Notifier::Sigbus, Waiting::Suspend), (Notifier::Sigbus, Waiting::Poll), (Notifier::Monitor, Waiting::Suspend)] {
+            for num_workers in [1, 16, MAX_WORKERS] {
+                let of = |num_pages: usize| divide_memory(&Config { notifier, waiting, ..config((num_pages * PAGE_SIZE) as u64, num_workers) });
+                let num_readers = if notifier == Notifier::Monitor { 1 } else { num_workers + 1 };
+                assert_eq!(of(MIN_LOCAL_PAGES + num_readers).unwrap().0, MIN_LOCAL_PAGES, "{notifier:?} {waiting:?} {num_workers}");
+                assert!(of(MIN_LOCAL_PAGES + num_readers - 1).is_err(), "{notifier:?} {waiting:?} {num_workers}");
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_are_for_those_who_read() {
+        // 100 MiB with 16 threads, as in comparisons.
+        let of = |notifier, waiting| NumBuffers::of(&Config { notifier, waiting, ..config(100 << 20, 16) }, 25_600);
+        let suspend = of(Notifier::Sigbus, Waiting::Suspend);
+        assert_eq!((suspend.of_worker, suspend.of_pager_thread), (188, 188));
+        let poll = of(Notifier::Sigbus, Waiting::Poll);
+        assert_eq!((poll.of_worker, poll.of_pager_thread), (MAX_BUFFERS_OF_POLLING, 188));
+        let monitor = of(Notifier::Monitor, Waiting::Suspend);
+        assert_eq!((monitor.of_worker, monitor.of_pager_thread), (0, MAX_BUFFERS));
+        // Many threads take no more of local memory than one.
+        assert!(poll.total(16) < 25_600 / 50 && monitor.total(16) == monitor.total(1));
     }
 }

@@ -240,15 +240,16 @@ pub(crate) fn prefetch(page: Page<'static>) {
         return pager.pager_thread().push_request(request);
     };
     let content = pager.backend.content(page.slot());
-    // A worker that reclaims would have to do so for the page ahead; where the pager thread does, it does so meanwhile.
-    let is_low = if worker.reclaims() { pager.budget.is_low() } else { pager.budget.is_short() };
-    if !(content.is_some() || worker.has_free_buffer()) || is_low || !pager.budget.try_take() {
+    if !(content.is_some() || worker.has_free_buffer()) || !pager.may_prefetch() || !pager.budget.try_take() {
         return;
     }
     if !page.entry().begin_swap_in(word) {
         return pager.budget.give_back(1);
     }
     worker.stats().counters.prefetches.add(1);
+    if !worker.reclaims() && pager.budget.is_low() {
+        pager.pager_thread().nudge();
+    }
     match content {
         Some(content) => {
             // A failure marks the page; whoever needs it will see.

@@ -174,12 +174,12 @@ impl Worker {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         let shared = WorkerShared::take(&mut workers)?;
-        let is_pager_thread = role == Role::PagerThread;
-        let num_buffers = if is_pager_thread { pager.buffers.pager_thread } else { pager.buffers.application };
+        let num_buffers = pager.num_buffers(role);
         let buffers = Buffers::new(num_buffers)?;
         let num_timed = if pager.config.step_times { num_buffers } else { 0 };
-        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), &[buffers.as_iovec()], pager.backend.file(), num_timed)?;
+        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), buffers.as_iovec(), pager.backend.file(), num_timed)?;
         shared.is_entered.store(true, Relaxed);
+        let is_pager_thread = role == Role::PagerThread;
         let Config { notifier, waiting, .. } = pager.config;
         let worker = Self {
             pager: pager.clone(),

@@ -110,6 +110,46 @@ fn only_the_pager_thread_reclaims() {
     }
 }
 
+/// The pager thread works beside those who poll, so frames that it has yet to make are no reason to drop prefetches: only frames that are really out are.
+#[test]
+fn a_worker_that_polls_prefetches_under_pressure() {
+    if !kernel_is_able() {
+        return;
+    }
+    const NUM_PAGES: usize = 8192;
+    const NUM_WORKERS: usize = 4;
+    let swap = POLL.set(builder(1024, Backend::File.url(NUM_PAGES))).max_workers(NUM_WORKERS).open().unwrap();
+    let region = swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap();
+    let pages = Pages::of(&region);
+    (0..NUM_PAGES).for_each(|page| pages.fill(page, 1));
+    let before = (stat(&swap, "prefetches"), stat(&swap, "swap_ins"));
+    // Half of the pages are written, so that evictions have to wait for the device.
+    let scan = move |part: std::ops::Range<usize>| {
+        for page in part {
+            if page % 8 == 0 {
+                pages.prefetch(page, 8);
+            }
+            pages.check(page, 1);
+            if page % 2 == 0 {
+                pages.fill(page, 2);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for number in 0..NUM_WORKERS {
+            let swap = &swap;
+            scope.spawn(move || {
+                let worker = swap.enter_worker().unwrap();
+                let part = NUM_PAGES / NUM_WORKERS;
+                worker.start(move || scan(number * part..(number + 1) * part)).unwrap();
+                worker.run();
+            });
+        }
+    });
+    let (prefetches, swap_ins) = (stat(&swap, "prefetches") - before.0, stat(&swap, "swap_ins") - before.1);
+    assert!(prefetches > swap_ins / 4, "{prefetches} of {swap_ins}");
+}
+
 #[test]
 fn steps_are_timed_when_asked_for() {
     if !kernel_is_able() {

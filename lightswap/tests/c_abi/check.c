@@ -107,9 +107,19 @@ static void *wait_on_thread(void *arg) {
     return arg;
 }
 
+struct found {
+    uint64_t swap_ins, evict_mean_ns;
+    int num_steps;
+};
+
 static void find(void *ctx, const char *name, uint64_t value) {
+    struct found *found = ctx;
     if (strcmp(name, "swap_ins") == 0)
-        *(uint64_t *)ctx = value;
+        found->swap_ins = value;
+    if (strcmp(name, "step_evict_mean_ns") == 0)
+        found->evict_mean_ns = value;
+    if (strncmp(name, "step_", 5) == 0)
+        found->num_steps++;
 }
 
 static void check_calls(void) {
@@ -130,10 +140,10 @@ static void check_calls(void) {
     CHECK(lsw_recvmsg(ends[1], &msg, 0) == 8192 && memcmp(base + 10 * 4096, base + 30 * 4096, 8192) == 0);
 }
 
-static void check_paging(lsw_instance *instance) {
+static void check_paging(lsw_instance *instance, bool is_timed) {
     lsw_region *region = NULL;
     pthread_t thread;
-    uint64_t swap_ins = 0;
+    struct found found = {0};
     turn = parked = 0;
     CHECK(lsw_region_create(NULL, 4096, LSW_TRANSPARENT, &region) == LSW_ERR_INVALID_ARGUMENT);
     CHECK(lsw_region_create(instance, 4096, LSW_TRANSPARENT, NULL) == LSW_ERR_INVALID_ARGUMENT);
@@ -169,8 +179,9 @@ static void check_paging(lsw_instance *instance) {
     CHECK(lsw_pin(base, 8192) == LSW_OK && lsw_unpin(base, 8192) == LSW_OK && lsw_unpin(base, 8192) == LSW_ERR_INVALID_ARGUMENT);
     CHECK(lsw_pin(base, 300 * 4096) == LSW_ERR_PIN_LIMIT);
     CHECK(lsw_prefetch(base + 4096, 4096) == LSW_OK && lsw_advise_cold(base, 4096) == LSW_OK);
-    lsw_stats_visit(instance, find, &swap_ins);
-    CHECK(swap_ins > 300);
+    lsw_stats_visit(instance, find, &found);
+    CHECK(found.swap_ins > 300);
+    CHECK(is_timed ? found.num_steps == 5 && found.evict_mean_ns > 0 : found.num_steps == 0);
     CHECK(lsw_worker_leave() == LSW_OK);
     CHECK(lsw_region_destroy(region) == LSW_OK && !lsw_in_region(base));
 }
@@ -181,16 +192,17 @@ int main(void) {
     } modes[] = {{LSW_NOTIFIER_SIGBUS, LSW_WAITING_SUSPEND}, {LSW_NOTIFIER_MONITOR, LSW_WAITING_SUSPEND}, {LSW_NOTIFIER_SIGBUS, LSW_WAITING_POLL}};
     check_texts();
     check_bad_arguments();
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 6; i++) {
         lsw_config config = {.local_memory_bytes = 256 << 10, .backend_url = "memory:?size=4MiB"};
         lsw_instance *instance = NULL;
-        config.notifier = modes[i].notifier;
-        config.waiting = modes[i].waiting;
+        config.notifier = modes[i / 2].notifier;
+        config.waiting = modes[i / 2].waiting;
+        config.step_times = i % 2;
         if (lsw_open(&config, &instance) != LSW_OK) {
             printf("skipped: %s\n", lsw_last_error());
             return 0;
         }
-        check_paging(instance);
+        check_paging(instance, i % 2 == 1);
         CHECK(lsw_close(instance) == LSW_OK);
     }
     printf("all checks passed\n");

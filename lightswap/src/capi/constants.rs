@@ -1,0 +1,67 @@
+//! Statuses, and the values that arguments can have.
+
+use crate::config::{Notifier, Waiting};
+use crate::error::ErrorKind;
+use crate::region::Contract;
+use libc::c_int;
+
+/// Success; every failure is negative.
+pub const LSW_OK: c_int = 0;
+/// An argument is out of range.
+pub const LSW_ERR_INVALID_ARGUMENT: c_int = -1;
+/// The backend URL does not parse.
+pub const LSW_ERR_BACKEND_URL: c_int = -2;
+/// The backend cannot be opened, or failed.
+pub const LSW_ERR_BACKEND: c_int = -3;
+/// The kernel offers no suitable userfaultfd.
+pub const LSW_ERR_NO_USERFAULTFD: c_int = -4;
+/// The kernel offers no suitable io_uring.
+pub const LSW_ERR_NO_IO_URING: c_int = -5;
+/// The machine gave no memory or address space.
+pub const LSW_ERR_NO_MEMORY: c_int = -6;
+/// The backend has no room left (the disk is full, or writes fail).
+pub const LSW_ERR_NO_SPACE: c_int = -7;
+/// More pages would be pinned than local memory can spare.
+pub const LSW_ERR_PIN_LIMIT: c_int = -8;
+/// The range is not wholly inside one region.
+pub const LSW_ERR_NOT_IN_REGION: c_int = -9;
+/// The calling thread is not a worker.
+pub const LSW_ERR_NOT_A_WORKER: c_int = -10;
+/// The object is in use.
+pub const LSW_ERR_BUSY: c_int = -11;
+/// A page's content could not be read back.
+pub const LSW_ERR_SWAP_IN: c_int = -12;
+
+/// Any code may write any page of the region at any time.
+pub const LSW_TRANSPARENT: c_int = 0;
+/// Code pins pages of the region before it writes them.
+pub const LSW_COOPERATIVE: c_int = 1;
+
+/// Faults raise a signal in the faulting thread; only its LWT waits. The default.
+pub const LSW_NOTIFIER_SIGBUS: u32 = 0;
+/// For comparison: classic userfaultfd. The faulting thread sleeps in the kernel, and one thread of the instance does all paging.
+pub const LSW_NOTIFIER_MONITOR: u32 = 1;
+
+/// An LWT that waits for a page is suspended, and its worker runs the others. The default.
+pub const LSW_WAITING_SUSPEND: u32 = 0;
+/// For comparison: the worker polls its I/O queue until the page is in, and one thread of the instance does all reclaim. With LSW_NOTIFIER_SIGBUS only.
+pub const LSW_WAITING_POLL: u32 = 1;
+
+// Numbers above, as the header must show them; the same as in Rust.
+const _: () = {
+    assert!(LSW_ERR_INVALID_ARGUMENT == ErrorKind::InvalidArgument as c_int);
+    assert!(LSW_ERR_BACKEND_URL == ErrorKind::BackendUrl as c_int);
+    assert!(LSW_ERR_BACKEND == ErrorKind::Backend as c_int);
+    assert!(LSW_ERR_NO_USERFAULTFD == ErrorKind::NoUserfaultfd as c_int);
+    assert!(LSW_ERR_NO_IO_URING == ErrorKind::NoIoUring as c_int);
+    assert!(LSW_ERR_NO_MEMORY == ErrorKind::NoMemory as c_int);
+    assert!(LSW_ERR_NO_SPACE == ErrorKind::NoSpace as c_int);
+    assert!(LSW_ERR_PIN_LIMIT == ErrorKind::PinLimit as c_int);
+    assert!(LSW_ERR_NOT_IN_REGION == ErrorKind::NotInRegion as c_int);
+    assert!(LSW_ERR_NOT_A_WORKER == ErrorKind::NotAWorker as c_int);
+    assert!(LSW_ERR_BUSY == ErrorKind::Busy as c_int);
+    assert!(LSW_ERR_SWAP_IN == ErrorKind::SwapIn as c_int);
+    assert!(LSW_NOTIFIER_SIGBUS == Notifier::Sigbus as u32 && LSW_NOTIFIER_MONITOR == Notifier::Monitor as u32);
+    assert!(LSW_WAITING_SUSPEND == Waiting::Suspend as u32 && LSW_WAITING_POLL == Waiting::Poll as u32);
+    assert!(LSW_TRANSPARENT == Contract::Transparent as c_int && LSW_COOPERATIVE == Contract::Cooperative as c_int);
+};

@@ -1,0 +1,105 @@
+//! Regions, and what a program can ask for pages of them.
+
+use super::constants::{LSW_COOPERATIVE, LSW_OK, LSW_TRANSPARENT};
+use super::error::{fail, null, status};
+use super::instance::lsw_instance;
+use crate::error::{Error, ErrorKind};
+use crate::instance::{self, Region};
+use crate::region::{self, Contract};
+use libc::{c_int, c_void, size_t};
+
+/// A range of virtual memory whose pages are swapped.
+#[derive(Debug)]
+pub struct lsw_region(Region);
+
+/// Maps a region of at least num_bytes; its pages read as zeroes until they are written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lsw_region_create(instance: *mut lsw_instance, num_bytes: size_t, contract: c_int, region: *mut *mut lsw_region) -> c_int {
+    // SAFETY: the caller vouches for the pointers; NULL is checked.
+    let Some(instance) = (unsafe { instance.as_ref() }) else { return null("instance") };
+    if region.is_null() {
+        return null("region");
+    }
+    let contract = match contract {
+        LSW_TRANSPARENT => Contract::Transparent,
+        LSW_COOPERATIVE => Contract::Cooperative,
+        other => return fail(&Error::new(ErrorKind::InvalidArgument, format!("{other} is no contract"))),
+    };
+    let created = instance.0.create_region(num_bytes, contract);
+    // SAFETY: not NULL, and the caller vouches for a writable target.
+    status(created.map(|created| unsafe { *region = Box::into_raw(Box::new(lsw_region(created))) }))
+}
+
+/// Unmaps a region. Nobody may access it any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lsw_region_destroy(region: *mut lsw_region) -> c_int {
+    if region.is_null() {
+        return null("region");
+    }
+    // SAFETY: made by lsw_region_create, and the caller gives it up.
+    drop(unsafe { Box::from_raw(region) });
+    LSW_OK
+}
+
+/// First byte of a region, aligned to 2 MiB; NULL for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lsw_region_base(region: *const lsw_region) -> *mut c_void {
+    // SAFETY: NULL or made by lsw_region_create.
+    unsafe { region.as_ref() }.map_or(std::ptr::null_mut(), |region| region.0.as_ptr().cast())
+}
+
+/// Length of a region in bytes; 0 for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lsw_region_len(region: *const lsw_region) -> size_t {
+    // SAFETY: as above.
+    unsafe { region.as_ref() }.map_or(0, |region| region.0.len())
+}
+
+/// Makes the pages of the range resident now (suspending the LWT or blocking the thread) and marks them referenced.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_touch(addr: *const c_void, len: size_t) -> c_int {
+    status(instance::touch(addr.cast(), len))
+}
+
+/// Touches the pages and keeps them resident until the same range is unpinned. Pins count. LSW_ERR_PIN_LIMIT beyond half of local memory or 128 MiB.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_pin(addr: *const c_void, len: size_t) -> c_int {
+    status(instance::pin(addr.cast(), len))
+}
+
+/// Undoes one lsw_pin of the same range.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_unpin(addr: *const c_void, len: size_t) -> c_int {
+    status(instance::unpin(addr.cast(), len))
+}
+
+/// Starts reading the pages that are swapped out, without waiting; a hint.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_prefetch(addr: *const c_void, len: size_t) -> c_int {
+    status(instance::prefetch(addr.cast(), len))
+}
+
+/// Makes the pages the first candidates for eviction; a hint.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_advise_cold(addr: *const c_void, len: size_t) -> c_int {
+    status(instance::advise_cold(addr.cast(), len))
+}
+
+/// Whether all pages of the range are resident; false outside regions.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_is_resident(addr: *const c_void, len: size_t) -> bool {
+    instance::is_resident(addr.cast(), len)
+}
+
+/// Whether the address lies in a region.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_in_region(addr: *const c_void) -> bool {
+    region::find(addr as usize).is_some()
+}
+
+/// Makes sure that the backend has room for pages that were never touched; call it before handing fresh memory out. LSW_ERR_NO_SPACE is the moment to
+/// report out-of-memory.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_reserve(addr: *const c_void, len: size_t) -> c_int {
+    status(instance::reserve(addr.cast(), len))
+}
