@@ -106,10 +106,16 @@ pub fn micro_line(record: &Micro) -> [String; 5] {
     }
 }
 
-fn micro_table(micro: &[Micro]) -> String {
-    let mut table = new_table(&["benchmark", "variant", "workers", "LWTs", "result"], 2);
-    for record in micro {
-        table.add_row(micro_line(record));
+fn micro_table(results: &Results) -> String {
+    let mut table = new_table(&["benchmark", "variant", "workers", "LWTs", "result", "its repetitions"], 2);
+    for (record, range) in results.micro_with_ranges() {
+        let range = match range.filter(|(smallest, largest)| smallest < largest) {
+            // Of the first number; times in us may be less than one.
+            Some((smallest, largest)) if largest < 1_000.0 => format!("{smallest:.2}-{largest:.2}"),
+            Some((smallest, largest)) => format!("{}-{}", format_count(smallest), format_count(largest)),
+            None => String::new(),
+        };
+        table.add_row(micro_line(record).into_iter().chain([range]));
     }
     table.to_string()
 }
@@ -134,7 +140,7 @@ pub fn print(results: &Results) {
         say!("{}\n", summaries_table(&summaries));
     }
     if !results.micro.is_empty() {
-        say!("{}\n", micro_table(&results.micro));
+        say!("{}\n", micro_table(results));
     }
     for duel in against_baselines(&summaries) {
         say!("{}", duel.sentence());

@@ -83,10 +83,12 @@ fn by_hand(server: &Path, flags: &[&str], directory: &Path) -> f64 {
     read(&json).0
 }
 
-fn median(numbers: &[f64]) -> f64 {
+/// Where the median of what the pairs are samples of lies, with 96 % confidence for 12 of them (by the sign test): a single pair is off by up to a
+/// fifth on a busy machine, and a difference that is real shows in nearly all.
+fn range_of_median(numbers: &[f64]) -> (f64, f64) {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);
-    f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2])
+    (sorted[2], sorted[sorted.len() - 3])
 }
 
 #[test]
@@ -112,6 +114,7 @@ fn a_baseline_is_as_fast_as_the_same_server_started_by_hand() {
         })
         .collect();
     let _ = std::fs::remove_dir_all(&directory);
-    let ratio = median(&ratios);
-    assert!((ratio - 1.0).abs() <= WITHIN, "the harness's server is {ratio:.3} times as fast as one started by hand: {ratios:.3?}");
+    let (low, high) = range_of_median(&ratios);
+    let is_within = low <= 1.0 + WITHIN && high >= 1.0 - WITHIN;
+    assert!(is_within, "the harness's server is {low:.3} to {high:.3} times as fast as one started by hand: {ratios:.3?}");
 }

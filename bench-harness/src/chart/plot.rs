@@ -113,10 +113,17 @@ impl Plot {
         }
         html += "</svg><div class=\"x-axis\">";
         let x_labels: Vec<String> = x.ticks.iter().map(|tick| (self.x.format)(*tick)).collect();
-        let num_letters: usize = x_labels.iter().map(|label| label.chars().count() + 2).sum();
-        for (index, (tick, text)) in x.ticks.iter().zip(&x_labels).enumerate() {
-            // On a phone there is room for half of many labels; the last one stays.
-            let spare = if num_letters > LETTERS_ON_A_PHONE && (x_labels.len() - 1 - index) % 2 == 1 { " class=\"spare\"" } else { "" };
+        // On a phone there is room for some of many labels; the last one stays.
+        let mut end = f64::INFINITY;
+        let mut is_spare = vec![false; x_labels.len()];
+        for (index, (tick, text)) in x.ticks.iter().zip(&x_labels).enumerate().rev() {
+            let half = (text.chars().count() + 2) as f64 / 2.0 / LETTERS_ON_A_PHONE as f64 * 100.0;
+            let middle = x.percent(*tick);
+            is_spare[index] = middle + half > end;
+            end = if is_spare[index] { end } else { middle - half };
+        }
+        for ((tick, text), is_spare) in x.ticks.iter().zip(&x_labels).zip(is_spare) {
+            let spare = if is_spare { " class=\"spare\"" } else { "" };
             let _ = write!(html, "<span{spare} style=\"left:{:.2}%\">{}</span>", x.percent(*tick), escape(text));
         }
         let _ = writeln!(html, "</div><div class=\"x-title\">{}</div></div></figure>", escape(&self.x.title));

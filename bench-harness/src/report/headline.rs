@@ -33,16 +33,20 @@ fn comparison(own: &Summary, other: &Summary) -> String {
     )
 }
 
-/// All cells in which Lightswap has something to be compared with, with the ratio of their throughput.
+/// All closed loops, of every shape, in which Lightswap has something to be compared with, with the ratio of their throughput.
 fn duels<'a>(evidence: &'a Evidence<'_>) -> Vec<(f64, &'a Summary, &'a Summary)> {
     let rivals: [(&str, &[&str]); 3] = [("lightswap", &STATE_OF_THE_ART), ("lightswap", &["extstore"]), ("lightswap-memory", &[KERNEL_IN_MEMORY])];
     let mut all = Vec::new();
-    for (own, others) in rivals {
-        for workload in evidence.workloads() {
-            for percent in evidence.percents(own) {
-                let pair = evidence.cell(workload, percent, own).zip(evidence.fastest(workload, percent, others));
-                all.extend(pair.map(|(own, other)| (throughput_ratio(own, other), own, other)));
-            }
+    for (name, others) in rivals {
+        let cells = evidence.summaries.iter().filter(|own| own.configuration == name && own.memory_percent() < 100 && !own.is_open_loop());
+        for own in cells {
+            let is_same = |other: &&Summary| {
+                others.contains(&other.configuration.as_str())
+                    && (&other.workload, other.memory_percent(), &other.shape) == (&own.workload, own.memory_percent(), &own.shape)
+            };
+            let fastest =
+                evidence.summaries.iter().filter(is_same).max_by(|a, b| a.operations_per_second.median.total_cmp(&b.operations_per_second.median));
+            all.extend(fastest.map(|other| (throughput_ratio(own, other), own, other)));
         }
     }
     all.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -86,9 +90,10 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
             format!("Lightswap is behind in {lost} of {} comparisons; the worst is ", duels.len())
         };
         let cell = format!(
-            "{} at {} % local memory, {}/s of {} against {}/s of {}",
+            "{} at {} % local memory{}, {}/s of {} against {}/s of {}",
             super::shown(&own.workload),
             own.memory_percent(),
+            if own.note.is_empty() { String::new() } else { format!(" ({})", own.note) },
             format_count(own.operations_per_second.median),
             own.configuration,
             format_count(other.operations_per_second.median),
