@@ -160,13 +160,14 @@ pub(crate) fn refuses_paging() -> bool {
 }
 
 /// Leaves the calling code for the innermost open block; without one, says why and ends the process. For the SIGBUS handler only: no frame up to the
-/// block may have something to clean up. Async-signal-safe.
-pub(crate) fn throw(failure: SwapFailure) -> ! {
+/// block may have something to clean up. The interrupted code had this stack pointer. Async-signal-safe.
+pub(crate) fn throw(failure: SwapFailure, stack_pointer: usize) -> ! {
     let context = with_innermost(Cell::get);
     if context.is_null() {
         die(format_args!("{failure}"));
     }
-    check_innermost(context, ptr::from_ref(&context) as usize);
+    check_is_marked(context);
+    check_order(context, stack_pointer);
     // SAFETY: an open block, so its function has not returned. What it resumes with was saved by that function: `call`, or setjmp in LSW_TRY. The frames
     // in between have nothing to clean up, as the rules of try blocks and of this function demand.
     unsafe {
@@ -319,11 +320,6 @@ fn check_outer(outer: *mut Context, context: *const Context, frame: usize) {
     check_order(outer, frame);
 }
 
-fn check_innermost(innermost: *mut Context, stack_pointer: usize) {
-    check_is_marked(innermost);
-    check_order(innermost, stack_pointer);
-}
-
 fn check_is_marked(open: *mut Context) {
     // SAFETY: it was a block's, on this stack: readable, if perhaps overwritten.
     let (found, state) = unsafe { ((*open).mark, ptr::from_ref(&(*open).state).cast::<u32>().read()) };
@@ -403,7 +399,7 @@ mod tests {
     #[inline(never)]
     fn dig(depth: usize, failure: SwapFailure) -> usize {
         if depth == 0 {
-            throw(failure);
+            throw(failure, ptr::from_ref(&failure) as usize);
         }
         let used = std::hint::black_box([depth; 100]);
         dig(depth - 1, failure) + used[depth]

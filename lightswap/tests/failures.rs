@@ -185,6 +185,12 @@ fn a_prefetch_that_fails_leaves_no_trace() {
     }
 }
 
+#[test]
+fn a_time_limit_of_nothing_is_refused() {
+    let error = builder(LOCAL_PAGES, "memory:?size=1MiB").io_timeout(Duration::from_micros(999)).open().unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("999"), "{error}");
+}
+
 /// An instance with faults injected; `None` where there is no such backend.
 fn open_faulty(schedule: &str) -> Option<(Lightswap, Region, Region)> {
     let url = format!("faulty({schedule}):memory:?size={}", 2 * NUM_PAGES * PAGE);

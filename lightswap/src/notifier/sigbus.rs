@@ -66,7 +66,7 @@ pub(crate) fn last_notification_ns() -> u64 {
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let errno = sys::errno();
     // SAFETY: the kernel passes a valid siginfo and context.
-    let (address, code, fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code, FaultError::of(context)) };
+    let (address, code, fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code, Fault::of(context)) };
     // A positive code is a fault; a signal that somebody sent has no address.
     match region::find(address).filter(|_| code > 0) {
         Some(region) => {
@@ -80,28 +80,32 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     sys::set_errno(errno);
 }
 
-/// The processor's page-fault error code.
+/// What the handler is told of the interrupted code.
 #[derive(Clone, Copy)]
-struct FaultError(u64);
+struct Fault {
+    /// The processor's page-fault error code.
+    error: u64,
+    stack_pointer: usize,
+}
 
-impl FaultError {
+impl Fault {
     /// # Safety
     /// `context` is the third argument of a signal handler.
     unsafe fn of(context: *mut libc::c_void) -> Self {
         // SAFETY: the caller's promise.
-        let context = unsafe { &*context.cast::<libc::ucontext_t>() };
-        Self(context.uc_mcontext.gregs[libc::REG_ERR as usize] as u64)
+        let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+        Self { error: registers[libc::REG_ERR as usize] as u64, stack_pointer: registers[libc::REG_RSP as usize] as usize }
     }
 
     /// A write to a page that is present: only write protection stops that.
     fn is_write_to_present(self) -> bool {
         const PRESENT: u64 = 1;
         const WRITE: u64 = 2;
-        self.0 & (PRESENT | WRITE) == PRESENT | WRITE
+        self.error & (PRESENT | WRITE) == PRESENT | WRITE
     }
 }
 
-fn handle(region: &'static RegionInner, address: usize, code: i32, fault: FaultError) {
+fn handle(region: &'static RegionInner, address: usize, code: i32, fault: Fault) {
     if region.is_inherited() {
         die(format_args!(
             "this process is a fork of one with a Lightswap region and touched a page of it ({address:#x}) that was swapped out; only the parent can page it in"
@@ -114,10 +118,11 @@ fn handle(region: &'static RegionInner, address: usize, code: i32, fault: FaultE
         return;
     }
     if try_catch::refuses_paging() {
-        try_catch::throw(SwapFailure::new(RawCause::POISONED, page, address));
+        throw(RawCause::POISONED, page, address, fault);
     }
     if code == libc::BUS_MCEERR_AR {
-        lose(page, address);
+        discard::lose(page);
+        throw(RawCause::POISONED, page, address, fault);
     }
     let is_write_protect = fault.is_write_to_present();
     let num_repeats = check_progress(address, page.entry().load().is_mapped() && !is_write_protect);
@@ -128,23 +133,23 @@ fn handle(region: &'static RegionInner, address: usize, code: i32, fault: FaultE
         None => region.pager.thread_stats.counters.faults.add_shared(1),
     }
     if let Err(cause) = swap_in::make_resident(page) {
-        try_catch::throw(SwapFailure::new(cause, page, address));
+        throw(cause, page, address, fault);
     }
     if is_write_protect {
         // Under our pin, no evictor relies on the protection of this page; see evict.rs.
         let _ = region.pager.uffd.write_protect(page.address(), 1, false);
     } else if num_repeats >= SUSPICIOUS_REPEATS && !is_readable(address) {
         let _ = swap_in::unpin(page);
-        lose(page, address);
+        discard::lose(page);
+        throw(RawCause::POISONED, page, address, fault);
     }
     // A pin that is gone was taken by an unpin too many of the program's.
     let _ = swap_in::unpin(page);
 }
 
-/// The memory of a page is damaged.
-fn lose(page: Page<'static>, address: usize) -> ! {
-    discard::lose(page);
-    try_catch::throw(SwapFailure::new(RawCause::POISONED, page, address));
+/// There is no page for the access to `address`.
+fn throw(cause: RawCause, page: Page<'static>, address: usize, fault: Fault) -> ! {
+    try_catch::throw(SwapFailure::new(cause, page, address), fault.stack_pointer)
 }
 
 /// Whether a page that is mapped and pinned can be read. If not, its memory is damaged, although a kernel without support for memory errors does not say so; or

@@ -53,7 +53,7 @@ static void check_blocks(void *arg) {
     volatile int num_caught = 0, num_done = 0;
     lsw_try outer, inner;
     (void)arg;
-    for (int i = 0; i < 3; i++) {
+    for (volatile int i = 0; i < 3; i++) {
         LSW_TRY(&outer) {
             CHECK(sum(0, DAMAGED) == DAMAGED);
             lsw_yield();
@@ -164,7 +164,7 @@ static void misuse(const char *how) {
         }
     } else if (strcmp(how, "return-and-fail") == 0) {
         leave_open(&shared);
-        sum(DAMAGED, DAMAGED + 1);
+        (void)*(volatile char *)(base + DAMAGED * PAGE);
     } else if (strcmp(how, "overwritten") == 0) {
         leave_open(&shared);
         memset(&shared, 0, sizeof shared);
