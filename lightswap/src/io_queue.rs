@@ -9,6 +9,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lwt::Lwt;
+use crate::read_runs::{ReadRuns, Target};
 use crate::sys;
 use io_uring::types::{Fd, Fixed, Timespec};
 use io_uring::{IoUring, opcode, squeue};
@@ -84,6 +85,7 @@ pub(crate) struct IoQueue {
     is_alarm_set: Cell<bool>,
     num_idle_polls: Cell<u32>,
     read_clock: Option<ReadClock>,
+    read_runs: ReadRuns,
 }
 
 /// When reads were submitted, by the number of their buffer.
@@ -115,8 +117,8 @@ const IDLE_POLLS_PER_CLEAR: u32 = 16;
 
 impl IoQueue {
     /// Makes the ring of the calling thread; `wake_fd` is the eventfd other threads write to, `buffers` is registered when the limits allow it.
-    /// The reads into the first `num_timed` of them are timed.
-    pub(crate) fn new(wake_fd: RawFd, buffers: Option<libc::iovec>, file: Option<RawFd>, num_timed: usize) -> Result<Self> {
+    /// They are `num_buffers`; `times_reads` remembers when their reads are submitted.
+    pub(crate) fn new(wake_fd: RawFd, buffers: Option<libc::iovec>, file: Option<RawFd>, num_buffers: usize, times_reads: bool) -> Result<Self> {
         let ring = build_ring()?;
         // SAFETY: the caller keeps the buffers alive longer than this queue.
         let registered = buffers.map_or(Ok(()), |buffers| unsafe { ring.submitter().register_buffers(&[buffers]) });
@@ -137,7 +139,8 @@ impl IoQueue {
             num_in_flight: Cell::new(0),
             is_alarm_set: Cell::new(false),
             num_idle_polls: Cell::new(0),
-            read_clock: (num_timed > 0).then(|| ReadClock::new(num_timed)),
+            read_clock: times_reads.then(|| ReadClock::new(num_buffers)),
+            read_runs: ReadRuns::new(num_buffers),
         })
     }
 
@@ -160,28 +163,45 @@ impl IoQueue {
     }
 
     fn push(&self, entry: &squeue::Entry) {
+        self.push_read_run();
+        self.push_entry(entry);
+    }
+
+    fn push_entry(&self, entry: &squeue::Entry) {
         // SAFETY: as in `fd`: each borrow of the ring ends before the next; what the entry points to lives until its completion (each caller's duty).
         while unsafe { (*self.ring.get()).submission().push(entry).is_err() } {
-            self.submit();
+            self.submit_entries();
         }
         self.num_in_flight.set(self.num_in_flight.get() + 1);
         // SAFETY: as above.
         if unsafe { (*self.ring.get()).submission().len() } >= SUBMIT_BATCH {
-            self.submit();
+            self.submit_entries();
         }
     }
 
-    /// Reads `len` bytes at `offset` of the registered file into buffer number `buffer`, which is at `target`. Async-signal-safe, as all pushes.
-    pub(crate) fn push_read(&self, buffer: usize, target: *mut u8, len: u32, offset: u64) {
+    /// Pushes the reads that were gathered: those that follow are of another request.
+    pub(crate) fn push_read_run(&self) {
+        let Some(run) = self.read_runs.take() else { return };
+        let entry = match run.target {
+            Target::Contiguous(target, len) if self.has_fixed_buffers => opcode::ReadFixed::new(Fixed(0), target, len, 0).offset(run.offset).build(),
+            Target::Contiguous(target, len) => opcode::Read::new(Fixed(0), target, len).offset(run.offset).build(),
+            Target::Scattered(vectors, num_pages) => opcode::Readv::new(Fixed(0), vectors, num_pages).offset(run.offset).build(),
+        };
+        self.push_entry(&entry.user_data(Token::read(run.buffer).0));
+        while self.read_runs.must_submit() {
+            self.submit_entries();
+        }
+    }
+
+    /// Reads the page at `offset` of the registered file into buffer number `buffer`, which is at `target`. Async-signal-safe, as all pushes.
+    pub(crate) fn push_read(&self, buffer: usize, target: *mut u8, offset: u64) {
         if let Some(clock) = &self.read_clock {
             clock.waiting.borrow_mut().push(buffer);
         }
-        let entry = if self.has_fixed_buffers {
-            opcode::ReadFixed::new(Fixed(0), target, len, 0).offset(offset).build()
-        } else {
-            opcode::Read::new(Fixed(0), target, len).offset(offset).build()
-        };
-        self.push(&entry.user_data(Token::read(buffer).0));
+        if !self.read_runs.add(buffer, target, offset) {
+            self.push_read_run();
+            self.read_runs.add(buffer, target, offset);
+        }
     }
 
     /// Writes `len` bytes at `source` to `offset` of the registered file.
@@ -211,14 +231,20 @@ impl IoQueue {
 
     /// Hands what was pushed to the kernel. Async-signal-safe.
     pub(crate) fn submit(&self) {
+        self.push_read_run();
+        self.submit_entries();
+    }
+
+    fn submit_entries(&self) {
         // SAFETY: as in `fd`.
         let ring = unsafe { &mut *self.ring.get() };
         if ring.submission().is_empty() {
             return;
         }
         self.note_submission();
-        if let Err(error) = ring.submit() {
-            expect_transient(&error);
+        match ring.submit() {
+            Ok(_) => self.note_vectors(),
+            Err(error) => expect_transient(&error),
         }
     }
 
@@ -237,6 +263,10 @@ impl IoQueue {
                 Purpose::Alarm => {
                     self.is_alarm_set.set(false);
                     complete(Purpose::Alarm, 0);
+                }
+                Purpose::Read { buffer } => {
+                    self.num_in_flight.set(self.num_in_flight.get() - 1);
+                    self.read_runs.complete(buffer, entry.result(), |buffer, result| complete(Purpose::Read { buffer }, result));
                 }
                 purpose => {
                     self.num_in_flight.set(self.num_in_flight.get() - 1);
@@ -258,6 +288,7 @@ impl IoQueue {
     }
 
     fn enter(&self, wait: bool) {
+        self.push_read_run();
         let mut has_work = self.has_work();
         if self.is_watched.get() {
             if wait && !has_work {
@@ -301,8 +332,17 @@ impl IoQueue {
             let submitter = (*self.ring.get()).submitter();
             submitter.enter::<libc::sigset_t>(num_to_submit as u32, u32::from(wait), ENTER_GETEVENTS, None)
         };
-        if let Err(error) = entered {
-            expect_transient(&error);
+        match entered {
+            Ok(_) => self.note_vectors(),
+            Err(error) => expect_transient(&error),
+        }
+    }
+
+    /// After a submission: the kernel has read the vectors of what it took.
+    fn note_vectors(&self) {
+        // SAFETY: as in `fd`.
+        if unsafe { (*self.ring.get()).submission().is_empty() } {
+            self.read_runs.submitted();
         }
     }
 
@@ -319,7 +359,7 @@ impl IoQueue {
 
     /// Requests not completed yet.
     pub(crate) fn num_in_flight(&self) -> usize {
-        self.num_in_flight.get()
+        self.num_in_flight.get() + usize::from(!self.read_runs.is_empty())
     }
 }
 

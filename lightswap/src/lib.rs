@@ -61,6 +61,7 @@ mod page_table;
 mod pager;
 mod parking;
 mod poison;
+mod read_runs;
 mod region;
 mod residency;
 mod size;

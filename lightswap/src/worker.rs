@@ -178,8 +178,8 @@ impl Worker {
         let shared = WorkerShared::take(&mut workers)?;
         let num_buffers = pager.num_buffers(role);
         let buffers = Buffers::new(num_buffers)?;
-        let num_timed = if pager.config.step_times { num_buffers } else { 0 };
-        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), buffers.as_iovec(), pager.backend.file(), num_timed)?;
+        let times_reads = pager.config.step_times;
+        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), buffers.as_iovec(), pager.backend.file(), num_buffers, times_reads)?;
         shared.is_entered.store(true, Relaxed);
         let is_pager_thread = role == Role::PagerThread;
         let Config { notifier, waiting, .. } = pager.config;
@@ -339,10 +339,12 @@ impl Worker {
         Ok(())
     }
 
-    /// A read failed: starts it again, into the same buffer.
+    /// A read failed: starts it again, into the same buffer, and alone: it may be for the sake of a neighbour only that it failed.
     pub(crate) fn read_again(&self, buffer: usize, read: PendingRead) {
         self.buffers.resume(buffer, read);
+        self.queue.push_read_run();
         self.read_into(buffer, read.page);
+        self.queue.push_read_run();
     }
 
     fn read_into(&self, buffer: usize, page: Page<'static>) {

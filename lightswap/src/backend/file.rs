@@ -8,7 +8,7 @@ use super::url::BackendUrl;
 use super::{Backend, Write, offset_of, slots_in};
 use crate::error::{ErrorKind, Result};
 use crate::io_queue::{IoQueue, Token};
-use crate::size::{PAGE_SIZE, bytes_of, format_size};
+use crate::size::{bytes_of, format_size};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -155,7 +155,7 @@ impl Backend for FileBackend {
     }
 
     fn start_read(&self, queue: &IoQueue, slot: usize, buffer: usize, target: *mut u8) {
-        queue.push_read(buffer, target, PAGE_SIZE as u32, offset_of(slot));
+        queue.push_read(buffer, target, offset_of(slot));
     }
 
     fn write(&self, queue: &IoQueue, slot: usize, source: *const u8, num_pages: usize, token: Token) -> Write {
