@@ -1,12 +1,14 @@
 //! Explicit paging: touch, pin, prefetch and advice for address ranges. Cheaper than faults: no signal, and on an LWT all reads of a range go out
 //! together.
 
+use crate::discard;
 use crate::error::{Error, ErrorKind, Result};
+use crate::failure::SwapFailure;
 use crate::lwt;
 use crate::notifier::die;
 use crate::region::{self, Page, RegionInner};
 use crate::size::pages_in;
-use crate::swap_in::{self, SwapInError};
+use crate::swap_in;
 use crate::worker;
 use std::ops::Range;
 
@@ -102,17 +104,6 @@ impl PageRange {
         }
     }
 
-    /// Runs `action`, a copy that does not suspend, with the pages resident and pinned. Does not count towards the limit of pins, so the range is one page.
-    pub(crate) fn with_pin(&self, action: impl FnOnce()) -> Result<()> {
-        debug_assert_eq!(self.indices.len(), 1);
-        for page in self.pages() {
-            make_resident(page)?;
-        }
-        action();
-        self.pages().for_each(|page| assert!(swap_in::unpin(page)));
-        Ok(())
-    }
-
     /// Drops the pins of an earlier [`Self::pin`] of the same range.
     pub(crate) fn unpin(&self) -> Result<()> {
         let mut result = Ok(());
@@ -129,6 +120,15 @@ impl PageRange {
     /// Starts reading the pages that are swapped out, as far as that needs no waiting.
     pub(crate) fn prefetch(&self) {
         self.pages().for_each(swap_in::prefetch);
+    }
+
+    /// Makes the pages as if they had never been touched. The range is of whole pages.
+    pub(crate) fn discard(&self) -> Result<()> {
+        if self.region.is_inherited() {
+            let message = "this process is a fork of one with a Lightswap region: only the parent can discard pages of it";
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        discard::discard(self.region, self.indices.clone())
     }
 
     /// Makes the pages the first candidates for eviction.
@@ -181,8 +181,5 @@ fn make_resident(page: Page<'static>) -> Result<()> {
         Some(worker) => worker.stats().counters.touch_misses.add(1),
         None => pager.thread_stats.counters.touch_misses.add_shared(1),
     }
-    swap_in::make_resident(page).map(drop).map_err(|error: SwapInError| {
-        let (url, address) = (&pager.config.backend_url, page.address());
-        Error::new(ErrorKind::SwapIn, format!("page {address:#x} cannot be swapped in from backend \"{url}\": {error}"))
-    })
+    swap_in::make_resident(page).map(drop).map_err(|cause| SwapFailure::new(cause, page, page.address()).into())
 }

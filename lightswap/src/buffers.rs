@@ -1,6 +1,7 @@
 //! A worker's I/O buffers: page-sized, registered with its io_uring, counted against local memory.
 
 use crate::error::Result;
+use crate::failure::RawCause;
 use crate::region::Page;
 use crate::size::{PAGE_SIZE, bytes_of};
 use crate::sys::mapping::Mapping;
@@ -13,16 +14,23 @@ pub(crate) struct PendingRead {
     /// Pins the page gets when it is in.
     pub(crate) pins: u32,
     pub(crate) start_ns: u64,
-    /// For the times of steps; `None` for a prefetch.
+    /// Times that it failed and was begun again.
+    pub(crate) num_retries: u32,
+    /// `None` for a prefetch.
     pub(crate) asker: Option<Asker>,
 }
 
-/// The LWT that waits for a read, as far as the times of its steps go.
+/// How a read has ended; `None` while it has not.
+pub(crate) type Outcome = Cell<Option<std::result::Result<(), RawCause>>>;
+
+/// The LWT that waits for a read. It does so until `outcome` is set, by the thread that both run on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asker {
     /// When it became the owner of the swap-in.
     pub(crate) start_ns: u64,
-    /// On its stack, for the time when the page was mapped: it looks no earlier than the read's completion was handled, by the same thread.
+    /// On its stack. The page's state could not tell it: after a failure others may be trying again already.
+    pub(crate) outcome: *const Outcome,
+    /// On its stack, for the time when the page was mapped.
     pub(crate) mapped_ns: *const Cell<u64>,
 }
 
@@ -67,9 +75,29 @@ impl Buffers {
         self.memory.as_ref().expect("a buffer that exists has memory").base().wrapping_add(bytes_of(number))
     }
 
-    /// The read that completed in a buffer.
-    pub(crate) fn finish(&self, number: usize) -> PendingRead {
-        self.reads[number].take().expect("a completion for a buffer that is not in use")
+    /// The read that completed in a buffer; `None` if it was abandoned.
+    pub(crate) fn finish(&self, number: usize) -> Option<PendingRead> {
+        self.reads[number].take()
+    }
+
+    /// The same buffer is read into again.
+    pub(crate) fn resume(&self, number: usize, read: PendingRead) {
+        self.reads[number].set(Some(read));
+    }
+
+    /// Whether any read has not completed, or been abandoned.
+    pub(crate) fn are_used(&self) -> bool {
+        self.free.borrow().len() < self.reads.len()
+    }
+
+    /// Takes the reads that were begun before `limit_ns` away from their buffers, which stay taken until the kernel is done with them.
+    pub(crate) fn abandon(&self, limit_ns: u64, mut abandoned: impl FnMut(PendingRead)) {
+        for read in &self.reads {
+            if let Some(overdue) = read.get().filter(|read| read.start_ns < limit_ns) {
+                read.set(None);
+                abandoned(overdue);
+            }
+        }
     }
 
     pub(crate) fn release(&self, number: usize) {

@@ -6,6 +6,7 @@
 
 pub mod constants;
 pub mod error;
+pub mod failure;
 pub mod instance;
 pub mod lwt;
 pub mod region;

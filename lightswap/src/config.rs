@@ -1,6 +1,8 @@
 //! How an instance is set up.
 
 use crate::error::{Error, ErrorKind, Result};
+use std::ffi::CStr;
+use std::time::Duration;
 
 /// How a faulting access reaches Lightswap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,25 +33,33 @@ pub enum Waiting {
 pub(crate) struct Config {
     pub(crate) local_memory_bytes: u64,
     pub(crate) backend_url: String,
+    /// The same for failures, which outlive the instance; set when that is opened.
+    pub(crate) backend_name: &'static CStr,
     pub(crate) max_workers: usize,
     pub(crate) lwt_stack_bytes: usize,
     pub(crate) vectored_removal: bool,
     pub(crate) notifier: Notifier,
     pub(crate) waiting: Waiting,
     pub(crate) step_times: bool,
+    pub(crate) io_timeout: Duration,
 }
+
+/// How long a request to the backend may take.
+const IO_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             local_memory_bytes: 0,
             backend_url: String::new(),
+            backend_name: c"",
             max_workers: 1,
             lwt_stack_bytes: 64 << 10,
             vectored_removal: true,
             notifier: Notifier::default(),
             waiting: Waiting::default(),
             step_times: false,
+            io_timeout: IO_TIMEOUT,
         }
     }
 }
@@ -57,6 +67,10 @@ impl Default for Config {
 impl Config {
     /// Refuses what does not go together.
     pub(crate) fn check(&self) -> Result<()> {
+        if self.io_timeout < Duration::from_millis(1) {
+            let message = format!("a time limit of {:?} for I/O would end every read: give at least a millisecond, better seconds", self.io_timeout);
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
         match (self.notifier, self.waiting) {
             (Notifier::Monitor, Waiting::Poll) => Err(Error::new(
                 ErrorKind::InvalidArgument,

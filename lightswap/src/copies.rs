@@ -1,11 +1,12 @@
 //! Copying and comparing bytes that may lie in regions, page by page: each page is pinned just while it is used, so its content cannot change under
-//! an eviction, and one that cannot be read back is an error instead of a fault.
+//! an eviction, and one whose content cannot be had is an error instead of a fault.
 
 use crate::access;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::region::{self, Page};
 use crate::size::PAGE_SIZE;
 use crate::swap_in;
+use crate::try_catch::try_catch;
 use std::cmp::Ordering;
 
 /// Through which bytes go from one region to another: an LWT that waited for a page while it pinned one could, with a tiny local memory, wait for ever.
@@ -64,13 +65,13 @@ pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) -> Result<()
         let from_page = PinnedPage::at(from as usize)?;
         if let Some(_to_page) = PinnedPage::try_at(to as usize) {
             // SAFETY: inside the caller's ranges and one page each, which are pinned if they are regions'.
-            unsafe { std::ptr::copy(from, to, num_bytes) };
+            unsafe { copy_caught(to, from, num_bytes)? };
             done += num_bytes;
         } else {
             let mut bounce = [0; BOUNCE_BYTES];
             let num_bytes = num_bytes.min(BOUNCE_BYTES);
             // SAFETY: inside the caller's range and a page that is pinned.
-            unsafe { std::ptr::copy_nonoverlapping(from, bounce.as_mut_ptr(), num_bytes) };
+            unsafe { copy_caught(bounce.as_mut_ptr(), from, num_bytes)? };
             drop(from_page);
             // SAFETY: the caller's promise.
             unsafe { copy_in(to, bounce.as_ptr(), num_bytes)? };
@@ -88,13 +89,27 @@ unsafe fn copy_in(to: *mut u8, from: *const u8, len: usize) -> Result<()> {
     let mut done = 0;
     while done < len {
         let to = to.wrapping_add(done);
-        let num_bytes = if region::find(to as usize).is_some() { in_page(to as usize, len - done) } else { len - done };
+        if region::find(to as usize).is_none() {
+            // SAFETY: the caller's promise.
+            unsafe { std::ptr::copy(from.wrapping_add(done), to, len - done) };
+            return Ok(());
+        }
+        let num_bytes = in_page(to as usize, len - done);
         let _page = PinnedPage::at(to as usize)?;
-        // SAFETY: inside the caller's ranges; the page written, if it is a region's, is pinned.
-        unsafe { std::ptr::copy(from.wrapping_add(done), to, num_bytes) };
+        // SAFETY: inside the caller's ranges; the page written is pinned.
+        unsafe { copy_caught(to, from.wrapping_add(done), num_bytes)? };
         done += num_bytes;
     }
     Ok(())
+}
+
+/// Copies what is pinned. Even then its memory may turn out to be damaged.
+///
+/// # Safety
+/// As `std::ptr::copy`.
+unsafe fn copy_caught(to: *mut u8, from: *const u8, num_bytes: usize) -> Result<()> {
+    // SAFETY: the caller's promise; a copy has nothing to clean up.
+    unsafe { try_catch(|| std::ptr::copy(from, to, num_bytes)) }.map_err(Error::from)
 }
 
 /// Compares `len` bytes as memcmp does.
@@ -132,7 +147,9 @@ unsafe fn compare_with(a: *const u8, b: *const u8, len: usize) -> Result<Orderin
         let num_bytes = in_page(b as usize, len - done);
         let _page = PinnedPage::at(b as usize)?;
         // SAFETY: inside the caller's ranges; the page of the region is pinned.
-        let order = unsafe { std::slice::from_raw_parts(a, num_bytes).cmp(std::slice::from_raw_parts(b, num_bytes)) };
+        let compare = || unsafe { std::slice::from_raw_parts(a, num_bytes).cmp(std::slice::from_raw_parts(b, num_bytes)) };
+        // SAFETY: a comparison has nothing to clean up.
+        let order = unsafe { try_catch(compare) }.map_err(Error::from)?;
         if order != Ordering::Equal {
             return Ok(order);
         }

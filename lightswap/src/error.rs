@@ -1,5 +1,6 @@
 //! Errors of the public API: each says what failed, why, and what to do about it.
 
+use crate::failure::SwapFailure;
 use std::fmt;
 use std::io;
 
@@ -73,6 +74,7 @@ impl ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    failure: Option<SwapFailure>,
 }
 
 /// Result of the public API.
@@ -80,7 +82,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), failure: None }
     }
 
     /// The last operating system error, after `what` ("cannot open /x").
@@ -90,6 +92,11 @@ impl Error {
 
     pub(crate) fn io(kind: ErrorKind, what: impl fmt::Display, cause: &io::Error) -> Self {
         Self::new(kind, format!("{what}: {cause}"))
+    }
+
+    /// Why a page could not be had, for an error of the kind [`ErrorKind::SwapIn`].
+    pub fn failure(&self) -> Option<&SwapFailure> {
+        self.failure.as_ref()
     }
 
     /// The kind, for programs.
@@ -105,3 +112,9 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<SwapFailure> for Error {
+    fn from(failure: SwapFailure) -> Self {
+        Self { kind: ErrorKind::SwapIn, message: failure.to_string(), failure: Some(failure) }
+    }
+}

@@ -6,6 +6,7 @@
 
 use crate::backend::Write;
 use crate::budget::MAX_BATCH_PAGES;
+use crate::discard;
 use crate::hand::Claim;
 use crate::io_queue::Token;
 use crate::lwt;
@@ -17,7 +18,11 @@ use crate::residency::CHUNK_PAGES;
 use crate::size::{PAGE_SIZE, bytes_of};
 use crate::sys;
 use crate::sys::removal::Run;
+use crate::try_catch;
 use crate::worker::Worker;
+use std::cell::Cell;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::compiler_fence;
 use std::time::Duration;
 
 /// Spans a batch may gather its victims from.
@@ -62,6 +67,9 @@ pub(crate) struct Batch {
     /// Victims `first..first + len` of each write in flight.
     writes: Vec<(usize, usize)>,
     num_writes_pending: usize,
+    /// When the writes were started, if any are pending, and whether they are known to take too long.
+    start_ns: u64,
+    is_overdue: bool,
     runs: Vec<Run>,
 }
 
@@ -85,6 +93,8 @@ impl Batch {
             must_unprotect: false,
             writes: Vec::with_capacity(MAX_BATCH_PAGES),
             num_writes_pending: 0,
+            start_ns: 0,
+            is_overdue: false,
             runs: Vec::with_capacity(MAX_BATCH_PAGES),
         }
     }
@@ -166,6 +176,10 @@ fn start_batch(worker: &Worker) -> Progress {
     protect(pager, batch);
     classify(pager, batch);
     write_dirty(worker, number, batch);
+    if batch.num_writes_pending > 0 {
+        batch.start_ns = sys::now_ns();
+        worker.watch_time();
+    }
     let freed = remove(worker, batch);
     if batch.num_writes_pending == 0 {
         release(pager, batch);
@@ -266,21 +280,43 @@ fn protect(pager: &Pager, batch: &Batch) {
 
 /// Hashes the victims and decides what becomes of each.
 fn classify(pager: &Pager, batch: &mut Batch) {
-    for victim in &mut batch.victims {
-        let address = victim.page.address() as *const u8;
-        // SAFETY: a page in Evicting is mapped and only we can unmap it. In a transparent region it is write-protected; in a cooperative one a
-        // writer has pinned it, so that a hash of changing bytes is thrown away by begin_removal.
-        victim.hash = unsafe { pager.hash_page(address) };
-        let word = victim.page.entry().load();
-        victim.fate = if pager.is_zero_hash(victim.hash) {
-            Fate::Zero
-        } else if word.is_stored() && victim.page.entry().hash() == victim.hash {
-            Fate::Stored
-        } else {
-            Fate::Dirty
+    // Looked at after a memory error cut the work short, so each change must be in memory before the next page is read.
+    let num_done = Cell::new(0);
+    while num_done.get() < batch.victims.len() {
+        // SAFETY: what a memory error skips are loops over plain data: no destructor, no lock. Which victim it was `num_done` tells.
+        let result = unsafe {
+            try_catch::try_without_paging(|| {
+                for victim in &mut batch.victims[num_done.get()..] {
+                    classify_one(pager, victim);
+                    num_done.set(num_done.get() + 1);
+                    compiler_fence(SeqCst);
+                }
+            })
         };
-        victim.was_dirty = victim.fate == Fate::Dirty;
+        if result.is_err() {
+            let victim = &mut batch.victims[num_done.get()];
+            victim.fate = Fate::Kept;
+            batch.must_unprotect = true;
+            discard::lose(victim.page);
+            num_done.set(num_done.get() + 1);
+        }
     }
+}
+
+fn classify_one(pager: &Pager, victim: &mut Victim) {
+    let address = victim.page.address() as *const u8;
+    // SAFETY: a page in Evicting is mapped and only we can unmap it. In a transparent region it is write-protected; in a cooperative one a
+    // writer has pinned it, so that a hash of changing bytes is thrown away by begin_removal.
+    victim.hash = unsafe { pager.hash_page(address) };
+    let word = victim.page.entry().load();
+    victim.fate = if pager.is_zero_hash(victim.hash) {
+        Fate::Zero
+    } else if word.is_stored() && victim.page.entry().hash() == victim.hash {
+        Fate::Stored
+    } else {
+        Fate::Dirty
+    };
+    victim.was_dirty = victim.fate == Fate::Dirty;
 }
 
 /// Writes dirty victims from their place, contiguous ones in one request.
@@ -317,6 +353,17 @@ fn dirty_run(victims: &[Victim]) -> usize {
         std::ptr::eq(victim.page.region, first.page.region) && victim.page.index == first.page.index + offset && is_dirty(victim)
     };
     victims.iter().enumerate().take_while(follows).count()
+}
+
+/// The writes of a batch that were started before `limit_ns` take too long. Its pages cannot be taken back before the device is done with them, but no fresh
+/// memory is handed out meanwhile.
+pub(crate) fn check_time(worker: &Worker, batch: &mut Batch, limit_ns: u64) {
+    if batch.num_writes_pending > 0 && batch.start_ns < limit_ns {
+        worker.pager().note_swap_out(false);
+        if !std::mem::replace(&mut batch.is_overdue, true) {
+            worker.stats().counters.swap_outs_overdue.add(1);
+        }
+    }
 }
 
 /// A write of a batch completed with `result` (bytes, or a negative errno).
@@ -409,6 +456,7 @@ fn release(pager: &Pager, batch: &mut Batch) {
     batch.protected.clear();
     batch.writes.clear();
     batch.must_unprotect = false;
+    batch.is_overdue = false;
     let num_victims = batch.victims.len();
     batch.victims.clear();
     if num_victims > 0 {

@@ -98,6 +98,19 @@ impl Hand {
         });
     }
 
+    /// Claims just these pages, so that nobody evicts in them; `None` while somebody does, or there are too many claims.
+    pub(crate) fn claim_pages(&self, region: &'static RegionInner, start: usize, end: usize) -> Option<Claim> {
+        self.with(|state| {
+            if state.is_claimed(region, start, end) {
+                return None;
+            }
+            let place = state.claims.iter().position(Option::is_none)?;
+            let claim = Claim { region, start, end };
+            state.claims[place] = Some(claim);
+            Some(claim)
+        })
+    }
+
     /// The page at `address` of a region of `pager`, which is not destroyed until its `num_swapping_in` is decremented again.
     pub(crate) fn enter_page(&self, address: usize, pager: &Pager) -> Option<Page<'static>> {
         self.with(|_| {

@@ -5,6 +5,7 @@ use crate::copies;
 use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict;
+use crate::failure;
 use crate::fork;
 use crate::lwt;
 use crate::notifier::{monitor, sigbus};
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// What keeps an instance running: the pager, and the thread that serves ordinary threads.
 #[derive(Debug)]
@@ -32,7 +34,8 @@ impl Instance {
         &self.pager
     }
 
-    fn open(config: Config) -> Result<Self> {
+    fn open(mut config: Config) -> Result<Self> {
+        config.backend_name = failure::intern(&config.backend_url);
         let pager = Arc::new(Pager::open(config)?);
         sigbus::install()?;
         fork::install();
@@ -145,6 +148,13 @@ impl Builder {
     /// Whether the steps of every swap-in are timed, which [`Lightswap::stats`] then shows as `step_*`. Default false: it takes some readings of the clock.
     pub fn step_times(mut self, timed: bool) -> Self {
         self.0.step_times = timed;
+        self
+    }
+
+    /// How long a request to the backend may take; default 30 s. A read that takes longer (noticed at most a quarter later) fails for those who wait for it, with
+    /// [`crate::Cause::TimedOut`]; while a write does, its pages stay resident, and no fresh memory is handed out.
+    pub fn io_timeout(mut self, limit: Duration) -> Self {
+        self.0.io_timeout = limit;
         self
     }
 
@@ -439,6 +449,21 @@ pub fn unpin(address: *const u8, len: usize) -> Result<()> {
 /// [`ErrorKind::NotInRegion`].
 pub fn prefetch(address: *const u8, len: usize) -> Result<()> {
     PageRange::find(address as usize, len).map(|range| range.prefetch())
+}
+
+/// Gives up what the pages hold, whatever state they are in: they read as zeroes again, and take neither local memory nor room in the backend until they are
+/// written. It is how a page whose content was lost (see [`SwapFailure`](crate::SwapFailure)) is used again. Waits for those who are bringing the pages in or
+/// evicting them; nobody may use them meanwhile.
+///
+/// # Errors
+/// [`ErrorKind::NotInRegion`]; [`ErrorKind::InvalidArgument`] if the range is not of whole pages; [`ErrorKind::Busy`] if a page is pinned or being accessed: with
+/// pins as they were at the start, nothing is discarded then.
+pub fn discard(address: *const u8, len: usize) -> Result<()> {
+    if !(address as usize).is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
+        let message = format!("discard: {len} bytes at {:#x} are not whole pages of {PAGE_SIZE} bytes", address as usize);
+        return Err(Error::new(ErrorKind::InvalidArgument, message));
+    }
+    PageRange::find(address as usize, len)?.discard()
 }
 
 /// Makes the pages the first candidates for eviction; a hint.

@@ -1,4 +1,4 @@
-//! A worker's io_uring: reads into registered buffers, writes from pages, timeouts, and the wake-up from other threads.
+//! A worker's io_uring: reads into registered buffers, writes from pages, timeouts, the alarm, and the wake-up from other threads.
 //!
 //! Only the worker's thread uses the ring (SINGLE_ISSUER); completions are processed when it asks for them (DEFER_TASKRUN), never as an
 //! interruption.
@@ -33,6 +33,8 @@ pub(crate) enum Purpose {
     Write { batch: usize, run: usize },
     /// Another thread left something in the worker's inbox.
     Wake,
+    /// Time to look for requests that take too long.
+    Alarm,
 }
 
 impl Token {
@@ -50,12 +52,14 @@ impl Token {
     }
 
     const WAKE: Self = Self(3);
+    const ALARM: Self = Self(1 << 2 | 3);
 
     fn purpose(self) -> Purpose {
         match self.0 & 3 {
             0 => Purpose::Lwt(self.0 as *mut Lwt),
             1 => Purpose::Read { buffer: (self.0 >> 2) as usize },
             2 => Purpose::Write { batch: (self.0 >> 32) as usize, run: (self.0 as u32 >> 2) as usize },
+            _ if self == Self::ALARM => Purpose::Alarm,
             _ => Purpose::Wake,
         }
     }
@@ -76,8 +80,9 @@ pub(crate) struct IoQueue {
     is_armed: Cell<bool>,
     /// An event loop watches `wake_fd`.
     is_watched: Cell<bool>,
-    /// Requests not completed yet, the poll of `wake_fd` not counted.
+    /// Requests not completed yet, the poll of `wake_fd` and the alarm not counted.
     num_in_flight: Cell<usize>,
+    is_alarm_set: Cell<bool>,
     num_idle_polls: Cell<u32>,
     read_clock: Option<ReadClock>,
     read_runs: ReadRuns,
@@ -132,6 +137,7 @@ impl IoQueue {
             is_armed: Cell::new(false),
             is_watched: Cell::new(false),
             num_in_flight: Cell::new(0),
+            is_alarm_set: Cell::new(false),
             num_idle_polls: Cell::new(0),
             read_clock: times_reads.then(|| ReadClock::new(num_buffers)),
             read_runs: ReadRuns::new(num_buffers),
@@ -173,8 +179,8 @@ impl IoQueue {
         }
     }
 
-    /// Pushes the reads that were gathered.
-    fn push_read_run(&self) {
+    /// Pushes the reads that were gathered: those that follow are of another request.
+    pub(crate) fn push_read_run(&self) {
         let Some(run) = self.read_runs.take() else { return };
         let entry = match run.target {
             Target::Contiguous(target, len) if self.has_fixed_buffers => opcode::ReadFixed::new(Fixed(0), target, len, 0).offset(run.offset).build(),
@@ -214,6 +220,15 @@ impl IoQueue {
         }
     }
 
+    /// Lets [`Purpose::Alarm`] come up after `duration`, unless it will already. One load then. Async-signal-safe.
+    pub(crate) fn set_alarm(&self, duration: Duration) {
+        if !self.is_alarm_set.replace(true) {
+            self.push_timeout(duration, Token::ALARM);
+            // Nobody waits for it.
+            self.num_in_flight.set(self.num_in_flight.get() - 1);
+        }
+    }
+
     /// Hands what was pushed to the kernel. Async-signal-safe.
     pub(crate) fn submit(&self) {
         self.push_read_run();
@@ -244,6 +259,10 @@ impl IoQueue {
                 Purpose::Wake => {
                     self.is_armed.set(false);
                     self.clear_wake();
+                }
+                Purpose::Alarm => {
+                    self.is_alarm_set.set(false);
+                    complete(Purpose::Alarm, 0);
                 }
                 Purpose::Read { buffer } => {
                     self.num_in_flight.set(self.num_in_flight.get() - 1);
@@ -393,6 +412,6 @@ mod tests {
         assert_eq!(Token::lwt(lwt).purpose(), Purpose::Lwt(lwt));
         assert_eq!(Token::read(255).purpose(), Purpose::Read { buffer: 255 });
         assert_eq!(Token::write(3, 255).purpose(), Purpose::Write { batch: 3, run: 255 });
-        assert_eq!(Token::WAKE.purpose(), Purpose::Wake);
+        assert_eq!((Token::WAKE.purpose(), Token::ALARM.purpose()), (Purpose::Wake, Purpose::Alarm));
     }
 }

@@ -26,6 +26,8 @@
 //!   page of a transparent region may be write-protected for a moment even while it is pinned.)
 //! * LWTs of a worker share its thread: thread-local storage, and locks that the thread holds. Code that touches a region under a lock needs [`sync`].
 //! * Handlers of other signals must not touch region memory.
+//! * An access to a page whose content cannot be had (the backend failed, memory is damaged) ends the process with a message, unless it is made in a block of
+//!   [`try_catch`]. Explicit requests ([`touch`], [`pin`], [`copy`]) return it as an error.
 //! * A child of fork() may read pages that were resident; a missing one ends the child with a message.
 //!
 //! # Data flow
@@ -45,8 +47,10 @@ mod buffers;
 pub mod capi;
 mod config;
 mod copies;
+mod discard;
 mod error;
 mod evict;
+mod failure;
 mod fork;
 mod hand;
 mod instance;
@@ -56,6 +60,7 @@ mod notifier;
 mod page_table;
 mod pager;
 mod parking;
+mod poison;
 mod read_runs;
 mod region;
 mod residency;
@@ -66,13 +71,19 @@ mod swap_in;
 pub mod sync;
 mod sys;
 pub mod syscalls;
+mod try_catch;
 mod worker;
 
 pub use config::{Notifier, Waiting};
 pub use error::{Error, ErrorKind, Result};
-pub use instance::{Builder, Lightswap, Region, WorkerHandle, advise_cold, compare, copy, is_resident, pin, pin_resident, prefetch, reserve, touch, unpin};
+pub use failure::{Cause, SwapFailure};
+pub use instance::{Builder, Lightswap, Region, WorkerHandle};
+pub use instance::{advise_cold, compare, copy, discard, is_resident, pin, pin_resident, prefetch, reserve, touch, unpin};
+#[doc(hidden)]
+pub use poison::poison;
 pub use region::Contract;
 pub use size::{PAGE_SIZE, format_size, parse_size};
+pub use try_catch::try_catch;
 
 /// For measurements: the monotonic time (ns) of the fault handler's first instruction at the last fault of the calling thread; with [`Notifier::Monitor`], of
 /// the pager thread's reading of the last fault of the process.

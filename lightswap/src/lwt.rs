@@ -4,9 +4,11 @@
 //! OS thread's thread-local storage; `errno` is saved and restored around every suspension.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::failure::SwapFailure;
 use crate::io_queue::Token;
 use crate::stack::LwtStack;
 use crate::sys;
+use crate::try_catch;
 use crate::worker::{self, Worker, WorkerShared};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use std::cell::{Cell, RefCell};
@@ -23,6 +25,10 @@ pub(crate) struct Lwt {
     home: *const WorkerShared,
     /// The program's; see [`set_value`].
     value: Cell<*mut libc::c_void>,
+    /// Its innermost open try block.
+    innermost_try: Cell<*mut try_catch::Context>,
+    /// Why a page could not be had, if that is why its last call failed.
+    last_failure: Cell<Option<SwapFailure>>,
     /// Link in the worker's ready queue (its thread only).
     next_ready: Cell<*mut Lwt>,
     /// Link in the home's inbox of remote wake-ups.
@@ -104,15 +110,28 @@ impl Lwt {
             // SAFETY: the scheduler sets the current LWT before it resumes one.
             unsafe { (*current()).yielder.set(yielder) };
             entry();
+            try_catch::check_none_is_open();
         });
         Ok(Box::new(Self {
             coroutine: RefCell::new(Some(coroutine)),
             yielder: Cell::new(ptr::null()),
             home: worker.shared(),
             value: Cell::new(ptr::null_mut()),
+            innermost_try: Cell::new(ptr::null_mut()),
+            last_failure: Cell::new(None),
             next_ready: Cell::new(ptr::null_mut()),
             next_inbox: AtomicPtr::new(ptr::null_mut()),
         }))
+    }
+
+    /// Its chain of open try blocks.
+    pub(crate) fn innermost_try(&self) -> &Cell<*mut try_catch::Context> {
+        &self.innermost_try
+    }
+
+    /// For the C ABI.
+    pub(crate) fn last_failure(&self) -> &Cell<Option<SwapFailure>> {
+        &self.last_failure
     }
 }
 

@@ -5,11 +5,16 @@
 //! Untouched ──────────────► SwappingIn ───────────────► Resident ◄──────────────┐
 //!     ▲                      ▲      │ fail_swap_in        │ select_victim       │ pin, reference,
 //!     │ (all zero)           │      ▼                     ▼                     │ a write fault:
-//!     │        begin_swap_in │    Failed               Evicting ────────────────┘ cancelled
+//!     │        begin_swap_in ├─── Failed               Evicting ────────────────┘ cancelled
 //!     │                      │                            │ begin_removal
 //!     │                  SwappedOut ◄──────────────── Removing
 //!     └───────────────────────────────────────────────────┘ finish_removal
 //! ```
+//! Beside that, `begin_discard` takes a page that nobody owns or pins to Removing, from where it becomes Untouched: its content is given up.
+//!
+//! Failed is not for ever: the last read failed, which is what those are told who waited for it; the next that asks tries again. Only where memory
+//! was damaged (`lose`) there is nothing to read again: such a page is Failed without STORED, and has its damaged frame until it is discarded.
+//!
 //! A page is mapped in Resident and Evicting, and only then may it be read. Whoever moves a page to SwappingIn or Evicting owns it
 //! until it leaves that state (from Evicting anybody may take it back to Resident); everybody else waits for SwappingIn and Removing,
 //! having set the WAITERS bit so that the owner knows to wake them. A page with pins stays Resident.
@@ -43,7 +48,7 @@ pub(crate) enum PageState {
     Removing = 4,
     /// In its slot of the backend.
     SwappedOut = 5,
-    /// Its content could not be read back.
+    /// The last attempt to read its content back failed, or (not STORED) its memory was damaged.
     Failed = 6,
 }
 
@@ -90,6 +95,11 @@ impl Word {
     /// The backend holds the content whose hash is recorded.
     pub(crate) fn is_stored(self) -> bool {
         self.0 & STORED != 0
+    }
+
+    /// Some local memory is taken by it: mapped, or damaged.
+    pub(crate) fn has_frame(self) -> bool {
+        self.is_mapped() || (self.state() == PageState::Failed && !self.is_stored())
     }
 
     fn with_state(self, state: PageState) -> Self {
@@ -198,7 +208,7 @@ impl PageEntry {
 
     /// Takes a page that is not resident from exactly `from`; the caller then owns its swap-in.
     pub(crate) fn begin_swap_in(&self, from: Word) -> bool {
-        debug_assert!(matches!(from.state(), PageState::Untouched | PageState::SwappedOut));
+        debug_assert!(matches!(from.state(), PageState::Untouched | PageState::SwappedOut | PageState::Failed) && !from.has_frame());
         self.step(from, from.with_state(PageState::SwappingIn))
     }
 
@@ -217,6 +227,21 @@ impl PageEntry {
     pub(crate) fn abort_swap_in(&self) -> bool {
         let before = |word: Word| if word.is_stored() { PageState::SwappedOut } else { PageState::Untouched };
         self.leave(PageState::SwappingIn, |word| word.with_state(before(word)))
+    }
+
+    /// The memory of a mapped page is damaged: its content is lost for good. `false` if the page is not mapped.
+    pub(crate) fn lose(&self, cause: i32) -> bool {
+        if !self.load().is_mapped() {
+            return false;
+        }
+        self.cause.store(cause as u32, Relaxed);
+        self.update(|word| word.is_mapped().then(|| Word(word.with_state(PageState::Failed).0 & !(STORED | REF_MASK)))).is_ok()
+    }
+
+    /// Takes a page without pins that nobody owns from exactly `from`, to give its content up; the caller then owns its removal.
+    pub(crate) fn begin_discard(&self, from: Word) -> bool {
+        debug_assert!(!matches!(from.state(), PageState::SwappingIn | PageState::Evicting | PageState::Removing) && from.num_pins() == 0);
+        self.step(from, Word(from.with_state(PageState::Removing).0 & !STORED))
     }
 
     /// Why the page is Failed.

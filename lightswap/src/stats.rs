@@ -1,5 +1,6 @@
 //! Counters and latency histograms: each worker writes its own, readers add them up, nobody is stopped.
 
+use crate::failure::Cause;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -123,8 +124,26 @@ counters! {
     swap_ins,
     /// Pages read ahead of use.
     prefetches,
-    /// Swap-ins that failed.
+    /// Swap-ins that failed, of all causes that follow; also pages lost because memory was damaged.
     swap_in_errors,
+    /// Those where the backend, or mapping the page, returned an error.
+    swap_in_errors_io,
+    /// Those that took longer than the time limit.
+    swap_in_errors_timeout,
+    /// Those whose content was not what had been written.
+    swap_in_errors_hash,
+    /// Those where the backend returned less than a page.
+    swap_in_errors_short,
+    /// Those where the backend was gone.
+    swap_in_errors_lost,
+    /// Pages that were lost because their memory was damaged.
+    swap_in_errors_poison,
+    /// Reads that failed and were begun again at once.
+    swap_in_retries,
+    /// Damaged memory that the kernel has announced before anybody accessed it.
+    memory_errors_announced,
+    /// Pages whose content the program gave up.
+    discards,
     /// Pages removed whose content the backend already had: no write.
     clean_evictions,
     /// Pages removed that were all zero: no write, no slot.
@@ -135,12 +154,30 @@ counters! {
     cancelled_evictions,
     /// Writes to the backend that failed; their pages stayed resident.
     swap_out_errors,
+    /// Times that a write was found to take longer than the time limit; its pages stay resident until it ends.
+    swap_outs_overdue,
     /// Evict batches.
     evict_batches,
     /// Times that a faulting LWT or thread had to reclaim for itself.
     direct_reclaims,
     /// Times that someone waited for a free frame.
     frame_waits,
+}
+
+impl Counters {
+    /// A page could not be had, for this reason.
+    pub(crate) fn count_failure(&self, cause: Cause) {
+        self.swap_in_errors.add_shared(1);
+        let of_cause = match cause {
+            Cause::Io => &self.swap_in_errors_io,
+            Cause::TimedOut => &self.swap_in_errors_timeout,
+            Cause::WrongHash => &self.swap_in_errors_hash,
+            Cause::ShortRead => &self.swap_in_errors_short,
+            Cause::LostBackend => &self.swap_in_errors_lost,
+            Cause::Poisoned => &self.swap_in_errors_poison,
+        };
+        of_cause.add_shared(1);
+    }
 }
 
 /// One set of counters and histograms.

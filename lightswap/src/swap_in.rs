@@ -6,48 +6,34 @@
 //!
 //! Whoever asked gets the page with a pin that it drops when it has been resumed: with a tiny local memory the page would otherwise be
 //! gone again before its LWT ran, forever.
+//!
+//! A read that fails is begun again at once, a few times. If that does not help, the page is Failed, and those who wait for it learn why. The next who
+//! asks for the page tries again: what was wrong may be over by then.
 
-use crate::buffers::{Asker, PendingRead};
+use crate::buffers::{Asker, Outcome, PendingRead};
 use crate::config::Notifier;
 use crate::evict;
+use crate::failure::RawCause;
 use crate::lwt;
 use crate::page_table::{PageState, Pinned, Word};
 use crate::pager::{Pager, ZERO_PAGE};
 use crate::parking;
 use crate::region::Page;
-use crate::stats::Stats;
+use crate::stats::Counters;
 use crate::sys;
 use crate::worker::{self, Worker};
 use std::cell::Cell;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr};
 
-/// Why a page could not be brought in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SwapInError {
-    /// An errno, or [`WRONG_HASH`] or [`SHORT_READ`].
-    pub(crate) cause: i32,
-}
-
-/// Cause: the content read is not what was written.
-pub(crate) const WRONG_HASH: i32 = -1;
-/// Cause: the backend returned less than a page.
-pub(crate) const SHORT_READ: i32 = -2;
-
-impl std::fmt::Display for SwapInError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.cause {
-            WRONG_HASH => f.write_str("the content read back is not what was written (wrong hash)"),
-            SHORT_READ => f.write_str("the backend returned less than a page"),
-            // Not io::Error: this may be formatted in a signal handler, where strerror has no place.
-            errno => write!(f, "I/O error, errno {errno}"),
-        }
-    }
-}
+/// Times that a read which fails is begun again before its page is given up.
+const MAX_RETRIES: u32 = 2;
 
 /// Makes a page resident and adds a pin to it, suspending the LWT or blocking the thread as long as it takes. Async-signal-safe.
-pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, SwapInError> {
+pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, RawCause> {
     let entry = page.entry();
+    // Who waited for a read gets the error it ended with: that many should try again one after the other helps nobody.
+    let mut has_waited = false;
     loop {
         let word = match entry.pin(page.region.pager.budget.tick()) {
             Ok(pinned) => return Ok(pinned),
@@ -59,8 +45,16 @@ pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, SwapInError> 
                     return Ok(Pinned::Resident);
                 }
             }
-            PageState::SwappingIn | PageState::Removing => parking::park_for_pager(page.key(), || entry.set_waiters()),
-            PageState::Failed => return Err(SwapInError { cause: entry.cause() }),
+            PageState::SwappingIn | PageState::Removing => {
+                parking::park_for_pager(page.key(), || entry.set_waiters());
+                has_waited |= word.state() == PageState::SwappingIn;
+            }
+            PageState::Failed if has_waited || word.has_frame() => return Err(RawCause(entry.cause())),
+            PageState::Failed => {
+                if try_bring_in(page, word)? {
+                    return Ok(Pinned::Resident);
+                }
+            }
             PageState::Resident | PageState::Evicting => {}
         }
     }
@@ -76,7 +70,7 @@ pub(crate) fn unpin(page: Page<'_>) -> bool {
 }
 
 /// Brings in a page whose word was `word` with one pin; `false` if there is no pin: somebody else was faster, or the pager thread has brought it in.
-fn try_bring_in(page: Page<'static>, word: Word) -> Result<bool, SwapInError> {
+fn try_bring_in(page: Page<'static>, word: Word) -> Result<bool, RawCause> {
     let pager = &*page.region.pager;
     match worker::current_of(pager) {
         Some(worker) if worker.swaps_in() && lwt::on_lwt() => {
@@ -90,7 +84,7 @@ fn try_bring_in(page: Page<'static>, word: Word) -> Result<bool, SwapInError> {
 }
 
 /// On an LWT: brings in a page that the caller has moved to SwappingIn from `word`, and pins it.
-fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), SwapInError> {
+fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), RawCause> {
     let pager = &*page.region.pager;
     let start_ns = sys::now_ns();
     evict::take_frame(worker);
@@ -107,15 +101,17 @@ fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), Swap
             stats.steps.map.record(sys::now_ns() - found_ns);
         }
     } else {
-        let mapped_ns = Cell::new(0);
-        worker.start_read(page, 1, Some(Asker { start_ns, mapped_ns: &mapped_ns }));
-        let entry = page.entry();
-        // With our pin on it, or Failed, the page stays as it is until we look.
-        while entry.load().state() == PageState::SwappingIn {
-            parking::park_for_pager(page.key(), || entry.set_waiters());
+        let (mapped_ns, outcome) = (Cell::new(0), Outcome::new(None));
+        if let Err(cause) = worker.start_read(page, 1, Some(Asker { start_ns, outcome: &outcome, mapped_ns: &mapped_ns })) {
+            return finish(page, Err(cause), 1);
         }
-        if entry.load().state() == PageState::Failed {
-            return Err(SwapInError { cause: entry.cause() });
+        loop {
+            if let Some(result) = outcome.get() {
+                result?;
+                break;
+            }
+            // While there is no outcome, the swap-in is ours, and the page in that state.
+            parking::park_for_pager(page.key(), || outcome.get().is_none() && page.entry().set_waiters());
         }
         if pager.config.step_times {
             stats.steps.resume.record(sys::now_ns() - mapped_ns.get());
@@ -129,7 +125,7 @@ fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), Swap
 }
 
 /// On a thread that is no worker, or on a worker's own stack.
-fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, SwapInError> {
+fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, RawCause> {
     let pager = &*page.region.pager;
     let entry = page.entry();
     let may_swap_in = pager.config.notifier == Notifier::Sigbus;
@@ -164,12 +160,12 @@ fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, SwapInErr
     match request.cause.load(Acquire) {
         // The pin that the server took, if it left us one, is ours now.
         0 => Ok(may_swap_in),
-        cause => Err(SwapInError { cause }),
+        cause => Err(RawCause(cause)),
     }
 }
 
 /// Maps a zeroed page; on failure gives the frame back.
-fn install_zeroes(page: Page<'_>, pins: u32) -> Result<(), SwapInError> {
+fn install_zeroes(page: Page<'_>, pins: u32) -> Result<(), RawCause> {
     let pager = &*page.region.pager;
     let reserved = pager.backend.reserve(page.slot(), 1);
     let result = match reserved {
@@ -177,23 +173,27 @@ fn install_zeroes(page: Page<'_>, pins: u32) -> Result<(), SwapInError> {
         Ok(()) => unsafe { pager.uffd.copy_page(page.address(), ZERO_PAGE.0.as_ptr()) },
         Err(cause) => Err(cause.raw_os_error().unwrap_or(libc::EIO)),
     };
-    finish(page, result, pins)
+    finish(page, result.map_err(RawCause), pins)
 }
 
 /// Verifies and maps a page whose content is at `content`; on failure gives the frame back.
-pub(crate) fn install(page: Page<'_>, content: *const u8, pins: u32) -> Result<(), SwapInError> {
-    let pager = &*page.region.pager;
-    // SAFETY: the content is in a slot or buffer that nobody else uses now.
-    let result = if unsafe { pager.hash_page(content) } == page.entry().hash() {
-        // SAFETY: as above; the page is ours in SwappingIn, so it is registered and missing.
-        unsafe { pager.uffd.copy_page(page.address(), content) }
-    } else {
-        Err(WRONG_HASH)
-    };
-    finish(page, result, pins)
+fn install(page: Page<'_>, content: *const u8, pins: u32) -> Result<(), RawCause> {
+    finish(page, map(page, content), pins)
 }
 
-fn finish(page: Page<'_>, result: Result<(), i32>, pins: u32) -> Result<(), SwapInError> {
+/// Verifies the content at `content` and maps the page with it.
+fn map(page: Page<'_>, content: *const u8) -> Result<(), RawCause> {
+    let pager = &*page.region.pager;
+    // SAFETY: the content is in a slot or buffer that nobody else uses now.
+    if unsafe { pager.hash_page(content) } != page.entry().hash() {
+        return Err(RawCause::WRONG_HASH);
+    }
+    // SAFETY: as above; the page is ours in SwappingIn, so it is registered and missing.
+    unsafe { pager.uffd.copy_page(page.address(), content) }.map_err(RawCause)
+}
+
+/// The swap-in is over, with this result: the page gets its state, and who waits for it is woken.
+fn finish(page: Page<'_>, result: Result<(), RawCause>, pins: u32) -> Result<(), RawCause> {
     match result {
         Ok(()) => {
             page.count_resident(true);
@@ -207,23 +207,27 @@ fn finish(page: Page<'_>, result: Result<(), i32>, pins: u32) -> Result<(), Swap
         }
         Err(cause) => {
             fail(page, cause, pins);
-            Err(SwapInError { cause })
+            Err(cause)
         }
     }
 }
 
 /// The swap-in failed, its frame is free. A page whose content could not be read when it was needed is Failed; a first touch, or a read that was only
 /// ahead of use, may be tried again.
-fn fail(page: Page<'_>, cause: i32, pins: u32) {
+fn fail(page: Page<'_>, cause: RawCause, pins: u32) {
     let pager = &*page.region.pager;
-    let counters: &Stats = worker::current_of(pager).map_or(&pager.thread_stats, Worker::stats);
-    counters.counters.swap_in_errors.add_shared(1);
+    counters(pager).count_failure(cause.cause());
     pager.budget.give_back(1);
-    let is_lost = page.entry().load().is_stored() && pins > 0;
-    let has_waiters = if is_lost { page.entry().fail_swap_in(cause) } else { page.entry().abort_swap_in() };
+    let has_failed = page.entry().load().is_stored() && pins > 0;
+    let has_waiters = if has_failed { page.entry().fail_swap_in(cause.0) } else { page.entry().abort_swap_in() };
     if has_waiters {
         parking::unpark_all(page.key());
     }
+}
+
+/// Those of the calling thread. All ordinary threads share a set, so add with [`crate::stats::Counter::add_shared`].
+pub(crate) fn counters(pager: &Pager) -> &Counters {
+    &worker::current_of(pager).map_or(&pager.thread_stats, Worker::stats).counters
 }
 
 /// Starts reading a page if it is swapped out and that needs no waiting. A hint.
@@ -252,11 +256,12 @@ pub(crate) fn prefetch(page: Page<'static>) {
     }
     match content {
         Some(content) => {
-            // A failure marks the page; whoever needs it will see.
-            let _ = install(page, content, 0);
-            worker.stats().counters.swap_ins.add(1);
+            // After a failure, whoever needs the page will try again.
+            if install(page, content, 0).is_ok() {
+                worker.stats().counters.swap_ins.add(1);
+            }
         }
-        None => worker.start_read(page, 0, None),
+        None => worker.start_read(page, 0, None).expect("there is a free buffer"),
     }
 }
 
@@ -299,7 +304,7 @@ pub(crate) fn serve(request: *mut Request) {
     }
     // SAFETY: as above; after `done` is set it may be gone, its address is still good as a key.
     unsafe {
-        (*request).cause.store(result.map_or_else(|error| error.cause, |_| 0), Release);
+        (*request).cause.store(result.map_or_else(|cause| cause.0, |_| 0), Release);
         (*request).done.store(true, Release);
     }
     parking::unpark_all(request as usize);
@@ -307,21 +312,41 @@ pub(crate) fn serve(request: *mut Request) {
 
 /// A read of the worker's queue completed: verifies and maps the page.
 pub(crate) fn complete_read(worker: &Worker, buffer: usize, result: i32) {
-    let (PendingRead { page, pins, start_ns, asker }, content) = worker.finish_read(buffer);
+    let Some((read, content)) = worker.finish_read(buffer) else { return worker.release_buffer(buffer) };
     let reaped_ns = worker.pager().step_clock();
-    if result == crate::size::PAGE_SIZE as i32 {
-        if install(page, content, pins).is_ok() {
+    let is_whole = result == crate::size::PAGE_SIZE as i32;
+    let mapped = if is_whole { map(read.page, content) } else { Err(RawCause::of_read(result)) };
+    match mapped {
+        Ok(()) => {
             worker.stats().counters.swap_ins.add(1);
-            worker.stats().swap_in.record(sys::now_ns() - start_ns);
+            worker.stats().swap_in.record(sys::now_ns() - read.start_ns);
             if worker.pager().config.step_times {
-                record_steps(worker, buffer, asker, reaped_ns);
+                record_steps(worker, buffer, read.asker, reaped_ns);
             }
         }
-    } else {
-        fail(page, if result < 0 { -result } else { SHORT_READ }, pins);
+        // Not for a prefetch: whoever needs the page has attempts of their own.
+        Err(cause) if cause.may_heal() && read.pins > 0 && read.num_retries < MAX_RETRIES => {
+            worker.stats().counters.swap_in_retries.add(1);
+            return worker.read_again(buffer, PendingRead { num_retries: read.num_retries + 1, ..read });
+        }
+        Err(_) => {}
     }
-    page.region.num_swapping_in.fetch_sub(1, AcqRel);
+    finish_read(read, mapped);
     worker.release_buffer(buffer);
+}
+
+/// A read takes longer than it may: gives it up. Its buffer is not free before it completes.
+pub(crate) fn abandon(read: PendingRead) {
+    finish_read(read, Err(RawCause::TIMED_OUT));
+}
+
+fn finish_read(read: PendingRead, mapped: Result<(), RawCause>) {
+    let outcome = finish(read.page, mapped, read.pins);
+    if let Some(asker) = read.asker {
+        // SAFETY: the LWT, of this thread, waits for this.
+        unsafe { (*asker.outcome).set(Some(outcome)) };
+    }
+    read.page.region.num_swapping_in.fetch_sub(1, AcqRel);
 }
 
 /// A read that was handled from `reaped_ns` on has been mapped.

@@ -7,6 +7,7 @@
 //! received where the kernel's write might fail half way, and any call while all pins are taken, perhaps for long.
 
 use crate::access::PageRange;
+use crate::copies;
 use crate::error::ErrorKind;
 use crate::lwt;
 use crate::region;
@@ -318,41 +319,27 @@ fn bounced(direction: Direction, vector: &[iovec], may_cut: bool, call: impl FnO
         return -1;
     }
     let mut bounce = vec![0u8; num_bytes];
+    let mut is_lost = false;
     if direction == Direction::Out {
-        for_each_part(vector, &mut bounce, |theirs, ours| {
-            // SAFETY: the caller vouches for its memory as for the plain call. Missing pages fault in, as for any code.
-            unsafe { std::ptr::copy_nonoverlapping(theirs, ours.as_mut_ptr(), ours.len()) };
-        });
+        // SAFETY: the caller vouches for its memory as for the plain call.
+        for_each_part(vector, &mut bounce, |theirs, ours| is_lost |= unsafe { copies::copy(ours.as_mut_ptr(), theirs, ours.len()) }.is_err());
+        if is_lost {
+            sys::set_errno(libc::EIO);
+            return -1;
+        }
     }
     let result = call(iovec { iov_base: bounce.as_mut_ptr().cast(), iov_len: num_bytes });
     if direction == Direction::Out || result <= 0 {
         return result;
     }
-    let mut is_lost = false;
-    for_each_part(vector, &mut bounce[..num_bytes.min(result as usize)], |theirs, ours| is_lost |= copy_in(theirs, ours).is_err());
+    // SAFETY: as above.
+    let copy_in = |theirs: *mut u8, ours: &mut [u8]| is_lost |= unsafe { copies::copy(theirs, ours.as_ptr(), ours.len()) }.is_err();
+    for_each_part(vector, &mut bounce[..num_bytes.min(result as usize)], copy_in);
     if is_lost {
         sys::set_errno(libc::EIO);
         return -1;
     }
     result
-}
-
-/// Copies into any memory; into pages of a region one by one under a pin, as the cooperative contract wants it.
-fn copy_in(target: *mut u8, source: &[u8]) -> crate::error::Result<()> {
-    // SAFETY: the caller of the wrapper vouches for its memory as for the plain call.
-    let copy = |at: usize, len: usize| unsafe { std::ptr::copy_nonoverlapping(source.as_ptr().add(at), target.add(at), len) };
-    if region::find(target as usize).is_none() {
-        copy(0, source.len());
-        return Ok(());
-    }
-    let mut at = 0;
-    while at < source.len() {
-        let address = target as usize + at;
-        let len = (PAGE_SIZE - address % PAGE_SIZE).min(source.len() - at);
-        PageRange::find(address, len)?.with_pin(|| copy(at, len))?;
-        at += len;
-    }
-    Ok(())
 }
 
 /// An entry that begins in a region and ends outside.

@@ -7,6 +7,7 @@ use crate::buffers::{Asker, Buffers, PendingRead};
 use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict::{self, Batch, MAX_BATCHES};
+use crate::failure::RawCause;
 use crate::io_queue::{IoQueue, Purpose, event_fd};
 use crate::lwt::{self, Lwt, ReadyQueue};
 use crate::pager::Pager;
@@ -22,6 +23,7 @@ use std::ptr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicPtr, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 thread_local! {
     /// The worker that this thread is, or null. Const and without destructor: reading it in a signal handler is safe.
@@ -281,8 +283,33 @@ impl Worker {
             Purpose::Lwt(lwt) => self.push_ready(lwt),
             Purpose::Read { buffer } => swap_in::complete_read(self, buffer, result),
             Purpose::Write { batch, run } => evict::complete_write(self, batch, run, result),
+            Purpose::Alarm => self.look_for_overdue(),
             Purpose::Wake => {}
         }
+    }
+
+    /// Sees to it that requests that take too long are found, at most a quarter of the time limit late. For whoever has started one.
+    pub(crate) fn watch_time(&self) {
+        const MOST: Duration = Duration::from_secs(3600);
+        self.queue.set_alarm((self.pager.config.io_timeout / 4).clamp(Duration::from_millis(1), MOST));
+    }
+
+    fn look_for_overdue(&self) {
+        let limit_ns = sys::now_ns().saturating_sub(self.io_timeout_ns());
+        self.buffers.abandon(limit_ns, swap_in::abandon);
+        // Those who wait for a buffer look at their own time.
+        parking::unpark_all(self.buffers_key());
+        for batch in &self.batches {
+            // SAFETY: as in `free_batch`; completions, of which the alarm is one, are handled between the functions that use batches.
+            evict::check_time(self, unsafe { &mut *batch.get() }, limit_ns);
+        }
+        if self.buffers.are_used() || self.has_busy_batch() {
+            self.watch_time();
+        }
+    }
+
+    fn io_timeout_ns(&self) -> u64 {
+        u64::try_from(self.pager.config.io_timeout.as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Takes turns until no LWT of this worker is alive and its evictions are over, or it is told to stop.
@@ -292,16 +319,35 @@ impl Worker {
         }
     }
 
-    /// On an LWT: waits for a buffer and starts reading `page` into it.
-    pub(crate) fn start_read(&self, page: Page<'static>, pins: u32, asker: Option<Asker>) {
+    /// On an LWT: waits for a buffer and starts reading `page` into it. Fails only when the time limit passes before there is a buffer; a prefetch, made
+    /// only where one is free, never does.
+    pub(crate) fn start_read(&self, page: Page<'static>, pins: u32, asker: Option<Asker>) -> std::result::Result<(), RawCause> {
         page.region.num_swapping_in.fetch_add(1, Relaxed);
-        let read = PendingRead { page, pins, start_ns: sys::now_ns(), asker };
+        let read = PendingRead { page, pins, start_ns: sys::now_ns(), num_retries: 0, asker };
         let buffer = loop {
             if let Some(buffer) = self.buffers.take(read) {
                 break buffer;
             }
+            if sys::now_ns() > read.start_ns.saturating_add(self.io_timeout_ns()) {
+                page.region.num_swapping_in.fetch_sub(1, Release);
+                return Err(RawCause::TIMED_OUT);
+            }
             parking::park_for_pager(self.buffers_key(), || !self.buffers.has_free());
         };
+        self.watch_time();
+        self.read_into(buffer, page);
+        Ok(())
+    }
+
+    /// A read failed: starts it again, into the same buffer, and alone: it may be for the sake of a neighbour only that it failed.
+    pub(crate) fn read_again(&self, buffer: usize, read: PendingRead) {
+        self.buffers.resume(buffer, read);
+        self.queue.push_read_run();
+        self.read_into(buffer, read.page);
+        self.queue.push_read_run();
+    }
+
+    fn read_into(&self, buffer: usize, page: Page<'static>) {
         self.pager.backend.start_read(&self.queue, page.slot(), buffer, self.buffers.address(buffer));
     }
 
@@ -309,9 +355,9 @@ impl Worker {
         self.buffers.has_free()
     }
 
-    /// What a completed read was for, and its content.
-    pub(crate) fn finish_read(&self, buffer: usize) -> (PendingRead, *const u8) {
-        (self.buffers.finish(buffer), self.buffers.address(buffer))
+    /// What a completed read was for, and its content; `None` if it was abandoned.
+    pub(crate) fn finish_read(&self, buffer: usize) -> Option<(PendingRead, *const u8)> {
+        Some((self.buffers.finish(buffer)?, self.buffers.address(buffer)))
     }
 
     pub(crate) fn release_buffer(&self, buffer: usize) {

@@ -2,6 +2,7 @@
 
 use crate::config::{Notifier, Waiting};
 use crate::error::ErrorKind;
+use crate::failure::Cause;
 use crate::region::Contract;
 use libc::c_int;
 
@@ -32,6 +33,19 @@ pub const LSW_ERR_BUSY: c_int = -11;
 /// A page's content could not be read back.
 pub const LSW_ERR_SWAP_IN: c_int = -12;
 
+/// Cause of an lsw_error: the backend returned an error.
+pub const LSW_CAUSE_IO: u32 = 1;
+/// The read took longer than the time limit.
+pub const LSW_CAUSE_TIMEOUT: u32 = 2;
+/// What was read is not what was written.
+pub const LSW_CAUSE_HASH: u32 = 3;
+/// The backend returned less than a page.
+pub const LSW_CAUSE_SHORT: u32 = 4;
+/// The backend is gone: the device was removed, the connection lost.
+pub const LSW_CAUSE_LOST_BACKEND: u32 = 5;
+/// The memory of the page was damaged (a hardware memory error).
+pub const LSW_CAUSE_POISON: u32 = 6;
+
 /// Any code may write any page of the region at any time.
 pub const LSW_TRANSPARENT: c_int = 0;
 /// Code pins pages of the region before it writes them.
@@ -61,6 +75,9 @@ const _: () = {
     assert!(LSW_ERR_NOT_A_WORKER == ErrorKind::NotAWorker as c_int);
     assert!(LSW_ERR_BUSY == ErrorKind::Busy as c_int);
     assert!(LSW_ERR_SWAP_IN == ErrorKind::SwapIn as c_int);
+    assert!(LSW_CAUSE_IO == Cause::Io as u32 && LSW_CAUSE_TIMEOUT == Cause::TimedOut as u32 && LSW_CAUSE_HASH == Cause::WrongHash as u32);
+    assert!(LSW_CAUSE_SHORT == Cause::ShortRead as u32 && LSW_CAUSE_LOST_BACKEND == Cause::LostBackend as u32);
+    assert!(LSW_CAUSE_POISON == Cause::Poisoned as u32);
     assert!(LSW_NOTIFIER_SIGBUS == Notifier::Sigbus as u32 && LSW_NOTIFIER_MONITOR == Notifier::Monitor as u32);
     assert!(LSW_WAITING_SUSPEND == Waiting::Suspend as u32 && LSW_WAITING_POLL == Waiting::Poll as u32);
     assert!(LSW_TRANSPARENT == Contract::Transparent as c_int && LSW_COOPERATIVE == Contract::Cooperative as c_int);

@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind};
 use crate::size;
 use libc::{c_char, c_int};
 use std::ffi::CStr;
+use std::time::Duration;
 
 /// One budget of local memory, one backend, any number of regions and workers.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct lsw_config {
     waiting: u32,
     /// Not 0: times the steps of every swap-in and evictions, which lsw_stats_visit then shows as step_...; takes some readings of the clock.
     step_times: u32,
+    /// Milliseconds that a request to the backend may take, after which a read fails with LSW_CAUSE_TIMEOUT; 0 means 30,000.
+    io_timeout_ms: u32,
 }
 
 /// Parses "8GiB", "512m" or "4096" into bytes.
@@ -73,6 +76,9 @@ pub unsafe extern "C" fn lsw_open(config: *const lsw_config, instance: *mut *mut
     builder = builder.notifier(notifier).waiting(waiting).step_times(config.step_times != 0);
     if config.lwt_stack_bytes > 0 {
         builder = builder.lwt_stack(config.lwt_stack_bytes as usize);
+    }
+    if config.io_timeout_ms > 0 {
+        builder = builder.io_timeout(Duration::from_millis(config.io_timeout_ms.into()));
     }
     // SAFETY: not NULL, and the caller vouches for a writable target.
     status(builder.open().map(|opened| unsafe { *instance = Box::into_raw(Box::new(lsw_instance(opened))) }))

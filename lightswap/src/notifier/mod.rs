@@ -3,22 +3,11 @@
 pub(crate) mod monitor;
 pub(crate) mod sigbus;
 
-use crate::region::RegionInner;
-use crate::swap_in::SwapInError;
 use std::fmt::Write as _;
 
 /// Time of the last notification: of this thread by signal, or of the process by message, whichever is later. For measurements.
 pub(crate) fn last_notification_ns() -> u64 {
     sigbus::last_notification_ns().max(monitor::last_notification_ns())
-}
-
-/// The page at `address` cannot be had, and there is nobody to tell but the user.
-pub(crate) fn die_of(region: &RegionInner, address: usize, error: SwapInError) -> ! {
-    let (start, offset) = (region.start(), address - region.start());
-    die(format_args!(
-        "page {address:#x} (offset {offset:#x} of the region at {start:#x}) cannot be swapped in from backend \"{}\": {error}",
-        region.pager.config.backend_url
-    ))
 }
 
 /// Says why on standard error and aborts. Async-signal-safe.

@@ -5,10 +5,13 @@
 //! un-protected) before that is seen, and one mapped after wakes it: the calls that do so wake all sleepers of the page, read or not. Where this LWT
 //! finds that somebody else has done it, it wakes the page's sleepers again: one wake-up too many only makes an access fault anew.
 //!
+//! A page that cannot be had ends the process, try block or not: the thread that sleeps in the kernel cannot be made to leave its access.
+//!
 //! No deadlock: a thread that sleeps owns no page, frame or buffer that others could wait for, as all paging is done here, where no region memory
 //! is ever touched that might be missing.
 
-use super::die_of;
+use super::die;
+use crate::failure::SwapFailure;
 use crate::lwt;
 use crate::page_table::PageState;
 use crate::pager::Pager;
@@ -70,9 +73,9 @@ fn bring_in(page: Page<'static>, is_write_protect: bool) {
     let pager = &*page.region.pager;
     let counters = &pager.pager_thread().stats.counters;
     if is_write_protect { &counters.write_protect_faults } else { &counters.faults }.add(1);
-    let was_missing = matches!(page.entry().load().state(), PageState::Untouched | PageState::SwappedOut);
-    if let Err(error) = swap_in::make_resident(page) {
-        die_of(page.region, page.address(), error);
+    let was_missing = matches!(page.entry().load().state(), PageState::Untouched | PageState::SwappedOut | PageState::Failed);
+    if let Err(cause) = swap_in::make_resident(page) {
+        die(format_args!("{}", SwapFailure::new(cause, page, page.address())));
     }
     if is_write_protect {
         // Under our pin, no evictor relies on the protection of this page; see evict.rs.

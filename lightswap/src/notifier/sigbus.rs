@@ -3,12 +3,17 @@
 //! The handler neither allocates nor takes a lock that the interrupted code may hold. It may suspend the LWT it runs on: the signal frame
 //! stays on the LWT's stack until the page is in and the handler returns to retry the access. That is why the signal is not blocked while its
 //! handler runs (SA_NODEFER) and why it runs on the faulting stack (no SA_ONSTACK).
+//!
+//! If the page cannot be had, the handler does not return: it throws to the innermost try block. Hardware memory errors come as the same signal and are thrown alike.
 
-use super::{die, die_of};
+use super::die;
+use crate::discard;
 use crate::error::{Error, ErrorKind, Result};
-use crate::region::{self, RegionInner};
+use crate::failure::{RawCause, SwapFailure};
+use crate::region::{self, Page, RegionInner};
 use crate::swap_in;
 use crate::sys;
+use crate::try_catch;
 use crate::worker;
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -27,10 +32,13 @@ thread_local! {
 
 /// So many faults in a row on one address of a thread mean that the page is not in the state Lightswap left it in.
 const MAX_REPEATS: u32 = 1_000_000;
+/// And so many, that it is worth looking whether its memory can be read at all.
+const SUSPICIOUS_REPEATS: u32 = 16;
 
 /// Installs the handler, once per process.
 pub(crate) fn install() -> Result<()> {
     let _guard = INSTALLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    try_catch::configure();
     if !PREVIOUS.load(Acquire).is_null() {
         return Ok(());
     }
@@ -58,7 +66,7 @@ pub(crate) fn last_notification_ns() -> u64 {
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let errno = sys::errno();
     // SAFETY: the kernel passes a valid siginfo and context.
-    let (address, code, fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code, FaultError::of(context)) };
+    let (address, code, fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code, Fault::of(context)) };
     // A positive code is a fault; a signal that somebody sent has no address.
     match region::find(address).filter(|_| code > 0) {
         Some(region) => {
@@ -72,65 +80,95 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     sys::set_errno(errno);
 }
 
-/// The processor's page-fault error code.
+/// What the handler is told of the interrupted code.
 #[derive(Clone, Copy)]
-struct FaultError(u64);
+struct Fault {
+    /// The processor's page-fault error code.
+    error: u64,
+    stack_pointer: usize,
+}
 
-impl FaultError {
+impl Fault {
     /// # Safety
     /// `context` is the third argument of a signal handler.
     unsafe fn of(context: *mut libc::c_void) -> Self {
         // SAFETY: the caller's promise.
-        let context = unsafe { &*context.cast::<libc::ucontext_t>() };
-        Self(context.uc_mcontext.gregs[libc::REG_ERR as usize] as u64)
+        let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+        Self { error: registers[libc::REG_ERR as usize] as u64, stack_pointer: registers[libc::REG_RSP as usize] as usize }
     }
 
     /// A write to a page that is present: only write protection stops that.
     fn is_write_to_present(self) -> bool {
         const PRESENT: u64 = 1;
         const WRITE: u64 = 2;
-        self.0 & (PRESENT | WRITE) == PRESENT | WRITE
+        self.error & (PRESENT | WRITE) == PRESENT | WRITE
     }
 }
 
-fn handle(region: &'static RegionInner, address: usize, code: i32, fault: FaultError) {
+fn handle(region: &'static RegionInner, address: usize, code: i32, fault: Fault) {
     if region.is_inherited() {
         die(format_args!(
             "this process is a fork of one with a Lightswap region and touched a page of it ({address:#x}) that was swapped out; only the parent can page it in"
         ));
     }
-    if code == libc::BUS_MCEERR_AR || code == libc::BUS_MCEERR_AO {
-        die(format_args!("hardware memory error at {address:#x}, in the region at {:#x}", region.start()));
-    }
     let page = region.page_at(address);
+    if code == libc::BUS_MCEERR_AO {
+        // Nobody has accessed it. When somebody does, it comes again as BUS_MCEERR_AR.
+        swap_in::counters(&region.pager).memory_errors_announced.add_shared(1);
+        return;
+    }
+    if try_catch::refuses_paging() {
+        throw(RawCause::POISONED, page, address, fault);
+    }
+    if code == libc::BUS_MCEERR_AR {
+        discard::lose(page);
+        throw(RawCause::POISONED, page, address, fault);
+    }
     let is_write_protect = fault.is_write_to_present();
-    check_progress(address, page.entry().load().is_mapped() && !is_write_protect);
+    let num_repeats = check_progress(address, page.entry().load().is_mapped() && !is_write_protect);
     match worker::current_of(&region.pager) {
         Some(worker) if is_write_protect => worker.stats().counters.write_protect_faults.add(1),
         Some(worker) => worker.stats().counters.faults.add(1),
         None if is_write_protect => region.pager.thread_stats.counters.write_protect_faults.add_shared(1),
         None => region.pager.thread_stats.counters.faults.add_shared(1),
     }
-    if let Err(error) = swap_in::make_resident(page) {
-        die_of(region, address, error);
+    if let Err(cause) = swap_in::make_resident(page) {
+        throw(cause, page, address, fault);
     }
     if is_write_protect {
         // Under our pin, no evictor relies on the protection of this page; see evict.rs.
         let _ = region.pager.uffd.write_protect(page.address(), 1, false);
+    } else if num_repeats >= SUSPICIOUS_REPEATS && !is_readable(address) {
+        let _ = swap_in::unpin(page);
+        discard::lose(page);
+        throw(RawCause::POISONED, page, address, fault);
     }
     // A pin that is gone was taken by an unpin too many of the program's.
     let _ = swap_in::unpin(page);
 }
 
+/// There is no page for the access to `address`.
+fn throw(cause: RawCause, page: Page<'static>, address: usize, fault: Fault) -> ! {
+    try_catch::throw(SwapFailure::new(cause, page, address), fault.stack_pointer)
+}
+
+/// Whether a page that is mapped and pinned can be read. If not, its memory is damaged, although a kernel without support for memory errors does not say so; or
+/// other code has taken it away: its content is lost in any case.
+fn is_readable(address: usize) -> bool {
+    // SAFETY: a byte of a region; there is nothing to clean up.
+    unsafe { try_catch::try_without_paging(|| std::ptr::with_exposed_provenance::<u8>(address).read_volatile()) }.is_ok()
+}
+
 /// Counts faults on a page that is there already. One may be, when another thread was faster; a thread that faults on one address now and then, and
 /// never on another, because the page was evicted meanwhile, is in order.
-fn check_progress(address: usize, is_spurious: bool) {
+fn check_progress(address: usize, is_spurious: bool) -> u32 {
     let (last, count) = LAST_FAULT.get();
     let count = if last == address && is_spurious { count + 1 } else { 0 };
     LAST_FAULT.set((address, count));
     if count > MAX_REPEATS {
         die(format_args!("the access to {address:#x} faults again and again: was the region remapped, protected or discarded by other code?"));
     }
+    count
 }
 
 /// Not ours: to whom it was before.

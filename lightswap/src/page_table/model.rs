@@ -135,7 +135,7 @@ impl Page {
                 Err(word) => word,
             };
             match word.state() {
-                PageState::Untouched | PageState::SwappedOut if self.entry().begin_swap_in(word) => {
+                PageState::Untouched | PageState::SwappedOut | PageState::Failed if self.entry().begin_swap_in(word) => {
                     self.own();
                     let content = if word.is_stored() { self.slot.load(Relaxed) } else { 0 };
                     assert!(!word.is_stored() || hash(content) == self.entry().hash(), "the slot does not hold what the hash says");
@@ -148,6 +148,19 @@ impl Page {
                 _ => thread::yield_now(),
             }
         }
+    }
+
+    /// As discard.rs, whose claim keeps evictors away: gives the content up, if nobody has it pinned just now.
+    fn discard(&self) -> bool {
+        let word = self.entry().load();
+        if word.num_pins() > 0 || matches!(word.state(), PageState::SwappingIn | PageState::Removing) || !self.entry().begin_discard(word) {
+            return false;
+        }
+        self.own();
+        self.frame.store(0, Relaxed);
+        self.disown();
+        self.wake(self.entry().finish_removal(None));
+        true
     }
 
     /// A cooperative writer: adds to the content under a pin.
@@ -277,6 +290,43 @@ fn a_touch_keeps_the_page_or_misses_it() {
         let has_left = evictor.join().unwrap() == Some(true);
         assert!(was_mapped || has_left, "a page that is resident was not found");
         settle(&page, 1);
+    });
+}
+
+#[test]
+fn a_discard_comes_before_or_after_a_pinned_write_not_amid_it() {
+    for swapped_out in [false, true] {
+        model(move || {
+            let page = if swapped_out { Page::swapped_out(1) } else { Page::resident(1) };
+            let writer = thread::spawn({
+                let page = page.clone();
+                move || page.add_pinned(4)
+            });
+            let is_discarded = page.discard();
+            writer.join().unwrap();
+            page.make_resident();
+            let content = page.read();
+            assert!(if is_discarded { content == 0 || content == 4 } else { content == 5 }, "{content} {is_discarded}");
+        });
+    }
+}
+
+/// Whoever waited for a read that failed learns of it; the next who asks reads again, and it is one of them that does.
+#[test]
+fn a_read_that_failed_is_done_again_by_one() {
+    model(|| {
+        let page = Page::swapped_out(6);
+        let word = page.entry().load();
+        assert!(page.entry().begin_swap_in(word) && !page.entry().fail_swap_in(5));
+        let other = thread::spawn({
+            let page = page.clone();
+            move || page.add_pinned(16)
+        });
+        page.make_resident();
+        page.read();
+        let _ = page.entry().unpin();
+        other.join().unwrap();
+        settle(&page, 22);
     });
 }
 

@@ -43,6 +43,24 @@ fn failures_carry_their_cause() {
     assert!(entry.pin(Tick(0)).is_err() && !entry.reference(Tick(50)) && !entry.set_waiters());
 }
 
+#[test]
+fn what_failed_is_read_again_and_what_is_damaged_is_not() {
+    let entry = resident();
+    assert!(entry.select_victim().is_some() && entry.begin_removal() && !entry.finish_removal(Some(7)));
+    assert!(entry.begin_swap_in(entry.load()) && !entry.fail_swap_in(5));
+    let word = entry.load();
+    assert!(word.is_stored() && !word.has_frame(), "there is something to read again");
+    assert!(entry.begin_swap_in(word) && !entry.finish_swap_in(1, Tick(0)));
+    assert_eq!((entry.load().state(), entry.hash()), (PageState::Resident, 7));
+    assert!(entry.lose(9) && !entry.lose(10));
+    let word = entry.load();
+    assert_eq!((word.state(), word.num_pins(), entry.cause()), (PageState::Failed, 1, 9));
+    assert!(!word.is_stored() && word.has_frame() && !word.is_mapped(), "the slot has an older content, if any");
+    assert_eq!(entry.unpin(), Some(true));
+    assert!(entry.begin_discard(entry.load()) && entry.set_waiters() && entry.finish_removal(None));
+    assert_eq!(entry.load(), PageEntry::new().load());
+}
+
 /// What a page may be asked for, in any order.
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -57,6 +75,8 @@ enum Step {
     FinishRemoval { is_zero: bool },
     Wait,
     Forget,
+    Lose,
+    Discard,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,21 +130,23 @@ fn take(step: Step, entry: &PageEntry, model: &mut Model) {
             model.pins -= 1;
             assert_eq!(entry.unpin(), Some(model.pins == 0));
         }
-        Step::BringIn { pins, outcome } if matches!(model.state, Untouched | SwappedOut) => {
+        Step::BringIn { pins, outcome } if matches!(model.state, Untouched | SwappedOut) || (model.state == Failed && model.is_stored) => {
             let word = entry.load();
             assert!(entry.begin_swap_in(word) && !entry.begin_swap_in(word), "one owner");
             assert!(entry.set_waiters() && !entry.reference(Tick(0)) && entry.pin(Tick(0)).is_err());
             match outcome {
                 Outcome::Done => {
                     assert!(entry.finish_swap_in(pins, Tick(0)));
-                    (model.state, model.pins, model.most_references) = (Resident, pins, 0);
+                    (model.state, model.pins, model.most_references) = (Resident, model.pins + pins, 0);
                 }
-                Outcome::Failed => {
+                Outcome::Failed if model.is_stored => {
                     assert!(entry.fail_swap_in(5) && entry.cause() == 5);
                     model.state = Failed;
                 }
-                // As it was before.
-                Outcome::Aborted => assert!(entry.abort_swap_in()),
+                Outcome::Failed | Outcome::Aborted => {
+                    assert!(entry.abort_swap_in());
+                    model.state = if model.is_stored { SwappedOut } else { Untouched };
+                }
             }
         }
         Step::Select => {
@@ -161,6 +183,17 @@ fn take(step: Step, entry: &PageEntry, model: &mut Model) {
         Step::Wait => {
             assert_eq!(entry.set_waiters(), model.state == Removing);
             model.has_waiters |= model.state == Removing;
+        }
+        Step::Lose => {
+            assert_eq!(entry.lose(9), model.is_mapped());
+            if model.is_mapped() {
+                (model.state, model.is_stored) = (Failed, false);
+            }
+        }
+        Step::Discard if model.pins == 0 && !matches!(model.state, Evicting | Removing) => {
+            assert!(entry.begin_discard(entry.load()) && !entry.load().is_stored());
+            assert!(entry.pin(Tick(0)).is_err() && !entry.begin_removal() && !entry.finish_removal(None));
+            (model.state, model.is_stored) = (Untouched, false);
         }
         Step::Forget => {
             entry.forget_references();
@@ -199,6 +232,8 @@ fn steps() -> impl proptest::strategy::Strategy<Value = Step> {
         1 => Just(Step::Cancel),
         3 => any::<bool>().prop_map(|is_zero| Step::FinishRemoval { is_zero }),
         1 => Just(Step::Wait),
+        1 => Just(Step::Lose),
+        1 => Just(Step::Discard),
         1 => Just(Step::Forget),
     ]
 }

@@ -3,6 +3,7 @@
 
 pub mod child;
 pub mod pages;
+pub mod swap_file;
 
 use lightswap::{Builder, ErrorKind, Lightswap, Notifier, Waiting};
 use std::io::Write as _;

@@ -78,6 +78,19 @@ impl Pages {
         lightswap::prefetch(self.address(first), num_pages * PAGE).unwrap();
     }
 
+    /// Waits while a page is accessed: by the pager thread, for instance, for somebody who has gone on already.
+    pub fn discard(&self, first: usize, num_pages: usize) {
+        let start = Instant::now();
+        while let Err(error) = lightswap::discard(self.address(first), num_pages * PAGE) {
+            assert!(start.elapsed() < Duration::from_secs(20) && error.kind() == ErrorKind::Busy, "{error}");
+            lightswap::lwt::yield_now();
+        }
+    }
+
+    pub fn is_zero(&self, page: usize) -> bool {
+        (0..WORDS).all(|word| self.word(page, word) == 0)
+    }
+
     pub fn advise_cold(&self, first: usize, num_pages: usize) {
         lightswap::advise_cold(self.address(first), num_pages * PAGE).unwrap();
     }

@@ -1,0 +1,290 @@
+//! Pages that cannot be read back: who waits learns why, nobody else is disturbed, and all is well again when the backend is.
+
+mod common;
+
+use common::pages::Pages;
+use common::swap_file::SwapFile;
+use common::{DEFAULT_MODE, MODES, Mode, PAGE, Watchdog, builder, kernel_is_able, skip, stat, wait_until};
+use lightswap::{Cause, Contract, Error, ErrorKind, Lightswap, Region};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+const NUM_PAGES: usize = 200;
+const LOCAL_PAGES: u64 = 40;
+
+/// An instance over a file, whose first region is swapped out.
+struct Setup {
+    swap: Lightswap,
+    region: Region,
+    /// For evicting the first one.
+    _other: Region,
+    pages: Pages,
+    file: SwapFile,
+}
+
+impl Setup {
+    fn new(mode: Mode) -> Self {
+        let file = SwapFile::new(2 * NUM_PAGES);
+        let swap = mode.set(builder(LOCAL_PAGES, file.url())).open().unwrap();
+        let region = swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap();
+        let other = swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap();
+        let pages = Pages::of(&region);
+        (0..NUM_PAGES).for_each(|page| pages.fill(page, 1));
+        Pages::flush_through(&Pages::of(&other));
+        Pages::of(&other).discard(0, NUM_PAGES);
+        assert!((0..NUM_PAGES).all(|page| !pages.is_resident(page)));
+        Self { swap, region, _other: other, pages, file }
+    }
+
+    fn stat(&self, name: &str) -> u64 {
+        stat(&self.swap, name)
+    }
+
+    fn expect(&self, error: &Error, page: usize, cause: Cause) {
+        assert_eq!(error.kind(), ErrorKind::SwapIn, "{error}");
+        let failure = error.failure().expect("a failure to read has details");
+        assert_eq!((failure.cause(), failure.errno()), (cause, 0));
+        assert_eq!((failure.address(), failure.region()), (self.pages.address(page) as usize, (self.pages.address(0) as usize, self.region.len())));
+        assert_eq!(failure.backend(), self.file.url());
+        let message = error.to_string();
+        let (address, offset) = (format!("{:#x}", failure.address()), format!("offset {:#x}", page * PAGE));
+        assert!([&address, &offset, &self.file.url()].iter().all(|part| message.contains(*part)), "{message}");
+    }
+}
+
+fn watchdog() -> Watchdog {
+    Watchdog::new("a test of failures.rs", Duration::from_secs(40))
+}
+
+fn touch(pages: Pages, page: usize) -> lightswap::Result<()> {
+    lightswap::touch(pages.address(page), 1)
+}
+
+/// Everything by which a program asks for a page; their errors.
+fn ask_in_every_way(pages: Pages, page: usize) -> Vec<Error> {
+    let mut bytes = [0u8; 100];
+    let address = pages.address(page);
+    // SAFETY: inside the region and `bytes`.
+    let copies = unsafe {
+        [
+            lightswap::copy(bytes.as_mut_ptr(), address, 100),
+            lightswap::copy(address, bytes.as_ptr(), 100),
+            lightswap::compare(address, bytes.as_ptr(), 100).map(drop),
+            lightswap::compare(bytes.as_ptr(), address, 100).map(drop),
+        ]
+    };
+    let asked = [touch(pages, page), lightswap::pin(address, 1)];
+    asked.into_iter().chain(copies).map(Result::unwrap_err).collect()
+}
+
+#[test]
+fn a_failure_says_everything_and_is_over_when_its_cause_is() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    for mode in MODES {
+        let setup = Setup::new(mode);
+        let (pages, file) = (setup.pages, &setup.file);
+        file.flip(7);
+        let errors = ask_in_every_way(pages, 7);
+        errors.iter().for_each(|error| setup.expect(error, 7, Cause::WrongHash));
+        // Each time again, and each time three attempts.
+        assert_eq!((setup.stat("swap_in_errors_hash"), setup.stat("swap_in_retries")), (errors.len() as u64, 2 * errors.len() as u64), "{mode:?}");
+        file.flip(7);
+        pages.check(7, 1);
+        let rest = file.cut(50);
+        let worker = setup.swap.enter_worker().unwrap();
+        let errors = Rc::new(RefCell::new(Vec::new()));
+        let on_lwt = errors.clone();
+        worker.start(move || on_lwt.borrow_mut().extend(ask_in_every_way(pages, 50))).unwrap();
+        worker.run();
+        drop(worker);
+        errors.borrow().iter().for_each(|error| setup.expect(error, 50, Cause::ShortRead));
+        assert_eq!(setup.stat("swap_in_errors_short"), errors.borrow().len() as u64);
+        assert_eq!(setup.stat("swap_in_errors"), setup.stat("swap_in_errors_short") + setup.stat("swap_in_errors_hash"));
+        file.mend(&rest);
+        (0..NUM_PAGES).for_each(|page| pages.check(page, 1));
+        assert_eq!(setup.stat("pinned_pages"), 0);
+    }
+}
+
+/// They do not try again one after the other.
+#[test]
+fn all_who_wait_for_a_read_get_its_error() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    let setup = Setup::new(DEFAULT_MODE);
+    let pages = setup.pages;
+    setup.file.flip(7);
+    let worker = setup.swap.enter_worker().unwrap();
+    let errors = Rc::new(RefCell::new(Vec::new()));
+    for _ in 0..20 {
+        let errors = errors.clone();
+        worker.start(move || errors.borrow_mut().push(touch(pages, 7).unwrap_err())).unwrap();
+    }
+    worker.run();
+    assert_eq!(errors.borrow().len(), 20);
+    errors.borrow().iter().for_each(|error| setup.expect(error, 7, Cause::WrongHash));
+    assert_eq!((setup.stat("swap_in_errors"), setup.stat("swap_in_retries")), (1, 2));
+}
+
+#[test]
+fn an_error_in_one_lwt_does_not_disturb_others() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    for mode in MODES {
+        let setup = Setup::new(mode);
+        let pages = setup.pages;
+        setup.file.flip(7);
+        let num_failed = Rc::new(RefCell::new(0));
+        let worker = setup.swap.enter_worker().unwrap();
+        for lwt in 0..10 {
+            let num_failed = num_failed.clone();
+            let work = move || {
+                for page in (lwt..NUM_PAGES).step_by(10) {
+                    // Together with pages that are all right.
+                    match lightswap::touch(pages.address(page), 3.min(NUM_PAGES - page) * PAGE) {
+                        Ok(()) => pages.check(page, 1),
+                        Err(error) => {
+                            assert!(page <= 7 && error.failure().unwrap().address() == pages.address(7) as usize, "{error}");
+                            *num_failed.borrow_mut() += 1;
+                        }
+                    }
+                }
+            };
+            worker.start(work).unwrap();
+        }
+        worker.run();
+        assert_eq!(*num_failed.borrow(), 3, "pages 5, 6 and 7 were asked for together with page 7");
+    }
+}
+
+#[test]
+fn a_prefetch_that_fails_leaves_no_trace() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    for mode in MODES {
+        let setup = Setup::new(mode);
+        setup.file.flip(7);
+        wait_until("the prefetch fails", || {
+            setup.pages.prefetch(7, 1);
+            setup.stat("swap_in_errors_hash") > 0
+        });
+        assert_eq!(setup.stat("swap_in_retries"), 0, "nobody needs the page yet");
+        // Another may be on its way.
+        setup.file.flip(7);
+        setup.pages.check(7, 1);
+    }
+}
+
+#[test]
+fn a_time_limit_of_nothing_is_refused() {
+    let error = builder(LOCAL_PAGES, "memory:?size=1MiB").io_timeout(Duration::from_micros(999)).open().unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("999"), "{error}");
+}
+
+/// An instance with faults injected; `None` where there is no such backend.
+fn open_faulty(schedule: &str) -> Option<(Lightswap, Region, Region)> {
+    let url = format!("faulty({schedule}):memory:?size={}", 2 * NUM_PAGES * PAGE);
+    match builder(LOCAL_PAGES, url).io_timeout(Duration::from_millis(200)).open() {
+        Ok(swap) => {
+            let regions = [0, 1].map(|_| swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap());
+            let [region, other] = regions;
+            (0..NUM_PAGES).for_each(|page| Pages::of(&region).fill(page, 1));
+            // No page is read while they are filled for the first time.
+            (0..NUM_PAGES).for_each(|page| Pages::of(&other).fill(page, 1));
+            Some((swap, region, other))
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::BackendUrl, "{error}");
+            skip(&error.to_string());
+            None
+        }
+    }
+}
+
+#[test]
+fn errors_that_pass_are_healed_by_trying_again() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    for schedule in ["read@1=EIO;read@2=EIO", "read@1=flip;read@2=short", "read@1=short;read@2=ENODEV"] {
+        let Some((swap, region, _other)) = open_faulty(schedule) else { return };
+        Pages::of(&region).check(0, 1);
+        assert_eq!((stat(&swap, "swap_in_retries"), stat(&swap, "swap_in_errors")), (2, 0), "{schedule}");
+    }
+    for (schedule, cause, errno) in
+        [("read@1..3=EIO", Cause::Io, libc::EIO), ("read@1..3=ENODEV", Cause::LostBackend, libc::ENODEV), ("read@1..3=flip", Cause::WrongHash, 0)]
+    {
+        let Some((swap, region, _other)) = open_faulty(schedule) else { return };
+        let error = touch(Pages::of(&region), 0).unwrap_err();
+        assert_eq!(error.failure().map(|failure| (failure.cause(), failure.errno())), Some((cause, errno)), "{error}");
+        assert_eq!((stat(&swap, "swap_in_retries"), stat(&swap, "swap_in_errors")), (2, 1), "{schedule}");
+        Pages::of(&region).check(0, 1);
+    }
+}
+
+#[test]
+fn reads_have_a_time_limit() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    let Some((swap, region, _other)) = open_faulty("read@1..2=stall:1500") else { return };
+    let pages = Pages::of(&region);
+    // On an ordinary thread, and on LWTs that wait for the same page or wait for a buffer.
+    let error = touch(pages, 0).unwrap_err();
+    assert_eq!(error.failure().map(|failure| failure.cause()), Some(Cause::TimedOut), "{error}");
+    let worker = swap.enter_worker().unwrap();
+    let num_failed = Rc::new(RefCell::new(0));
+    for _ in 0..10 {
+        let num_failed = num_failed.clone();
+        worker.start(move || *num_failed.borrow_mut() += u32::from(touch(pages, 0).is_err())).unwrap();
+    }
+    worker.run();
+    assert_eq!(*num_failed.borrow(), 10);
+    assert_eq!((stat(&swap, "swap_in_errors_timeout"), stat(&swap, "swap_in_errors"), stat(&swap, "swap_in_retries")), (2, 2, 0));
+    // There may be no buffer but those of the overdue reads, for as long as these take: then the wait for one is limited.
+    let work = move || {
+        while let Err(error) = touch(pages, 0) {
+            assert_eq!(error.failure().map(|failure| failure.cause()), Some(Cause::TimedOut), "{error}");
+        }
+        (0..NUM_PAGES).for_each(|page| pages.check(page, 1));
+    };
+    worker.start(work).unwrap();
+    worker.run();
+}
+
+#[test]
+fn writes_that_take_too_long_show() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    let url = format!("faulty(write@1=stall:1500):memory:?size={}", NUM_PAGES * PAGE);
+    let swap = match builder(LOCAL_PAGES, url).io_timeout(Duration::from_millis(100)).open() {
+        Ok(swap) => swap,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::BackendUrl, "{error}");
+            skip(&error.to_string());
+            return;
+        }
+    };
+    let region = swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap();
+    let pages = Pages::of(&region);
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..NUM_PAGES).for_each(|page| pages.fill(page, 1)));
+        wait_until("a write is overdue", || stat(&swap, "swap_outs_overdue") > 0);
+    });
+    (0..NUM_PAGES).for_each(|page| pages.check(page, 1));
+    assert_eq!((stat(&swap, "swap_out_errors"), stat(&swap, "swap_out_failing")), (0, 0));
+}
