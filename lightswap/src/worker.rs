@@ -7,7 +7,7 @@ use crate::buffers::{Asker, Buffers, PendingRead};
 use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict::{self, Batch, MAX_BATCHES};
-use crate::io_queue::{IoQueue, Purpose, event_fd};
+use crate::io_queue::{IoQueue, Purpose, Token, event_fd};
 use crate::lwt::{self, Lwt, ReadyQueue};
 use crate::pager::Pager;
 use crate::parking;
@@ -281,7 +281,17 @@ impl Worker {
             Purpose::Lwt(lwt) => self.push_ready(lwt),
             Purpose::Read { buffer } => swap_in::complete_read(self, buffer, result),
             Purpose::Write { batch, run } => evict::complete_write(self, batch, run, result),
+            Purpose::Marked(token) => self.settle(token, result),
             Purpose::Wake => {}
+        }
+    }
+
+    /// A read or write that the backend has marked completed: with what, or whether it will once more, is for the backend to say.
+    fn settle(&self, token: Token, result: i32) {
+        let purpose = token.unmarked().purpose();
+        let target = if let Purpose::Read { buffer } = purpose { Some(self.buffers.address(buffer)) } else { None };
+        if let Some(result) = self.pager.backend.settle(&self.queue, token, result, target) {
+            self.complete(purpose, result);
         }
     }
 
