@@ -52,6 +52,11 @@ static size_t pinned_len(const item *it, enum lightswap_part part) {
     return part == LIGHTSWAP_ALL && all <= PINNED_WHOLE_BYTES ? all : key_len(it) < all ? key_len(it) : all;
 }
 
+bool lightswap_overwrite(item *it, const item *new_it) {
+    const size_t key = (size_t)it->nkey + 1;
+    return lightswap_copy(lightswap_body(it) + key, lightswap_body(new_it) + key, body_len(new_it) - key);
+}
+
 /* With a reference to the item, and no lock. False: a page cannot be read back. */
 static bool bring(struct lightswap_pins *pins, const item *it, enum lightswap_part part) {
     const char *body = lightswap_body(it);
@@ -91,6 +96,10 @@ void lightswap_item_lock(uint32_t hv, size_t nkey, enum lightswap_part part) {
     struct lightswap_pins *pins = lightswap_enabled && lightswap_asks_first ? lsw_lwt_value() : NULL;
     if (pins == NULL) {
         item_lock(hv);
+        item *it = lightswap_enabled && lightswap_asks_first ? assoc_candidate(nkey, hv) : NULL;
+        if (it != NULL && lightswap_has_body(it) && lsw_touch(lightswap_body(it), key_len(it)) != LSW_OK) {
+            lightswap_lose(it, hv);
+        }
         return;
     }
     lightswap_drop_pins(pins);

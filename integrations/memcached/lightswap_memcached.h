@@ -131,6 +131,8 @@ void lightswap_item_lock(uint32_t hv, size_t nkey, enum lightswap_part part);
 /* Starts reading what will be looked up soon. */
 void lightswap_expect(const char *key, size_t nkey);
 bool lightswap_same_bytes(const char *a, const char *b, size_t len);
+/* Puts another item's flags and value behind this one's key, which is the same. False: a page could not be read back, the value is a mixture. */
+bool lightswap_overwrite(item *it, const item *new_it);
 
 /* Is this the item's key? Its length is. Items of other keys are told by their hash, the same item by its address. */
 static inline bool lightswap_key_is(const item *it, const char *key, uint32_t hv) {

@@ -15,6 +15,15 @@ const BOUNCE_BYTES: usize = 512;
 struct PinnedPage(Option<Page<'static>>);
 
 impl PinnedPage {
+    /// The same if that takes no waiting.
+    fn try_at(address: usize) -> Option<Self> {
+        let page = region::find(address).map(|region| region.page_at(address));
+        match page {
+            Some(page) if page.entry().pin(page.region.pager.budget.tick()).is_err() => None,
+            page => Some(Self(page)),
+        }
+    }
+
     /// The page of a region that `address` lies in; of other memory nothing.
     fn at(address: usize) -> Result<Self> {
         let page = region::find(address).map(|region| region.page_at(address));
@@ -47,27 +56,26 @@ pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) -> Result<()
         // SAFETY: the caller's promise.
         return unsafe { copy_in(to, from, len) };
     }
-    let mut bounce = [0; BOUNCE_BYTES];
-    let is_within = region::find(to as usize).is_some();
     let mut done = 0;
     while done < len {
         let (to, from) = (to.wrapping_add(done), from.wrapping_add(done));
-        let mut num_bytes = in_page(from as usize, len - done);
-        if is_within {
-            num_bytes = num_bytes.min(BOUNCE_BYTES);
-            {
-                let _page = PinnedPage::at(from as usize)?;
-                // SAFETY: inside the caller's range and one page, which is pinned.
-                unsafe { std::ptr::copy_nonoverlapping(from, bounce.as_mut_ptr(), num_bytes) };
-            }
+        let in_to = if region::find(to as usize).is_some() { in_page(to as usize, len - done) } else { len - done };
+        let num_bytes = in_page(from as usize, in_to);
+        let from_page = PinnedPage::at(from as usize)?;
+        if let Some(_to_page) = PinnedPage::try_at(to as usize) {
+            // SAFETY: inside the caller's ranges and one page each, which are pinned if they are regions'.
+            unsafe { std::ptr::copy(from, to, num_bytes) };
+            done += num_bytes;
+        } else {
+            let mut bounce = [0; BOUNCE_BYTES];
+            let num_bytes = num_bytes.min(BOUNCE_BYTES);
+            // SAFETY: inside the caller's range and a page that is pinned.
+            unsafe { std::ptr::copy_nonoverlapping(from, bounce.as_mut_ptr(), num_bytes) };
+            drop(from_page);
             // SAFETY: the caller's promise.
             unsafe { copy_in(to, bounce.as_ptr(), num_bytes)? };
-        } else {
-            let _page = PinnedPage::at(from as usize)?;
-            // SAFETY: inside the caller's ranges; the page read is pinned.
-            unsafe { std::ptr::copy(from, to, num_bytes) };
+            done += num_bytes;
         }
-        done += num_bytes;
     }
     Ok(())
 }
