@@ -185,7 +185,8 @@ impl<'a> Actor<'a> {
                 40..52 => drop(self.read(page)),
                 52..62 => self.copy_out(page),
                 62..70 => self.copy_in(page),
-                70..76 => self.access(page),
+                70..73 => self.compare(page),
+                73..76 => self.access(page),
                 76..84 => self.touch(page),
                 84..90 => self.prefetch(page),
                 90..96 => self.advise_cold(page),
@@ -266,6 +267,20 @@ impl<'a> Actor<'a> {
         if self.succeeded(unsafe { lightswap::copy(self.shared.pages.address(page), self.copy.as_ptr().cast(), PAGE) }) {
             *version = next;
         }
+    }
+
+    fn compare(&mut self, page: usize) {
+        let version = self.shared.shadow[page].lock();
+        *self.copy = std::array::from_fn(|word| expected(page, word, *version));
+        // SAFETY: as above.
+        let result = unsafe { lightswap::compare(self.shared.pages.address(page), self.copy.as_ptr().cast(), PAGE) };
+        if let Ok(order) = &result
+            && order.is_ne()
+        {
+            complain!("stress: page {page} is not what version {} should be", *version);
+            std::process::abort();
+        }
+        let _ = self.succeeded(result.map(drop));
     }
 
     fn touch(&mut self, page: usize) {
