@@ -233,6 +233,7 @@ impl Lightswap {
             ("swap_out_failing", u64::from(pager.is_failing())),
         ];
         stats.extend(Counters::sum(sets().map(|set| &set.counters).collect::<Vec<_>>().into_iter()));
+        stats.extend(pager.backend.stats());
         let latency = |of: fn(&Stats) -> &Histogram, fraction| percentile_ns(sets().map(of), fraction);
         stats.extend([
             ("fault_handling_p50_ns", latency(|set| &set.fault_handling, 0.5)),
@@ -255,6 +256,12 @@ impl Lightswap {
             ]);
         }
         stats
+    }
+
+    /// For tests: from now on, a backend that injects faults does so no more. Any thread.
+    #[doc(hidden)]
+    pub fn stop_faults(&self) {
+        self.pager().backend.stop_faults();
     }
 
     /// With [`Builder::step_times`]: the steps queue, io, map and resume of all swap-ins so far, each as a histogram: nanoseconds, rising, the same at

@@ -10,6 +10,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::lwt::Lwt;
 use crate::read_runs::{ReadRuns, Target};
+use crate::size::PAGE_SIZE;
 use crate::sys;
 use io_uring::types::{Fd, Fixed, Timespec};
 use io_uring::{IoUring, opcode, squeue};
@@ -31,11 +32,20 @@ pub(crate) enum Purpose {
     Read { buffer: usize },
     /// Write number `run` of this evict batch of the worker.
     Write { batch: usize, run: usize },
+    /// A read or write that the backend has marked.
+    Marked(Token),
     /// Another thread left something in the worker's inbox.
     Wake,
     /// Time to look for requests that take too long.
     Alarm,
 }
+
+/// Bits of a token that a backend can use for itself.
+pub(crate) const MARK_BITS: u32 = u64::BITS - MARK_SHIFT;
+const MARK_SHIFT: u32 = 20;
+/// Of the number of a write, next to the kind of token; above it is that of the batch.
+const RUN_BITS: u32 = 10;
+const _: () = assert!(crate::budget::MAX_BATCH_PAGES <= 1 << RUN_BITS && crate::evict::MAX_BATCHES <= 1 << (MARK_SHIFT - RUN_BITS - 2));
 
 impl Token {
     pub(crate) fn lwt(lwt: *mut Lwt) -> Self {
@@ -44,21 +54,38 @@ impl Token {
     }
 
     pub(crate) fn read(buffer: usize) -> Self {
+        debug_assert!(buffer < 1 << (MARK_SHIFT - 2));
         Self((buffer as u64) << 2 | 1)
     }
 
     pub(crate) fn write(batch: usize, run: usize) -> Self {
-        Self((batch as u64) << 32 | (run as u64) << 2 | 2)
+        Self((batch as u64) << (RUN_BITS + 2) | (run as u64) << 2 | 2)
     }
 
     const WAKE: Self = Self(3);
     const ALARM: Self = Self(1 << 2 | 3);
 
-    fn purpose(self) -> Purpose {
+    /// The token of a read or write with a mark of the backend's, which must not be 0: [`crate::backend::Backend::settle`] will get its completion.
+    pub(crate) fn marked(self, mark: u64) -> Self {
+        debug_assert!(mark > 0 && mark >> MARK_BITS == 0 && self.mark() == 0 && matches!(self.0 & 3, 1 | 2));
+        Self(self.0 | mark << MARK_SHIFT)
+    }
+
+    pub(crate) fn mark(self) -> u64 {
+        self.0 >> MARK_SHIFT
+    }
+
+    pub(crate) fn unmarked(self) -> Self {
+        Self(self.0 & ((1 << MARK_SHIFT) - 1))
+    }
+
+    pub(crate) fn purpose(self) -> Purpose {
+        let number = (self.0 >> 2) as usize;
         match self.0 & 3 {
             0 => Purpose::Lwt(self.0 as *mut Lwt),
-            1 => Purpose::Read { buffer: (self.0 >> 2) as usize },
-            2 => Purpose::Write { batch: (self.0 >> 32) as usize, run: (self.0 as u32 >> 2) as usize },
+            1 | 2 if self.mark() != 0 => Purpose::Marked(self),
+            1 => Purpose::Read { buffer: number },
+            2 => Purpose::Write { batch: number >> RUN_BITS, run: number & ((1 << RUN_BITS) - 1) },
             _ if self == Self::ALARM => Purpose::Alarm,
             _ => Purpose::Wake,
         }
@@ -195,13 +222,33 @@ impl IoQueue {
 
     /// Reads the page at `offset` of the registered file into buffer number `buffer`, which is at `target`. Async-signal-safe, as all pushes.
     pub(crate) fn push_read(&self, buffer: usize, target: *mut u8, offset: u64) {
-        if let Some(clock) = &self.read_clock {
-            clock.waiting.borrow_mut().push(buffer);
-        }
+        self.note_read(buffer);
         if !self.read_runs.add(buffer, target, offset) {
             self.push_read_run();
             self.read_runs.add(buffer, target, offset);
         }
+    }
+
+    fn note_read(&self, buffer: usize) {
+        if let Some(clock) = &self.read_clock {
+            clock.waiting.borrow_mut().push(buffer);
+        }
+    }
+
+    /// The same with a marked token: a request of its own.
+    pub(crate) fn push_marked_read(&self, token: Token, target: *mut u8, offset: u64) {
+        if let Purpose::Read { buffer } = token.unmarked().purpose() {
+            self.note_read(buffer);
+        }
+        self.push(&opcode::Read::new(Fixed(0), target, PAGE_SIZE as u32).offset(offset).build().user_data(token.0));
+    }
+
+    /// Completes without any I/O, with 0: for a marked read or write that is over already.
+    pub(crate) fn push_nothing(&self, token: Token) {
+        if let Purpose::Read { buffer } = token.unmarked().purpose() {
+            self.note_read(buffer);
+        }
+        self.push(&opcode::Nop::new().build().user_data(token.0));
     }
 
     /// Writes `len` bytes at `source` to `offset` of the registered file.
@@ -413,5 +460,10 @@ mod tests {
         assert_eq!(Token::read(255).purpose(), Purpose::Read { buffer: 255 });
         assert_eq!(Token::write(3, 255).purpose(), Purpose::Write { batch: 3, run: 255 });
         assert_eq!((Token::WAKE.purpose(), Token::ALARM.purpose()), (Purpose::Wake, Purpose::Alarm));
+        let most = (1 << MARK_BITS) - 1;
+        for token in [Token::read(255), Token::read(0), Token::write(3, 255), Token::write(0, 0)] {
+            let marked = token.marked(most);
+            assert_eq!((marked.purpose(), marked.mark(), marked.unmarked()), (Purpose::Marked(marked), most, token));
+        }
     }
 }

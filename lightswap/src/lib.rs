@@ -91,3 +91,12 @@ pub use try_catch::try_catch;
 pub fn last_notification_ns() -> u64 {
     notifier::last_notification_ns()
 }
+
+/// For tests of the parsers: whether a backend URL parses, as far as that can be said without opening anything.
+///
+/// # Errors
+/// [`ErrorKind::BackendUrl`].
+#[doc(hidden)]
+pub fn check_backend_url(url: &str) -> Result<()> {
+    backend::check(url)
+}

@@ -8,7 +8,7 @@ use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict::{self, Batch, MAX_BATCHES};
 use crate::failure::RawCause;
-use crate::io_queue::{IoQueue, Purpose, event_fd};
+use crate::io_queue::{IoQueue, Purpose, Token, event_fd};
 use crate::lwt::{self, Lwt, ReadyQueue};
 use crate::pager::Pager;
 use crate::parking;
@@ -284,6 +284,7 @@ impl Worker {
             Purpose::Read { buffer } => swap_in::complete_read(self, buffer, result),
             Purpose::Write { batch, run } => evict::complete_write(self, batch, run, result),
             Purpose::Alarm => self.look_for_overdue(),
+            Purpose::Marked(token) => self.settle(token, result),
             Purpose::Wake => {}
         }
     }
@@ -310,6 +311,15 @@ impl Worker {
 
     fn io_timeout_ns(&self) -> u64 {
         u64::try_from(self.pager.config.io_timeout.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// A read or write that the backend has marked completed: with what, or whether it will once more, is for the backend to say.
+    fn settle(&self, token: Token, result: i32) {
+        let purpose = token.unmarked().purpose();
+        let target = if let Purpose::Read { buffer } = purpose { Some(self.buffers.address(buffer)) } else { None };
+        if let Some(result) = self.pager.backend.settle(&self.queue, token, result, target) {
+            self.complete(purpose, result);
+        }
     }
 
     /// Takes turns until no LWT of this worker is alive and its evictions are over, or it is told to stop.

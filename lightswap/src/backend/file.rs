@@ -158,8 +158,12 @@ impl Backend for FileBackend {
         queue.push_read(buffer, target, offset_of(slot));
     }
 
-    fn write(&self, queue: &IoQueue, slot: usize, source: *const u8, num_pages: usize, token: Token) -> Write {
-        queue.push_write(token, source, bytes_of(num_pages) as u32, offset_of(slot));
+    fn start_marked_read(&self, queue: &IoQueue, slot: usize, token: Token, target: *mut u8) {
+        queue.push_marked_read(token, target, offset_of(slot));
+    }
+
+    fn write_bytes(&self, queue: &IoQueue, slot: usize, source: *const u8, num_bytes: usize, token: Token) -> Write {
+        queue.push_write(token, source, num_bytes as u32, offset_of(slot));
         Write::Pending
     }
 

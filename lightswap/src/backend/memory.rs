@@ -46,10 +46,14 @@ impl Backend for MemoryBackend {
         unreachable!("every slot has its content in memory");
     }
 
-    fn write(&self, _: &IoQueue, slot: usize, source: *const u8, num_pages: usize, _: Token) -> Write {
-        debug_assert!(slot + num_pages <= self.num_slots);
+    fn start_marked_read(&self, _: &IoQueue, _: usize, _: Token, _: *mut u8) {
+        unreachable!("every slot has its content in memory");
+    }
+
+    fn write_bytes(&self, _: &IoQueue, slot: usize, source: *const u8, num_bytes: usize, _: Token) -> Write {
+        debug_assert!(bytes_of(slot) + num_bytes <= bytes_of(self.num_slots));
         // SAFETY: the slots belong to the pages being written, whose evictor is the only one to access them; source is mapped and stable.
-        unsafe { std::ptr::copy_nonoverlapping(source, self.slot(slot), bytes_of(num_pages)) };
+        unsafe { std::ptr::copy_nonoverlapping(source, self.slot(slot), num_bytes) };
         Write::Done
     }
 
