@@ -9,12 +9,41 @@
 #ifndef LIGHTSWAP_H
 #define LIGHTSWAP_H
 
+#include <setjmp.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+
+/* A try block: what to do when a page that is accessed cannot be had.
+ *
+ *     lsw_try block;
+ *     LSW_TRY(&block) {
+ *         memcpy(copy, in_region, len);
+ *     } LSW_CATCH(&block, error) {
+ *         fprintf(stderr, "%p is lost: cause %u\n", error->address, error->cause);
+ *     }
+ *
+ * If an access to a region in the first block, or in what it calls, meets a page whose content cannot be had (the backend failed, the content is corrupt,
+ * memory is damaged), the rest of the block is skipped and the second block runs, once; error, a const lsw_error *, says why. Without an open block such
+ * an access ends the process with a message. Blocks nest: the innermost of the same LWT, or of the same thread, is the one. With LSW_NOTIFIER_MONITOR only
+ * damaged memory is caught; failures of the backend end the process there.
+ *
+ * Rules, as every access to a region in the first block may be a longjmp to the second:
+ * - The lsw_try is a variable of the function that has the block, and is used for one block at a time.
+ * - The first block is left at its end only: no return, goto, break or longjmp out of it. (Built with debug assertions, or with LIGHTSWAP_CHECK_TRY=1 in the
+ *   environment, the library looks for blocks that were left so, says which, and aborts.) The second block may be left in any way.
+ * - No lock is taken in the first block and released after an access; nothing is allocated there that only later code would free; no call may lie in between
+ *   that cannot be left so, such as a C++ function with objects to destroy, or qsort with a comparison that accesses a region in some C libraries.
+ * - Variables of this function that the first block changes and the second reads are volatile, as for setjmp. */
+#define LSW_TRY(block) \
+    for (lsw_try_begin((block), __builtin_frame_address(0)); lsw_try_is_open(block); lsw_try_end(block)) \
+        if (setjmp((block)->env) == 0)
+#define LSW_CATCH(block, error) \
+        else \
+            for (const struct lsw_error *error = lsw_try_caught(block); error != NULL; error = NULL)
 
 /* Success; every failure is negative. */
 #define LSW_OK 0
@@ -42,6 +71,18 @@
 #define LSW_ERR_BUSY -11
 /* A page's content could not be read back. */
 #define LSW_ERR_SWAP_IN -12
+/* Cause of an lsw_error: the backend returned an error. */
+#define LSW_CAUSE_IO 1
+/* The read took longer than the time limit. */
+#define LSW_CAUSE_TIMEOUT 2
+/* What was read is not what was written. */
+#define LSW_CAUSE_HASH 3
+/* The backend returned less than a page. */
+#define LSW_CAUSE_SHORT 4
+/* The backend is gone: the device was removed, the connection lost. */
+#define LSW_CAUSE_LOST_BACKEND 5
+/* The memory of the page was damaged (a hardware memory error). */
+#define LSW_CAUSE_POISON 6
 /* Any code may write any page of the region at any time. */
 #define LSW_TRANSPARENT 0
 /* Code pins pages of the region before it writes them. */
@@ -77,7 +118,39 @@ typedef struct lsw_config {
     uint32_t waiting;
     /* Not 0: times the steps of every swap-in and evictions, which lsw_stats_visit then shows as step_...; takes some readings of the clock. */
     uint32_t step_times;
+    /* Milliseconds that a request to the backend may take, after which a read fails with LSW_CAUSE_TIMEOUT; 0 means 30,000. */
+    uint32_t io_timeout_ms;
 } lsw_config;
+
+/* Why the content of a page could not be had. lsw_last_failure and LSW_CATCH give it. */
+typedef struct lsw_error {
+    /* One of LSW_CAUSE_... */
+    uint32_t cause;
+    /* The error code of the operating system; 0 if none belongs to the cause. */
+    int errno_value;
+    /* What was accessed; for a call such as lsw_touch, the first byte of the page. */
+    void *address;
+    /* First byte of the region. */
+    void *region;
+    /* Length of the region in bytes. */
+    size_t region_len;
+    /* URL of the backend; valid for ever. */
+    const char *backend;
+} lsw_error;
+
+/* What a try block needs; see LSW_TRY. On the stack of the function that has the block. All fields are the library's. */
+typedef struct lsw_try {
+    struct lsw_try *outer;
+    size_t frame;
+    size_t mark;
+    size_t resume_at;
+    uint32_t state;
+    uint32_t kind;
+    uint32_t mxcsr;
+    uint32_t x87_control;
+    struct lsw_error error;
+    jmp_buf env;
+} lsw_try;
 
 /* An LWT-aware mutex. All-zero is an unlocked one. */
 typedef struct lsw_mutex {
@@ -126,8 +199,19 @@ int lsw_touch(const void *addr, size_t len);
 /* Touches the pages and keeps them resident until the same range is unpinned. Pins count. LSW_ERR_PIN_LIMIT beyond half of local memory or 128 MiB. */
 int lsw_pin(const void *addr, size_t len);
 
+/* lsw_pin without waiting: LSW_ERR_BUSY, and no pins, if a page is not resident or the limit of pins is reached. */
+int lsw_pin_resident(const void *addr, size_t len);
+
 /* Undoes one lsw_pin of the same range. */
 int lsw_unpin(const void *addr, size_t len);
+
+/* Copies len bytes, of which any part may lie in regions; each page of a region is pinned while it is read or written. This is how to write to a
+ * cooperative region without pins of one's own. The ranges may overlap only where neither is in a region. LSW_ERR_SWAP_IN if a page cannot be
+ * read back; a part may have been copied by then. */
+int lsw_copy(void *to, const void *from, size_t len);
+
+/* Compares len bytes as memcmp does, in the manner of lsw_copy: *order becomes negative, 0 or positive. */
+int lsw_compare(const void *a, const void *b, size_t len, int *order);
 
 /* Starts reading the pages that are swapped out, without waiting; a hint. */
 int lsw_prefetch(const void *addr, size_t len);
@@ -144,6 +228,26 @@ bool lsw_in_region(const void *addr);
 /* Makes sure that the backend has room for pages that were never touched; call it before handing fresh memory out. LSW_ERR_NO_SPACE is the moment to
  * report out-of-memory. */
 int lsw_reserve(const void *addr, size_t len);
+
+/* Why this LWT's or thread's last failed call could not have a page; false, and nothing changed, if it failed for another reason, or none has failed. */
+bool lsw_last_failure(struct lsw_error *error);
+
+/* Gives up what the pages hold, whatever state they are in: they read as zeroes again. It is how a page whose content was lost is used again. Waits for those who
+ * bring the pages in or evict them. LSW_ERR_INVALID_ARGUMENT unless the range is of whole pages (4096 bytes); LSW_ERR_BUSY while one is pinned or accessed. */
+int lsw_discard(const void *addr,
+                size_t len);
+
+/* For LSW_TRY. */
+void lsw_try_begin(struct lsw_try *block, const void *frame);
+
+/* For LSW_TRY. */
+bool lsw_try_is_open(const struct lsw_try *block);
+
+/* For LSW_CATCH. */
+const struct lsw_error *lsw_try_caught(const struct lsw_try *block);
+
+/* For LSW_TRY. */
+void lsw_try_end(struct lsw_try *block);
 
 /* Makes the calling thread a worker: a scheduler of LWTs with an I/O queue. A worker holds two descriptors, an instance seven with its own thread's. */
 int lsw_worker_enter(struct lsw_instance *instance);
@@ -165,6 +269,12 @@ int lsw_worker_run(void);
 /* Starts an LWT. From the worker's own stack it runs at once, until it ends (returns 0) or suspends (returns 1); from an LWT it is queued (returns 1). */
 int lsw_lwt_start(void (*entry)(void *arg),
                   void *arg);
+
+/* Gives the running LWT a value of the program's, as thread-local storage would a thread; it starts as NULL. Does nothing outside LWTs. */
+void lsw_lwt_set_value(void *value);
+
+/* What lsw_lwt_set_value was last given on the running LWT; NULL outside LWTs. */
+void *lsw_lwt_value(void);
 
 /* Whether the caller runs on an LWT. */
 bool lsw_on_lwt(void);

@@ -259,6 +259,7 @@ unsafe extern "C" fn run<F: FnOnce() -> R, R>(to_call: *mut c_void) {
 #[unsafe(naked)]
 unsafe extern "C" fn call(body: unsafe extern "C" fn(*mut c_void), argument: *mut c_void, resume_at: *mut usize) {
     naked_asm!(
+        ".cfi_startproc",
         "push rbp",
         ".cfi_def_cfa_offset 16",
         ".cfi_offset rbp, -16",
@@ -284,6 +285,7 @@ unsafe extern "C" fn call(body: unsafe extern "C" fn(*mut c_void), argument: *mu
         "pop rbp",
         ".cfi_def_cfa rsp, 8",
         "ret",
+        ".cfi_endproc",
     )
 }
 

@@ -147,9 +147,9 @@ fn die_of_damage(test: &str, mode: Mode, on_lwt: bool) {
             let worker = setup.swap.enter_worker().unwrap();
             // A block of another LWT is none.
             // SAFETY: as in `word`.
-            let open = move || drop(unsafe { try_catch(lightswap::lwt::yield_now) });
+            let open = move || unsafe { try_catch(lightswap::lwt::yield_now) }.unwrap();
             worker.start(open).unwrap();
-            worker.start(move || drop(pages.word(7, 0))).unwrap();
+            worker.start(move || assert_ne!(pages.word(7, 0), 0, "a damaged page has no content")).unwrap();
             worker.run();
         }
         pages.word(7, 0);
