@@ -105,7 +105,7 @@ pub fn c_abi(data: &[u8]) {
     checked(unsafe { lsw_parse_size(text.as_ptr(), &mut num_bytes) });
     let Some(instance) = open(&mut input) else { return };
     let contract = [LSW_TRANSPARENT, LSW_COOPERATIVE, LSW_TRANSPARENT, c_int::from(input.byte())][usize::from(input.byte() % 4)];
-    let len = if input.byte() % 4 == 0 { input.number() as usize } else { NUM_BYTES };
+    let len = if input.byte().is_multiple_of(4) { input.number() as usize } else { NUM_BYTES };
     let mut region = std::ptr::null_mut();
     // SAFETY: the instance is open, and there is a place for the region.
     if checked(unsafe { lsw_region_create(instance, len, contract, &mut region) }) == LSW_OK {
@@ -118,7 +118,7 @@ pub fn c_abi(data: &[u8]) {
 }
 
 fn open(input: &mut Input<'_>) -> Option<*mut lsw_instance> {
-    let is_odd = input.byte() % 4 == 0;
+    let is_odd = input.byte().is_multiple_of(4);
     let url = CString::new(URLS[usize::from(input.byte()) % if is_odd { URLS.len() } else { 3 }]).expect("without NULs");
     let mut config = Config {
         local_memory_bytes: 24 * PAGE as u64,

@@ -1,8 +1,8 @@
 //! The public types: an instance (local memory, backend, workers), its regions, and the worker handle.
 
 use crate::access::PageRange;
-use crate::copies;
 use crate::config::{Config, Notifier, Waiting};
+use crate::copies;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict;
 use crate::failure;

@@ -292,17 +292,7 @@ unsafe extern "C" fn call(body: unsafe extern "C" fn(*mut c_void), argument: *mu
 /// Returns from the [`call`] that saved `resume_at`, instead of its body.
 #[unsafe(naked)]
 unsafe extern "C" fn resume(resume_at: usize) -> ! {
-    naked_asm!(
-        "lea rsp, [rdi + 8]",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
-        "cld",
-        "ret",
-    )
+    naked_asm!("lea rsp, [rdi + 8]", "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp", "cld", "ret",)
 }
 
 /// The block that is about to be opened must be none of those that are.

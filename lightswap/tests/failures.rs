@@ -98,7 +98,7 @@ fn a_failure_says_everything_and_is_over_when_its_cause_is() {
         let worker = setup.swap.enter_worker().unwrap();
         let errors = Rc::new(RefCell::new(Vec::new()));
         let on_lwt = errors.clone();
-        worker.start(move || on_lwt.borrow_mut().extend(ask_in_every_way(pages, 50))).unwrap();
+        worker.start(move || on_lwt.replace(ask_in_every_way(pages, 50)).clear()).unwrap();
         worker.run();
         drop(worker);
         errors.borrow().iter().for_each(|error| setup.expect(error, 50, Cause::ShortRead));
@@ -124,7 +124,11 @@ fn all_who_wait_for_a_read_get_its_error() {
     let errors = Rc::new(RefCell::new(Vec::new()));
     for _ in 0..20 {
         let errors = errors.clone();
-        worker.start(move || errors.borrow_mut().push(touch(pages, 7).unwrap_err())).unwrap();
+        let ask = move || {
+            let error = touch(pages, 7).unwrap_err();
+            errors.borrow_mut().push(error);
+        };
+        worker.start(ask).unwrap();
     }
     worker.run();
     assert_eq!(errors.borrow().len(), 20);

@@ -294,8 +294,7 @@ impl<'a> Client<'a> {
         let len = 1 + self.random.below(1_000) as usize;
         let part = self.filler(key, len);
         let appends = self.random.below(2) == 0;
-        let (command, whole) =
-            if appends { ("append", [&before[..], &part[..]].concat()) } else { ("prepend", [&part[..], &before[..]].concat()) };
+        let (command, whole) = if appends { ("append", [&before[..], &part[..]].concat()) } else { ("prepend", [&part[..], &before[..]].concat()) };
         let head = format!("{command} {} 0 0 {}", self.name(key), part.len());
         self.store(&head, key, &part, whole.into())
     }

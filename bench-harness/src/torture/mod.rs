@@ -18,7 +18,7 @@ use crate::journal::{Guard, Journal, Leftover};
 use crate::lab::is_root;
 use crate::out_file;
 use crate::progress::Progress;
-use crate::server::{self, Server};
+use crate::server::Server;
 use crate::units::parse_size;
 
 mod client;

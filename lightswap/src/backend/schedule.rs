@@ -55,7 +55,10 @@ enum Action {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trigger {
-    Numbers { first: u64, last: u64 },
+    Numbers {
+        first: u64,
+        last: u64,
+    },
     /// So many of [`CHANCE_PARTS`].
     Chance(u64),
 }
@@ -286,7 +289,10 @@ impl<'a> Reader<'a> {
             _ => {
                 let known = ERRNOS.iter().find(|(known, _)| *known == name);
                 let (_, errno) = known.ok_or_else(|| {
-                    Misfit::new(start, format!("{name:?} is no action: there are errors such as EIO, short, flip, misdirect, torn, stall, delay, and dead"))
+                    Misfit::new(
+                        start,
+                        format!("{name:?} is no action: there are errors such as EIO, short, flip, misdirect, torn, stall, delay, and dead"),
+                    )
                 })?;
                 Action::Fault(Fault::Errno(*errno))
             }
@@ -360,7 +366,9 @@ mod tests {
 
     #[test]
     fn every_form_parses() {
-        for text in ["", " ", "seed=7", "seed=7;", "read@1=EIO", " read@1=EIO ; seed=3 ; ", "write@3..3=dead", "read%0=EIO", "read%1=EIO", "read%1e-4=flip"] {
+        for text in
+            ["", " ", "seed=7", "seed=7;", "read@1=EIO", " read@1=EIO ; seed=3 ; ", "write@3..3=dead", "read%0=EIO", "read%1=EIO", "read%1e-4=flip"]
+        {
             of(text);
         }
         let rule = |text: &str| of(text).rules[0];

@@ -37,7 +37,8 @@ fn compile(source: &str, compiler: &str, standard: &str) -> Option<Program> {
         eprintln!("skipped: there is no {compiler}");
         return None;
     }
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("c-abi-{}{standard}-{}", Path::new(source).file_stem()?.display(), std::process::id()));
+    let program =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("c-abi-{}{standard}-{}", Path::new(source).file_stem()?.display(), std::process::id()));
     let mut command = Command::new(compiler);
     command.args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-O1", "-D_GNU_SOURCE", standard]);
     command.arg("-I").arg(root().join("include")).arg(root().join(source)).arg(static_library());
