@@ -4,23 +4,44 @@
 
 enum { PAGE_BYTES = 4096 };
 
-static struct lightswap_losses losses;      /* atomically */
+enum { NUM_CAUSES = LSW_CAUSE_POISON + 1 };
+
+/* All atomically. */
+static uint64_t items_lost[NUM_CAUSES];     /* unlinked because a page could not be read back; [0]: why is not known */
+static uint64_t pages_lost;                 /* given up and started anew */
+static uint64_t chunks_set_aside;           /* now */
+
 /* Chunks that were to be used and have a page that cannot be read back, while other items on it are in use. Under slabs_lock. */
 static item *set_aside;
 static rel_time_t retried_at;
 
-struct lightswap_losses lightswap_losses(void) {
-    return (struct lightswap_losses){
-        .items = __atomic_load_n(&losses.items, __ATOMIC_RELAXED),
-        .pages = __atomic_load_n(&losses.pages, __ATOMIC_RELAXED),
-        .chunks_set_aside = __atomic_load_n(&losses.chunks_set_aside, __ATOMIC_RELAXED),
+void lightswap_visit_losses(void (*visit)(void *arg, const char *name, uint64_t value), void *arg) {
+    static const char *const names[NUM_CAUSES] = {
+        [0] = "lost_items_other",
+        [LSW_CAUSE_IO] = "lost_items_io",
+        [LSW_CAUSE_TIMEOUT] = "lost_items_timeout",
+        [LSW_CAUSE_HASH] = "lost_items_hash",
+        [LSW_CAUSE_SHORT] = "lost_items_short",
+        [LSW_CAUSE_LOST_BACKEND] = "lost_items_lost",
+        [LSW_CAUSE_POISON] = "lost_items_poison",
     };
+    uint64_t all = 0;
+    for (int cause = 0; cause < NUM_CAUSES; cause++) {
+        const uint64_t items = __atomic_load_n(&items_lost[cause], __ATOMIC_RELAXED);
+        all += items;
+        visit(arg, names[cause], items);
+    }
+    visit(arg, "lost_items", all);
+    visit(arg, "lost_pages", __atomic_load_n(&pages_lost, __ATOMIC_RELAXED));
+    visit(arg, "chunks_set_aside", __atomic_load_n(&chunks_set_aside, __ATOMIC_RELAXED));
 }
 
 void lightswap_lose(item *it, uint32_t hv) {
     if ((it->it_flags & ITEM_LINKED) != 0) {
         do_item_unlink(it, hv);
-        __atomic_fetch_add(&losses.items, 1, __ATOMIC_RELAXED);
+        struct lsw_error error;
+        const bool is_known = lsw_last_failure(&error) && error.cause < NUM_CAUSES;
+        __atomic_fetch_add(&items_lost[is_known ? error.cause : 0], 1, __ATOMIC_RELAXED);
     }
 }
 
@@ -55,7 +76,7 @@ static bool start_anew(char *page, const item *except) {
             const bool is_anew = lsw_discard(page, PAGE_BYTES) == LSW_OK;
             slabs_munlock();
             if (is_anew) {
-                __atomic_fetch_add(&losses.pages, 1, __ATOMIC_RELAXED);
+                __atomic_fetch_add(&pages_lost, 1, __ATOMIC_RELAXED);
             }
             return is_anew;
         }
@@ -108,7 +129,7 @@ static void retry(void) {
     const size_t slab = (size_t)((const char *)it - lightswap_table.headers) >> lightswap_table.slab_shift;
     const size_t body_bytes = lightswap_table.body_bytes[slab];
     if (is_readable(lightswap_body(it), body_bytes, it)) {
-        __atomic_fetch_sub(&losses.chunks_set_aside, 1, __ATOMIC_RELAXED);
+        __atomic_fetch_sub(&chunks_set_aside, 1, __ATOMIC_RELAXED);
         it->it_flags = 0;
         slabs_free(it, body_bytes + sizeof(item), id);
     } else {
@@ -123,7 +144,7 @@ bool lightswap_make_ready(item *it, size_t size, unsigned int id) {
     if (!lightswap_has_body(it)) {
         return true;
     }
-    if (__atomic_load_n(&losses.chunks_set_aside, __ATOMIC_RELAXED) > 0) {
+    if (__atomic_load_n(&chunks_set_aside, __ATOMIC_RELAXED) > 0) {
         retry();
     }
     if (is_readable(lightswap_body(it), size - sizeof(item), it)) {
@@ -136,6 +157,6 @@ bool lightswap_make_ready(item *it, size_t size, unsigned int id) {
     it->next = set_aside;
     set_aside = it;
     slabs_munlock();
-    __atomic_fetch_add(&losses.chunks_set_aside, 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&chunks_set_aside, 1, __ATOMIC_RELAXED);
     return false;
 }

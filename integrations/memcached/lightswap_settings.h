@@ -24,13 +24,8 @@ struct lightswap_pins {
 };
 void lightswap_drop_pins(struct lightswap_pins *pins);
 
-/* What lightswap_loss.c counts. */
-struct lightswap_losses {
-    uint64_t items;             /* unlinked because a page could not be read back */
-    uint64_t pages;             /* given up and started anew */
-    uint64_t chunks_set_aside;  /* now */
-};
-struct lightswap_losses lightswap_losses(void);
+/* Hands what lightswap_loss.c counts to `visit`. */
+void lightswap_visit_losses(void (*visit)(void *arg, const char *name, uint64_t value), void *arg);
 /* Ordinary memory that headers take. */
 uint64_t lightswap_header_memory_bytes(void);
 

@@ -118,11 +118,8 @@ void lightswap_stats(ADD_STAT add_stats, void *c) {
     if (lightswap_enabled) {
         struct stats_sink sink = { add_stats, c };
         lsw_stats_visit(instance, add_counter, &sink);
-        const struct lightswap_losses losses = lightswap_losses();
         add_counter(&sink, "item_header_bytes", lightswap_header_memory_bytes());
-        add_counter(&sink, "lost_items", losses.items);
-        add_counter(&sink, "lost_pages", losses.pages);
-        add_counter(&sink, "chunks_set_aside", losses.chunks_set_aside);
+        lightswap_visit_losses(add_counter, &sink);
     }
     add_stats(NULL, 0, NULL, 0, c);
 }
