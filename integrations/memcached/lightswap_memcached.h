@@ -136,11 +136,11 @@ bool lightswap_overwrite(item *it, const item *new_it);
 
 /* Is this the item's key? Its length is. Items of other keys are told by their hash, the same item by its address. */
 static inline bool lightswap_key_is(const item *it, const char *key, uint32_t hv) {
-    if (!lightswap_has_body(it)) {
+    if (!lightswap_enabled) {
         return memcmp(key, ITEM_key(it), it->nkey) == 0;
     }
-    const char *its_key = lightswap_body(it);
-    return it->hash == hv && (key == its_key || lightswap_same_bytes(key, its_key, it->nkey));
+    /* Either key may be on a page that cannot be read: an item that is deleted is looked up by its own. */
+    return it->hash == hv && (key == ITEM_key(it) || lightswap_same_bytes(key, ITEM_key(it), it->nkey));
 }
 
 /* ---- Copies from and to items: the pages stay in memory meanwhile. False when one cannot be read back. ---- */
