@@ -119,6 +119,10 @@ bool lightswap_make_ready(item *it, size_t size, unsigned int id);
 /* An item whose pages cannot be read back; its item lock is held. */
 void lightswap_lose(item *it, uint32_t hv);
 
+/* Before an item is linked, its lock held: unlinks those that may have its key, which a look-up could not tell as a page of either could not be
+ * read. Or they would be served when the new one is gone. */
+void lightswap_lose_namesakes(item *it, uint32_t hv);
+
 /* ---- Look-up (lightswap_lookup.c) ---- */
 
 enum lightswap_part {
