@@ -45,6 +45,20 @@ void lightswap_lose(item *it, uint32_t hv) {
     }
 }
 
+void lightswap_lose_namesakes(item *it, uint32_t hv) {
+    item *other = lightswap_enabled ? assoc_candidate(it->nkey, hv) : NULL;
+    while (other != NULL) {
+        /* While this waits for a page, others change the chain, but not what has this hash. */
+        int difference;
+        const bool is_told = lsw_compare(ITEM_key(it), ITEM_key(other), it->nkey, &difference) == LSW_OK && difference != 0;
+        item *next = assoc_next_candidate(other);
+        if (!is_told) {
+            lightswap_lose(other, hv);
+        }
+        other = next;
+    }
+}
+
 /* Neither linked, nor being filled, nor read: free, or never used. Under slabs_lock. */
 static bool is_free(const item *it) {
     return (it->it_flags & ITEM_SLABBED) != 0 || (it->refcount == 0 && it->it_flags == 0);

@@ -119,6 +119,10 @@ bool lightswap_make_ready(item *it, size_t size, unsigned int id);
 /* An item whose pages cannot be read back; its item lock is held. */
 void lightswap_lose(item *it, uint32_t hv);
 
+/* Before an item is linked, its lock held: unlinks those that may have its key, which a look-up could not tell as a page of either could not be
+ * read. Or they would be served when the new one is gone. */
+void lightswap_lose_namesakes(item *it, uint32_t hv);
+
 /* ---- Look-up (lightswap_lookup.c) ---- */
 
 enum lightswap_part {
@@ -136,11 +140,11 @@ bool lightswap_overwrite(item *it, const item *new_it);
 
 /* Is this the item's key? Its length is. Items of other keys are told by their hash, the same item by its address. */
 static inline bool lightswap_key_is(const item *it, const char *key, uint32_t hv) {
-    if (!lightswap_has_body(it)) {
+    if (!lightswap_enabled) {
         return memcmp(key, ITEM_key(it), it->nkey) == 0;
     }
-    const char *its_key = lightswap_body(it);
-    return it->hash == hv && (key == its_key || lightswap_same_bytes(key, its_key, it->nkey));
+    /* Either key may be on a page that cannot be read: an item that is deleted is looked up by its own. */
+    return it->hash == hv && (key == ITEM_key(it) || lightswap_same_bytes(key, ITEM_key(it), it->nkey));
 }
 
 /* ---- Copies from and to items: the pages stay in memory meanwhile. False when one cannot be read back. ---- */

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use super::model::Model;
+use super::model::{Miss, Model};
 use crate::endpoint::Endpoint;
 use crate::random::Random;
 use crate::stall::PatientSocket;
@@ -23,6 +23,10 @@ pub struct Counts {
     pub requests: u64,
     pub values_checked: u64,
     pub misses: u64,
+    /// Misses of keys that were there, each told once: what the server has evicted or lost.
+    pub gone: u64,
+    /// Misses after a change of the key that failed, or was not answered.
+    pub doubtful_misses: u64,
     pub stores: u64,
     /// SERVER_ERROR and the like.
     pub errors: u64,
@@ -37,6 +41,8 @@ impl Counts {
         self.requests += other.requests;
         self.values_checked += other.values_checked;
         self.misses += other.misses;
+        self.gone += other.gone;
+        self.doubtful_misses += other.doubtful_misses;
         self.stores += other.stores;
         self.errors += other.errors;
         self.connections_closed += other.connections_closed;
@@ -239,16 +245,27 @@ impl<'a> Client<'a> {
     fn read(&mut self, head: &str, keys: &[usize]) -> io::Result<Option<String>> {
         let (values, refusal) = self.connection.values(head)?;
         let mut cas = None;
-        let mut num_found = 0;
+        let mut found = Vec::new();
         for value in values {
             match keys.iter().find(|&&key| self.name(key) == value.key) {
-                Some(&key) => self.check(key, &value.content),
+                Some(&key) => {
+                    self.check(key, &value.content);
+                    found.push(key);
+                }
                 None => self.wrong(format!("{head} was answered by a value of {}", value.key)),
             }
-            num_found += 1;
             cas = value.cas;
         }
-        self.counts.misses += (keys.len() as u64).saturating_sub(num_found);
+        if refusal.is_none() {
+            for &key in keys.iter().filter(|key| !found.contains(key)) {
+                self.counts.misses += 1;
+                match self.model.missed(key) {
+                    Miss::Gone => self.counts.gone += 1,
+                    Miss::Doubtful => self.counts.doubtful_misses += 1,
+                    Miss::Absent | Miss::Known => {}
+                }
+            }
+        }
         if let Some(line) = refusal {
             self.refused(&line, head);
         }
@@ -339,5 +356,84 @@ impl<'a> Client<'a> {
         let content = self.content(key);
         let head = format!("cas {name} 0 0 {} {cas}", content.len());
         self.store(&head, key, &Rc::clone(&content), content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    /// What a client counts of requests that a server answers so.
+    fn counts(answers: &'static [&'static str], requests: fn(&mut Client<'_>) -> io::Result<()>) -> Counts {
+        let listener = Endpoint::Tcp(([127, 0, 0, 1], 0).into()).listen().unwrap();
+        let crate::endpoint::Listener::Tcp(tcp) = &listener else { unreachable!() };
+        let endpoint = Endpoint::Tcp(tcp.local_addr().unwrap());
+        let server = thread::spawn(move || {
+            let mut socket = listener.accept().unwrap();
+            for answer in answers {
+                // A request is one segment, or less than one: the client waits for its answer.
+                let num_read = socket.read(&mut [0; 4096]).unwrap();
+                assert!(num_read > 0);
+                socket.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        let mut client = Client::new(&endpoint, 0, 1).unwrap();
+        requests(&mut client).unwrap();
+        server.join().unwrap();
+        client.counts
+    }
+
+    fn store(client: &mut Client<'_>, content: &[u8]) -> io::Result<()> {
+        client.store(&format!("set client-0-key-50 0 0 {}", content.len()), 50, content, content.into())
+    }
+
+    #[test]
+    fn a_wrong_value_is_noticed_and_a_right_one_is_not() {
+        let value = "VALUE client-0-key-50 0 3\r\nnew\r\nEND\r\n";
+        let stored = ["STORED\r\n", "STORED\r\n"];
+        let both = |client: &mut Client<'_>| store(client, b"old").and_then(|()| store(client, b"new")).and_then(|()| client.get(&[50]));
+        let answers = |answer| Box::leak(Box::new([stored[0], stored[1], answer])).as_slice();
+        assert_eq!(counts(answers(value), both).wrong_values, 0);
+        for wrong in [
+            "VALUE client-0-key-50 0 3\r\nold\r\nEND\r\n",
+            "VALUE client-0-key-50 0 3\r\nnfw\r\nEND\r\n",
+            "VALUE client-0-key-50 0 2\r\nne\r\nEND\r\n",
+            "VALUE client-0-key-51 0 3\r\nnew\r\nEND\r\n",
+            "ERROR\r\n",
+        ] {
+            let counts = counts(answers(wrong), both);
+            assert_eq!(counts.wrong_values, 1, "{wrong:?}");
+            assert!(counts.first_wrong.is_some());
+        }
+        let counts = counts(answers("END\r\n"), both);
+        assert_eq!((counts.wrong_values, counts.misses, counts.gone), (0, 1, 1));
+    }
+
+    #[test]
+    fn a_deleted_value_is_wrong_and_one_of_a_failed_store_may_be_there() {
+        let counts_of = |answers| {
+            counts(answers, |client| {
+                store(client, b"old")?;
+                store(client, b"new")?;
+                client.get(&[50])?;
+                client.delete(50)?;
+                client.get(&[50])
+            })
+        };
+        let refused = "SERVER_ERROR out of memory storing object\r\n";
+        let (old, new) = ("VALUE client-0-key-50 0 3\r\nold\r\nEND\r\n", "VALUE client-0-key-50 0 3\r\nnew\r\nEND\r\n");
+        let answers = |first, last| Box::leak(Box::new(["STORED\r\n", refused, first, "DELETED\r\n", last])).as_slice();
+        assert_eq!(counts_of(answers(old, "END\r\n")).wrong_values, 0);
+        assert_eq!(counts_of(answers(new, "END\r\n")).wrong_values, 0);
+        assert_eq!(counts_of(answers(new, new)).wrong_values, 1);
+    }
+
+    #[test]
+    fn a_silent_server_is_a_failure() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
+        let error = Client::new(&endpoint, 0, 1).unwrap().run(&AtomicBool::new(true)).unwrap_err();
+        assert!(error.to_string().contains("did not answer"), "{error}");
     }
 }

@@ -26,8 +26,9 @@ mod model;
 
 use client::{Client, Counts};
 
-/// All kinds of errors that do not end a device, often enough to meet each of them every few seconds.
-const SCHEDULE: &str = "read%0.002=EIO;read%0.001=flip;read%0.001=misdirect;read%0.001=short;read%0.001=delay:20;write%0.002=EIO;write%0.0005=torn";
+/// All kinds of errors. Of 100 reads, ten or so meet one; a backend that is dead fails very many I/Os in short time, so it dies seldom.
+const SCHEDULE: &str = "read%0.03=EIO;read%0.01=ETIMEDOUT;read%0.02=flip;read%0.02=misdirect;read%0.02=short;read%0.005=delay:20;read%0.0005=stall:100;\
+                        read%0.000005=dead:20;write%0.02=EIO;write%0.02=short;write%0.02=torn;write%0.02=delay:20;write%0.002=stall:100";
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
@@ -71,6 +72,9 @@ struct Outcome {
     counts: Counts,
     injected: BTreeMap<String, u64>,
     lost_items: u64,
+    evictions: u64,
+    /// Keys that are gone though the server neither evicted nor lost so many.
+    unexplained_misses: u64,
     crashed: bool,
     hung: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,7 +91,7 @@ impl Outcome {
     }
 
     fn sentence(&self) -> String {
-        let Counts { requests, values_checked, misses, errors, connections_closed, wrong_values, .. } = &self.counts;
+        let Counts { requests, values_checked, misses, gone, errors, connections_closed, wrong_values, .. } = &self.counts;
         let kinds: Vec<String> = self.injected.iter().map(|(name, count)| format!("{name} {count}")).collect();
         let verdict = match (&self.failure, &self.counts.first_wrong) {
             (Some(failure), _) => format!("FAILED: {failure}"),
@@ -95,12 +99,13 @@ impl Outcome {
             (None, None) => "nothing was wrong".into(),
         };
         format!(
-            "seed {}, {:.0} s: {} errors injected ({}); {requests} requests, {values_checked} values checked, {misses} misses, {errors} errors, \
-             {connections_closed} connections closed, {} items lost, {wrong_values} wrong values: {verdict}",
+            "seed {}, {:.0} s: {} errors injected ({}); {requests} requests, {values_checked} values checked, {misses} misses ({gone} of keys that were there, \
+             {} unexplained), {errors} errors, {connections_closed} connections closed, {} items lost, {wrong_values} wrong values: {verdict}",
             self.seed,
             self.seconds,
             self.num_injected(),
             kinds.join(", "),
+            self.unexplained_misses,
             self.lost_items
         )
     }
@@ -173,10 +178,15 @@ fn torture(options: &Options, server: &mut Server<'_>) -> Result<Outcome> {
     });
     interrupt::check()?;
     let death = server.death(None);
+    let mut general = BTreeMap::new();
     if death.is_none() {
         statistics = server.statistics("lightswap").unwrap_or(statistics);
+        general = server.statistics("").unwrap_or_default();
     }
+    let number = |statistics: &BTreeMap<String, String>, name: &str| statistics.get(name).and_then(|text| text.parse().ok()).unwrap_or(0u64);
+    let (lost_items, evictions) = (number(&statistics, "lost_items"), number(&general, "evictions"));
     let failure = death.clone().or_else(|| failure.map(|error| format!("{error:#}")));
+    let unexplained_misses = counts.gone.saturating_sub(lost_items + evictions);
     Ok(Outcome {
         environment: serde_json::to_value(Environment::collect(&std::env::temp_dir()))?,
         command: command_line(),
@@ -185,7 +195,9 @@ fn torture(options: &Options, server: &mut Server<'_>) -> Result<Outcome> {
         seconds: started.elapsed().as_secs_f64(),
         counts,
         injected: injected(&statistics),
-        lost_items: statistics.get("lost_items").and_then(|text| text.parse().ok()).unwrap_or(0),
+        lost_items,
+        evictions,
+        unexplained_misses,
         crashed: death.is_some(),
         hung: death.is_none() && failure.as_ref().is_some_and(|text| text.contains("did not answer")),
         failure,

@@ -6,6 +6,21 @@ use std::rc::Rc;
 struct Expected {
     /// More than one after a request that was not answered, or with an error.
     contents: Vec<Rc<[u8]>>,
+    /// It was found missing since.
+    is_gone: bool,
+}
+
+/// Why a key may be missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Miss {
+    /// It was never stored, or removed.
+    Absent,
+    /// The last request that changed it failed, or was not answered.
+    Doubtful,
+    /// Found missing before, and not stored since.
+    Known,
+    /// It was there: the server has evicted or lost it.
+    Gone,
 }
 
 /// The keys of one client; nobody else writes them.
@@ -20,7 +35,7 @@ impl Model {
     }
 
     pub fn stored(&mut self, key: usize, content: Rc<[u8]>) {
-        self.keys[key].contents = vec![content];
+        self.keys[key] = Expected { contents: vec![content], is_gone: false };
     }
 
     /// The server did not say that it has stored it.
@@ -32,11 +47,25 @@ impl Model {
     }
 
     pub fn removed(&mut self, key: usize) {
-        self.keys[key].contents.clear();
+        self.keys[key] = Expected::default();
     }
 
     pub fn allows(&self, key: usize, content: &[u8]) -> bool {
         self.keys[key].contents.iter().any(|expected| **expected == *content)
+    }
+
+    /// The key was not found.
+    pub fn missed(&mut self, key: usize) -> Miss {
+        let expected = &mut self.keys[key];
+        match expected.contents.len() {
+            0 => Miss::Absent,
+            1 if expected.is_gone => Miss::Known,
+            1 => {
+                expected.is_gone = true;
+                Miss::Gone
+            }
+            _ => Miss::Doubtful,
+        }
     }
 
     /// What the key has, if it has anything and only one thing is possible.
@@ -66,5 +95,18 @@ mod tests {
         assert!(!model.allows(0, b"1") && model.only(0).as_deref() == Some(&b"2"[..]));
         model.removed(0);
         assert!(!model.allows(0, b"2") && model.only(0).is_none());
+    }
+    #[test]
+    fn a_miss_of_what_was_there_is_told_once() {
+        let mut model = Model::new(1);
+        assert_eq!(model.missed(0), Miss::Absent);
+        model.stored(0, Rc::from(*b"1"));
+        assert_eq!([model.missed(0), model.missed(0)], [Miss::Gone, Miss::Known]);
+        model.may_be_stored(0, Rc::from(*b"2"));
+        assert_eq!(model.missed(0), Miss::Doubtful);
+        model.stored(0, Rc::from(*b"3"));
+        assert_eq!(model.missed(0), Miss::Gone);
+        model.removed(0);
+        assert_eq!(model.missed(0), Miss::Absent);
     }
 }
