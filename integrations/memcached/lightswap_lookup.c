@@ -102,10 +102,16 @@ void lightswap_item_lock(uint32_t hv, size_t nkey, enum lightswap_part part) {
         }
         return;
     }
+    assoc_expect(hv);
     lightswap_drop_pins(pins);
     item_lock(hv);
     item *it = assoc_candidate(nkey, hv);
-    if (it == NULL || !lightswap_has_body(it) || pin_resident(pins, it, part)) {
+    if (it == NULL || !lightswap_has_body(it)) {
+        return;
+    }
+    /* The key is compared soon: it is loaded while the pages are looked at. */
+    __builtin_prefetch(lightswap_body(it));
+    if (pin_resident(pins, it, part)) {
         return;
     }
     refcount_incr(it);
