@@ -1,4 +1,4 @@
-/* Item headers in ordinary memory, in a table parallel to the region. */
+/* Item headers in ordinary memory. */
 #include "memcached.h"
 #include "lightswap_settings.h"
 
@@ -14,31 +14,50 @@ struct lightswap_table lightswap_table;
 static uint64_t head_bytes;
 static uint64_t num_headers;    /* cut so far; both under slabs_lock */
 
+/* Used so far; under slabs_lock, as what follows. */
+static size_t table_used;
+
+enum { HUGE_PAGE_BYTES = 2 << 20, GRANULE_BYTES = 1 << LIGHTSWAP_GRANULE_SHIFT };
+
+static void *reserve(size_t len) {
+    /* Address space; memory comes as it is used. */
+    void *start = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return start == MAP_FAILED ? NULL : start;
+}
+
 bool lightswap_headers_init(char *region, size_t region_len) {
     struct lightswap_table *table = &lightswap_table;
-    const size_t slab_bytes = (size_t)settings.slab_page_size;
-    table->slab_shift = (unsigned int)__builtin_ctzl(slab_bytes);
+    table->slab_shift = (unsigned int)__builtin_ctzl((size_t)settings.slab_page_size);
     table->header_bytes = sizeof(item) + (settings.use_cas ? sizeof(uint64_t) : 0);
     table->reciprocal = ((1ULL << 32) + table->header_bytes - 1) / table->header_bytes;
     table->bodies = region;
-    table->body_bytes = calloc(region_len >> table->slab_shift, sizeof(*table->body_bytes));
-    /* Address space; memory comes as headers are used. Not in huge pages: of each slab's part only the start is used. */
-    void *headers = mmap(NULL, region_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (table->body_bytes == NULL || headers == MAP_FAILED) {
+    /* Of a slab page the headers are less than the slab page, and at most a granule is lost. */
+    const size_t num_slabs = region_len >> table->slab_shift;
+    const size_t len = region_len + num_slabs * GRANULE_BYTES;
+    char *headers = reserve(len + HUGE_PAGE_BYTES);
+    table->slabs = reserve(num_slabs * sizeof(*table->slabs));
+    table->slab_of = reserve((len >> LIGHTSWAP_GRANULE_SHIFT) * sizeof(*table->slab_of));
+    if (headers == NULL || table->slabs == NULL || table->slab_of == NULL) {
         return false;
     }
-    madvise(headers, region_len, MADV_NOHUGEPAGE);
+    headers += -(uintptr_t)headers % HUGE_PAGE_BYTES;
+    madvise(headers, len, MADV_HUGEPAGE);
     table->headers = headers;
-    table->headers_len = region_len;
+    table->headers_len = len;
     return true;
 }
 
 char *lightswap_cut(char *slab_page, size_t item_size) {
     const struct lightswap_table *table = &lightswap_table;
-    const size_t slab = (size_t)(slab_page - table->bodies) >> table->slab_shift;
-    table->body_bytes[slab] = (uint32_t)(item_size - sizeof(item));
-    num_headers += (uint64_t)settings.slab_page_size / item_size;
-    return (char *)table->headers + (slab << table->slab_shift);
+    const uint32_t slab = (uint32_t)((size_t)(slab_page - table->bodies) >> table->slab_shift);
+    const uint64_t num_items = (uint64_t)settings.slab_page_size / item_size;
+    const size_t start = table_used;
+    table->slabs[slab] = (struct lightswap_slab){ .headers = start, .body_bytes = (uint32_t)(item_size - sizeof(item)) };
+    num_headers += num_items;
+    for (const size_t end = start + num_items * table->header_bytes; table_used < end; table_used += GRANULE_BYTES) {
+        table->slab_of[table_used >> LIGHTSWAP_GRANULE_SHIFT] = slab;
+    }
+    return (char *)table->headers + start;
 }
 
 item *lightswap_alloc_head(size_t size) {

@@ -69,9 +69,9 @@ static item *user_of(const char *page, const item *except) {
     const struct lightswap_table *table = &lightswap_table;
     const size_t slab = (size_t)(page - table->bodies) >> table->slab_shift;
     const size_t start = (size_t)(page - table->bodies) - (slab << table->slab_shift);
-    const size_t body_bytes = table->body_bytes[slab];
+    const size_t body_bytes = table->slabs[slab].body_bytes;
     const size_t num_items = ((size_t)1 << table->slab_shift) / (body_bytes + sizeof(item));
-    char *headers = (char *)table->headers + (slab << table->slab_shift);
+    char *headers = (char *)table->headers + table->slabs[slab].headers;
     for (size_t i = start / body_bytes; i < num_items && i * body_bytes < start + PAGE_BYTES; i++) {
         item *it = (item *)(headers + i * table->header_bytes);
         if (it != except && !is_free(it)) {
@@ -140,8 +140,7 @@ static void retry(void) {
     set_aside = it->next;
     slabs_munlock();
     const unsigned int id = it->slabs_clsid;
-    const size_t slab = (size_t)((const char *)it - lightswap_table.headers) >> lightswap_table.slab_shift;
-    const size_t body_bytes = lightswap_table.body_bytes[slab];
+    const size_t body_bytes = lightswap_slab(it)->body_bytes;
     if (is_readable(lightswap_body(it), body_bytes, it)) {
         __atomic_fetch_sub(&chunks_set_aside, 1, __ATOMIC_RELAXED);
         it->it_flags = 0;

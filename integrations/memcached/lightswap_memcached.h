@@ -76,17 +76,26 @@ bool lightswap_wait_for_eviction(const item *tail, int attempt);
 /* ---- Headers (lightswap_headers.c) ---- */
 
 /* An item is two things: its header (everything up to the CAS) in ordinary memory, and its body (key, client flags, value) in the
- * region. So hash chains, LRUs, free lists and reference counts never touch a page that may be swapped out. Headers
- * lie in a table parallel to the region: those of slab page n from headers + n * slab page size on. A chunk of a
- * large item is divided in the same way. What is not in the table has its body behind its header, as upstream has it. */
+ * region. So hash chains, LRUs, free lists and reference counts never touch a page that may be swapped out. The
+ * headers of a slab page lie together in a table, one after the other as its bodies do, and close to those of other slab
+ * pages, so that huge pages hold them. A chunk of a large item is divided in the same way. What is not in the table has
+ * its body behind its header, as upstream has it. */
+struct lightswap_slab {
+    uint64_t headers;           /* where in the table those of this slab page begin */
+    uint32_t body_bytes;        /* of each of its items */
+};
+
+enum { LIGHTSWAP_GRANULE_SHIFT = 12 };
+
 struct lightswap_table {
     const char *headers;
     size_t headers_len;         /* 0: Lightswap is off */
+    uint32_t *slab_of;          /* slab page of the headers in each granule of 2^LIGHTSWAP_GRANULE_SHIFT bytes of the table */
+    struct lightswap_slab *slabs;
     char *bodies;               /* the region */
-    uint32_t *body_bytes;       /* of the items of each slab page */
     unsigned int slab_shift;    /* a slab page has 2^slab_shift bytes */
     uint32_t header_bytes;
-    uint64_t reciprocal;        /* index = offset of a header in its slab's part * reciprocal >> 32 */
+    uint64_t reciprocal;        /* index = offset of a header among those of its slab page * reciprocal >> 32 */
 };
 extern struct lightswap_table lightswap_table;
 
@@ -102,13 +111,17 @@ static inline bool lightswap_has_body(const void *header) {
     return __builtin_expect((size_t)((const char *)header - lightswap_table.headers) < lightswap_table.headers_len, 0);
 }
 
+static inline const struct lightswap_slab *lightswap_slab(const void *header) {
+    const struct lightswap_table *table = &lightswap_table;
+    return &table->slabs[table->slab_of[(size_t)((const char *)header - table->headers) >> LIGHTSWAP_GRANULE_SHIFT]];
+}
+
 static inline char *lightswap_body(const void *header) {
     const struct lightswap_table *table = &lightswap_table;
-    const size_t offset = (size_t)((const char *)header - table->headers);
-    const size_t slab = offset >> table->slab_shift;
-    const uint64_t in_slab = offset - (slab << table->slab_shift);
+    const struct lightswap_slab *slab = lightswap_slab(header);
+    const uint64_t in_slab = (uint64_t)((const char *)header - table->headers) - slab->headers;
     const size_t index = (size_t)(in_slab * table->reciprocal >> 32);
-    return table->bodies + (slab << table->slab_shift) + index * table->body_bytes[slab];
+    return table->bodies + ((size_t)(slab - table->slabs) << table->slab_shift) + index * slab->body_bytes;
 }
 
 /* ---- Loss (lightswap_loss.c) ---- */
