@@ -48,6 +48,7 @@ mod report;
 mod results;
 mod resume;
 mod server;
+mod server_statistics;
 mod session;
 mod stall;
 mod summary;

@@ -142,6 +142,9 @@ pub struct Details {
     /// What the server itself says at the end of the run (`stats lightswap`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub server_statistics: BTreeMap<String, String>,
+    /// How much each of the server's counters rose while it was measured, without warm-up and loading. Empty where the server has none, or in older files.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub statistics_while_measured: BTreeMap<String, u64>,
 }
 
 /// A piece of a run's time line.
@@ -352,6 +355,7 @@ mod tests {
             "wrong_values":0,"resident_bytes_max":1,"limit_bytes":null,"server_cpu_seconds":1.0}]}"#;
         let results: Results = serde_json::from_str(text).unwrap();
         assert_eq!(results.runs[0].limit_bytes, None);
+        assert!(results.runs[0].details.statistics_while_measured.is_empty());
         assert!(!results.runs[0].details.sweep);
     }
 }
