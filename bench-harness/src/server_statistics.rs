@@ -28,7 +28,8 @@ mod tests {
 
     #[test]
     fn only_counters_that_both_answers_have_are_subtracted() {
-        let before = statistics(&[("faults", "7"), ("swap_ins", "100"), ("resident_bytes", "1"), ("swap_in_p50_ns", "5"), ("lightswap", "on"), ("odd", "9")]);
+        let before =
+            statistics(&[("faults", "7"), ("swap_ins", "100"), ("resident_bytes", "1"), ("swap_in_p50_ns", "5"), ("lightswap", "on"), ("odd", "9")]);
         let after = statistics(&[
             ("faults", "7"),
             ("swap_ins", "350"),
