@@ -57,6 +57,7 @@ mod sweep;
 mod table;
 mod tally;
 mod torture;
+mod torture_record;
 mod units;
 mod value_sizes;
 mod values;

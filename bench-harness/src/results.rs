@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::out_file;
 use crate::tally::LatencyUs;
+use crate::torture_record::TortureRecord;
 use crate::ycsb::Workload;
 
 /// One measured workload on one server.
@@ -261,6 +262,9 @@ pub struct Results {
     pub micro_ranges: Vec<(f64, f64)>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
+    /// What a file of `torture` holds, in the form of the others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub torture: Vec<TortureRecord>,
 }
 
 /// What the repetitions of a micro-benchmark's first number were, as far as is known: itself, and the smallest and the largest.
@@ -275,9 +279,23 @@ impl Results {
         self.micro.iter().enumerate().map(move |(index, record)| (record, has_all.then(|| self.micro_ranges[index])))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.micro.is_empty() && self.skipped.is_empty() && self.torture.is_empty()
+    }
+
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no result file of lightswap-bench", path.display()))
+        Self::parse(&text).with_context(|| format!("{} is no result file of lightswap-bench", path.display()))
+    }
+
+    fn parse(text: &str) -> serde_json::Result<Self> {
+        let value: Value = serde_json::from_str(text)?;
+        if !TortureRecord::is_in(&value) {
+            // From the text: the error then names line and column.
+            return serde_json::from_str(text);
+        }
+        let record: TortureRecord = serde_json::from_value(value)?;
+        Ok(Self { environment: record.environment.clone(), command: record.command.clone(), torture: vec![record], ..Self::default() })
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
