@@ -33,9 +33,16 @@ impl Counted<'_> {
         Some(self.number("swap_ins")? + self.number("swap_in_retries").unwrap_or(0.0))
     }
 
-    /// Fresh pages are asked for, too, but have nothing to be read.
-    fn asked_for(self) -> Option<f64> {
-        Some(self.number("touch_misses")? - self.number("zero_fills")?)
+    /// How many pages were missing when a request asked for them: at least, and at most. Servers that count `missing_pages` know it. Of the others, a page
+    /// that is read ahead for its request counts in `prefetches`, and in `touch_misses` only if it is still not there when its turn comes. Fresh pages
+    /// are asked for, too, but have nothing to be read.
+    fn asked_for(self) -> Option<(f64, f64)> {
+        let fresh = self.number("zero_fills")?;
+        if let Some(missing) = self.number("missing_pages") {
+            return Some((missing - fresh, missing - fresh));
+        }
+        let (waited_for, read_ahead) = (self.number("touch_misses")? - fresh, self.number("prefetches")?);
+        Some((waited_for.max(read_ahead), waited_for + read_ahead))
     }
 }
 
@@ -88,24 +95,36 @@ fn hardware_faults(claim: Claim, runs: &[Counted<'_>]) -> Claim {
 }
 
 fn pages_read(claim: Claim, runs: &[Counted<'_>]) -> Claim {
-    let asked = spread(runs, |run| Some(run.asked_for()? / run.gets()));
-    let (Some(asked), Some(read)) = (asked, spread(runs, |run| Some(run.reads()? / run.gets()))) else {
-        return claim.missing("missing: the server's counters of pages asked for, or of fresh ones");
+    let at_least = spread(runs, |run| Some(run.asked_for()?.0 / run.gets()));
+    let at_most = spread(runs, |run| Some(run.asked_for()?.1 / run.gets()));
+    let (Some(at_least), Some(at_most), Some(read)) = (at_least, at_most, spread(runs, |run| Some(run.reads()? / run.gets()))) else {
+        return claim.missing("missing: the server's counters of pages asked for, fresh, or read ahead");
     };
-    let ratio = spread(runs, |run| Some(run.reads()? / run.asked_for()?)).map_or(f64::NAN, |ratio| ratio.median);
-    if !ratio.is_finite() {
+    if at_least.median <= 0.0 {
         return claim.missing("no page was missing while it was measured");
     }
-    Claim {
-        ours: format!("{} read a GET, {} missing", a_get(read.median), a_get(asked.median)),
-        ratio: times(ratio, &[READS]),
-        verdict: Verdict::met_if(ratio <= READS),
-        remark: "counted: pages read back, read-ahead and retries included (swap_ins, swap_in_retries), of pages that were not there when a request came \
-                 to them (touch_misses without zero_fills; hardware faults do not count as asked for). Read-ahead that is done by then counts as read only, \
-                 which raises the ratio; a page that two requests wait for, or that is gone again before its use, counts as missing twice, which lowers it"
-            .into(),
+    let ratio =
+        |asked: fn((f64, f64)) -> f64| spread(runs, |run| Some(run.reads()? / asked(run.asked_for()?))).map_or(f64::NAN, |ratio| ratio.median);
+    let (highest, lowest) = (ratio(|asked| asked.0), ratio(|asked| asked.1));
+    let is_exact = runs.iter().all(|run| run.number("missing_pages").is_some());
+    let range = |low: String, high: String| if is_exact { high } else { format!("{low} to {high}") };
+    let claim = Claim {
+        ours: format!("{} read a GET, {} missing", a_get(read.median), range(a_get(at_least.median), a_get(at_most.median))),
+        ratio: range(digits(lowest, &[READS]), times(highest, &[READS])),
         ..claim
+    };
+    let counted = if is_exact {
+        "counted: pages read back, read-ahead and retries included (swap_ins, swap_in_retries), of pages that were not there when a request first looked \
+         (missing_pages without zero_fills); hardware faults do not count as asked for"
+    } else {
+        "counted: pages read back, read-ahead and retries included (swap_ins, swap_in_retries); how many were missing lies between the larger of \
+         touch_misses without zero_fills and prefetches, and their sum: pages read ahead for a request are in the latter, and in the former only if they are \
+         not there in time"
+    };
+    if highest <= READS || lowest > READS || is_exact {
+        return Claim { verdict: Verdict::met_if(highest <= READS), remark: counted.into(), ..claim };
     }
+    claim.missing(format!("missing: a server that counts missing_pages; without it the ratio is only known within limits. {counted}"))
 }
 
 fn written_back(claim: Claim, runs: &[Counted<'_>]) -> Claim {
@@ -151,6 +170,7 @@ mod tests {
     fn counts(faults: u64, touch_misses: u64, swap_ins: u64, dirty_evictions: u64) -> Run {
         let zero_fills = 100;
         counting(&[
+            ("prefetches", 0),
             ("faults", faults),
             ("touch_misses", touch_misses + zero_fills),
             ("zero_fills", zero_fills),
@@ -171,6 +191,26 @@ mod tests {
         let mut retrying = counts(0, 500, 510, 0);
         retrying.details.statistics_while_measured.insert("swap_in_retries".into(), 1);
         assert_eq!(verdicts(vec![retrying]), [Met, NotMet, Met]);
+    }
+
+    #[test]
+    fn reads_are_judged_where_the_counters_tell_how_many_were_missing() {
+        let verdict = |changes: &[(&str, u64)]| {
+            let mut run = counts(0, 500, 550, 0);
+            run.details.statistics_while_measured.extend(changes.iter().map(|(name, count)| ((*name).to_owned(), *count)));
+            judged(vec![run]).swap_remove(1)
+        };
+        // 50 pages were there before their turn, or were read for nothing.
+        let unknown = verdict(&[("prefetches", 80)]);
+        assert_eq!(unknown.verdict, Verdict::NotMeasured);
+        assert_eq!((unknown.ours.as_str(), unknown.ratio.as_str()), ("0.55 read a GET, 0.50 to 0.58 missing", "0.95 to 1.10 ×"));
+        assert!(unknown.remark.contains("missing_pages"));
+        assert_eq!(verdict(&[("prefetches", 30)]).verdict, Verdict::NotMet);
+        assert_eq!(verdict(&[("prefetches", 545)]).verdict, Verdict::Met);
+        // Counted, they are known, fresh pages with them.
+        assert_eq!(verdict(&[("prefetches", 80), ("missing_pages", 640)]).verdict, Verdict::Met);
+        let too_many = verdict(&[("prefetches", 80), ("missing_pages", 630)]);
+        assert_eq!((too_many.verdict, too_many.ratio.as_str()), (Verdict::NotMet, "1.04 ×"));
     }
 
     #[test]

@@ -56,7 +56,14 @@ fn cell(workload: &str, configuration: usize, ratio: f64, speed: f64, repetition
     let operations = (speed * SECONDS) as u64;
     let faults = if name.ends_with("dram") { 0.0 } else { (1.0 - ratio) * 0.8 };
     let pages_read = (operations as f64 * faults) as u64;
-    let counted = [("faults", operations / 1_000), ("touch_misses", pages_read), ("zero_fills", 0), ("swap_ins", pages_read), ("dirty_evictions", 0)];
+    let counted = [
+        ("faults", operations / 1_000),
+        ("touch_misses", pages_read),
+        ("zero_fills", 0),
+        ("prefetches", 0),
+        ("swap_ins", pages_read),
+        ("dirty_evictions", 0),
+    ];
     Run {
         workload: workload.into(),
         server: "memcached".into(),
