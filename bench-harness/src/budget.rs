@@ -1,5 +1,6 @@
 //! How much memory a server needs for some records, and how a memory limit is divided.
 
+use crate::configuration::ItemHeaders;
 use crate::units::{KIB, MIB};
 use crate::value_sizes::ValueSizes;
 
@@ -41,12 +42,16 @@ pub struct FixedOverhead {
     pub hash_power: u32,
     pub connections: usize,
     pub server_threads: u32,
+    pub item_headers: ItemHeaders,
 }
 
 impl FixedOverhead {
-    /// Headers of items, and a page of them that is begun for each slab page.
+    /// Headers of items, and a page of them that is begun for each slab page. None where they are swapped like values.
     pub fn headers_bytes(&self) -> u64 {
-        self.records * 56 + self.server_memory_mib * PAGE_BYTES / 2
+        match self.item_headers {
+            ItemHeaders::Memory => self.records * 56 + self.server_memory_mib * PAGE_BYTES / 2,
+            ItemHeaders::Region => 0,
+        }
     }
 
     /// memcached's buffers of a connection, the touched part of an LWT's stack, the kernel's socket buffers: 46 KB were measured.
@@ -92,12 +97,17 @@ mod tests {
 
     #[test]
     fn the_overhead_comes_off_the_limit() {
-        let overhead = FixedOverhead { server_memory_mib: 800, records: 500_000, hash_power: 20, connections: 64, server_threads: 2 };
+        let item_headers = ItemHeaders::Memory;
+        let overhead = FixedOverhead { server_memory_mib: 800, records: 500_000, hash_power: 20, connections: 64, server_threads: 2, item_headers };
         let local = local_memory_bytes(150 * MIB, overhead).unwrap();
         assert!(local.is_multiple_of(PAGE_BYTES));
         assert!(local + overhead.bytes() <= 150 * MIB);
         assert_eq!(local_memory_bytes(10 * MIB, overhead), None);
         // The promise of the project: below 64 MiB + 1 % of the region, beside headers.
         assert!(overhead.bytes() - overhead.headers_bytes() < 64 * MIB + 8 * MIB);
+        // Where headers lie in the region, their memory is local memory.
+        let in_region = FixedOverhead { item_headers: ItemHeaders::Region, ..overhead };
+        assert_eq!(in_region.bytes(), overhead.bytes() - overhead.headers_bytes());
+        assert!(local_memory_bytes(150 * MIB, in_region).unwrap() > local + 27 * MIB);
     }
 }

@@ -178,7 +178,7 @@ pub struct GridArguments {
     /// Measure everything again, whatever the results say
     #[arg(long)]
     pub fresh: bool,
-    /// Only these; names or paths of files. All when not given
+    /// Only these; names or paths of files. All when not given. Their repetitions take turns, every other time backwards
     #[arg(long, value_name = "NAME|FILE.toml", value_delimiter = ',')]
     pub configurations: Vec<String>,
     /// Only these workloads
@@ -201,9 +201,9 @@ pub struct GridArguments {
 
 #[derive(Debug, Args)]
 pub struct RunArguments {
-    /// A name that `configurations` lists, or the path of a file of the same form
-    #[arg(long, value_name = "NAME|FILE.toml")]
-    pub configuration: String,
+    /// A name that `configurations` lists, or the path of a file of the same form. Of several, repetitions take turns, every other time backwards
+    #[arg(long, value_name = "NAME|FILE.toml", value_delimiter = ',', required = true)]
+    pub configuration: Vec<String>,
     /// Memory limit of the whole server process as a part of the data: what stock memcached needs resident
     #[arg(long, default_value = "0.25", value_parser = parse_ratio)]
     pub ratio: f64,
@@ -365,6 +365,7 @@ mod tests {
             "load unix:/tmp/x --only-load",
             "load unix:/tmp/x --workload ycsb-a,Uniform,sequential",
             "run --configuration dram --server-argument -v",
+            "run --configuration before.toml,lightswap --repetitions 3",
             "load 127.0.0.1:1 --value-mix 100:25,1000:25,4k:25,16384:25 --rate 1e4",
             "grid --plan --quick --configurations dram,lightswap --workloads a,ycsb-c --ratios 1,0.25 --repetitions 2",
             "configurations",

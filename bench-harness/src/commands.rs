@@ -1,11 +1,12 @@
 //! The subcommands `configurations`, `run` and `load`.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 
 use crate::cli::{LoadArguments, RunArguments, ServerArguments};
-use crate::configuration::{Settings, built_in, find};
+use crate::configuration::{Configuration, Settings, built_in, find, find_all};
 use crate::environment::{Environment, command_line};
 use crate::generator::{Generator, Shape, TimedRun, WarmUp};
 use crate::journal::Journal;
@@ -53,10 +54,38 @@ pub fn is_clean(runs: &[Run]) -> bool {
     runs.iter().all(|run| run.problems().is_empty())
 }
 
+/// The cells of a run's configurations, each with all numbers of threads that are wanted.
+fn cells(configurations: &[Rc<Configuration>], arguments: &RunArguments, shape: Shape) -> Vec<Cell> {
+    let of = |configuration: &Rc<Configuration>| {
+        let all_settings: Vec<Settings> = match arguments.server_threads.as_slice() {
+            [] => vec![configuration.settings.clone()],
+            counts => counts.iter().map(|&count| configuration.with_threads(count)).collect(),
+        };
+        let ratio = if configuration.is_limited() { arguments.ratio } else { 1.0 };
+        let cell = |settings| Cell { configuration: Rc::clone(configuration), ratio, settings, shape };
+        all_settings.into_iter().map(cell).collect::<Vec<_>>()
+    };
+    configurations.iter().flat_map(of).collect()
+}
+
+/// One repetition goes through all cells before the next begins, every other time backwards, so that drift of the machine hits all alike.
+fn turns(cells: &[Cell], repetitions: u32) -> Vec<(&Cell, u32)> {
+    let turn = |repetition: u32| {
+        let mut turn: Vec<(&Cell, u32)> = cells.iter().map(|cell| (cell, repetition)).collect();
+        if repetition.is_multiple_of(2) {
+            turn.reverse();
+        }
+        turn
+    };
+    (1..=repetitions).flat_map(turn).collect()
+}
+
 pub fn run(arguments: &RunArguments) -> Result<bool> {
-    let configuration = find(&arguments.configuration)?;
-    if let Some(obstacle) = configuration.obstacle() {
-        bail!("{} cannot run here: {obstacle}", configuration.name);
+    let configurations = find_all(&arguments.configuration)?;
+    for configuration in &configurations {
+        if let Some(obstacle) = configuration.obstacle() {
+            bail!("{} cannot run here: {obstacle}", configuration.name);
+        }
     }
     let shape = arguments.shape.shape()?;
     if let Some(path) = &arguments.json {
@@ -64,41 +93,40 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
     }
     let journal = Journal::open()?;
     let (mut lab, environment) = set_up(&journal, &arguments.server)?;
-    server::version(lab.binary(configuration.binary)?)?;
-    let ratio = if configuration.is_limited() { arguments.ratio } else { 1.0 };
-    let cell = Cell { settings: configuration.settings.clone(), configuration, ratio, shape };
-    if cell.configuration.is_limited() && !lab.limits_memory() {
+    let cells = cells(&configurations, arguments, shape);
+    let is_any_limited = configurations.iter().any(|configuration| configuration.is_limited());
+    if is_any_limited && !lab.limits_memory() {
         note!("No memory limit is set here, as it takes root and a cgroup; the server keeps to its local memory by itself.");
     }
-    preflight::check_cell(&cell, arguments.data_size.is_some(), &lab.directory)?;
-    lab.prepare(&cell.configuration, cell.backend_bytes())?;
+    for configuration in &configurations {
+        server::version(lab.server_of(configuration)?)?;
+    }
+    for cell in &cells {
+        preflight::check_cell(cell, arguments.data_size.is_some(), &lab.directory)?;
+    }
+    for cell in &cells {
+        lab.prepare(&cell.configuration, cell.backend_bytes())?;
+    }
     match arguments.data_size {
         Some(bytes) => lab.set_data_bytes(shape, bytes),
-        None if cell.configuration.is_limited() => measure_data(&mut lab, shape)?,
+        None if is_any_limited => measure_data(&mut lab, shape)?,
         None => {}
     }
     let mut results = Results { environment: serde_json::to_value(environment)?, command: command_line(), ..Results::default() };
-    let thread_counts = &arguments.server_threads;
-    let all_settings: Vec<Settings> = match thread_counts.as_slice() {
-        [] => vec![cell.settings.clone()],
-        counts => counts.iter().map(|&count| cell.configuration.with_threads(count)).collect(),
-    };
-    for repetition in 1..=arguments.repetitions {
-        for settings in &all_settings {
-            let mut session = lab.session(&Cell { settings: settings.clone(), ..cell.clone() })?;
-            for &workload in &arguments.timing.workload {
-                results.runs.push(session.run(Timing {
-                    workload,
-                    distribution: arguments.timing.distribution,
-                    warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
-                    duration: arguments.timing.seconds,
-                    due_per_second: arguments.timing.rate,
-                    repetition,
-                    sweep: false,
-                })?);
-            }
-            session.finish();
+    for (cell, repetition) in turns(&cells, arguments.repetitions) {
+        let mut session = lab.session(cell)?;
+        for &workload in &arguments.timing.workload {
+            results.runs.push(session.run(Timing {
+                workload,
+                distribution: arguments.timing.distribution,
+                warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
+                duration: arguments.timing.seconds,
+                due_per_second: arguments.timing.rate,
+                repetition,
+                sweep: false,
+            })?);
         }
+        session.finish();
     }
     table::print(&results);
     if let Some(path) = &arguments.json {
@@ -184,4 +212,23 @@ fn load_with_memtier(program: &Path, arguments: &LoadArguments) -> Result<Vec<Ru
         duration: timing.seconds,
     });
     plans.map(|plan| memtier::run(program, &arguments.server, &plan)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    #[test]
+    fn repetitions_of_several_configurations_take_turns() {
+        let line = "lightswap-bench run --configuration lightswap,dram --server-threads 1,2 --repetitions 2";
+        let Command::Run(arguments) = Cli::parse_from(line.split(' ')).command else { panic!("{line}") };
+        let configurations = find_all(&arguments.configuration).unwrap();
+        let cells = cells(&configurations, &arguments, arguments.shape.shape().unwrap());
+        let labels: Vec<(String, u32)> = turns(&cells, arguments.repetitions).iter().map(|(cell, repetition)| (cell.label(), *repetition)).collect();
+        let first = ["lightswap 25 % -t 1", "lightswap 25 % -t 2", "dram -t 1", "dram -t 2"];
+        let expected = first.iter().map(|label| ((*label).to_owned(), 1)).chain(first.iter().rev().map(|label| ((*label).to_owned(), 2)));
+        assert_eq!(labels, expected.collect::<Vec<_>>());
+    }
 }

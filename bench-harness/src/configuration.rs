@@ -1,7 +1,7 @@
 //! What is compared: one small TOML file a configuration, with everything that defines it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
@@ -48,6 +48,23 @@ pub enum Memory {
     Ample,
 }
 
+/// Where a server keeps the headers of its items: chains, LRU links, times and sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ItemHeaders {
+    /// In memory of their own, which is never swapped: it comes off the memory limit.
+    #[default]
+    Memory,
+    /// In the region beside the values, as versions before item headers in memory did.
+    Region,
+}
+
+impl ItemHeaders {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What a sweep varies, by name. Values are text, as they end up in options.
 pub type Settings = BTreeMap<String, String>;
 
@@ -78,6 +95,11 @@ pub struct Configuration {
     #[serde(skip_serializing)]
     pub about: String,
     pub binary: Binary,
+    /// A program of its own instead of the command line's, to compare two versions in one run. In the file relative to its directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "ItemHeaders::is_default")]
+    pub item_headers: ItemHeaders,
     pub memory: Memory,
     pub swap_device: Option<SwapKind>,
     /// As results name it.
@@ -189,6 +211,9 @@ impl Configuration {
                 }
             }
         }
+        if self.item_headers == ItemHeaders::Region && !matches!(self.memory, Memory::Local | Memory::Ample) {
+            bail!("item_headers = \"region\" belongs to memory = \"local\" or \"ample\": other servers have no region");
+        }
         if (self.memory == Memory::KernelSwap) != self.swap_device.is_some() {
             bail!("swap_device belongs to memory = \"kernel-swap\", and only to that");
         }
@@ -198,6 +223,27 @@ impl Configuration {
                 bail!("[kernel_settings] may only change vm.*, not {name:?}");
             }
         }
+        Ok(())
+    }
+
+    /// Makes the server's path one from the working directory. Its file must be there: hours of measuring may come before its turn.
+    fn find_server(&mut self, directory: &Path) -> Result<()> {
+        let Some(server) = &mut self.server else {
+            return Ok(());
+        };
+        let path = directory.join(&*server);
+        match std::fs::metadata(&path) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => bail!("server = {server:?}: {} is no file; name the program itself", path.display()),
+            Err(error) => {
+                bail!(
+                    "server = {server:?}: cannot use {}: {error}; build it, or correct the path, which starts at the file's directory",
+                    path.display()
+                )
+            }
+        }
+        // A name without a slash would be looked for on PATH.
+        *server = if path.components().count() > 1 { path } else { Path::new(".").join(path) };
         Ok(())
     }
 
@@ -258,12 +304,31 @@ pub fn find(name: &str) -> Result<Rc<Configuration>> {
         let path = Path::new(name);
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {name}"))?;
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        return Ok(Rc::new(Configuration::parse(&stem, &text).with_context(|| format!("the configuration {name} cannot be used"))?));
+        let parsed = Configuration::parse(&stem, &text).and_then(|mut configuration| {
+            configuration.find_server(path.parent().unwrap_or(Path::new("")))?;
+            Ok(configuration)
+        });
+        return Ok(Rc::new(parsed.with_context(|| format!("the configuration {name} cannot be used"))?));
     }
     match BUILT_IN.iter().find(|(known, _)| *known == name) {
         Some((name, text)) => Ok(Rc::new(Configuration::parse(name, text)?)),
         None => Err(Mistake(format!("there is no configuration {name:?}; {}", nearest(name))).into()),
     }
+}
+
+/// The same for several, none of them twice: results tell configurations apart by their names.
+pub fn find_all(names: &[String]) -> Result<Vec<Rc<Configuration>>> {
+    let mut all: Vec<Rc<Configuration>> = Vec::new();
+    for name in names {
+        let configuration = find(name)?;
+        if all.iter().any(|known| known.name == configuration.name) {
+            let message =
+                format!("two of the configurations are named {:?}, so results could not tell them apart; rename a file", configuration.name);
+            return Err(Mistake(message).into());
+        }
+        all.push(configuration);
+    }
+    Ok(all)
 }
 
 /// "did you mean a, b?", or all names when none is near.
@@ -324,6 +389,43 @@ mod tests {
             let error = format!("{:#}", Configuration::parse("x", &text).expect_err(to));
             assert!(error.contains(part), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn a_file_can_name_its_own_server() {
+        let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-own-server", std::process::id()));
+        let _ = std::fs::remove_dir_all(&directory);
+        std::fs::create_dir_all(directory.join("old")).unwrap();
+        let lightswap = BUILT_IN.iter().find(|(name, _)| *name == "lightswap").unwrap().1;
+        let path = directory.join("before.toml");
+        let with = |lines: &str| {
+            std::fs::write(&path, format!("{lines}\n{lightswap}")).unwrap();
+            find(path.to_str().unwrap()).map_err(|error| format!("{error:#}"))
+        };
+        let refused = with("server = \"old/memcached\"").unwrap_err();
+        for part in ["before.toml", "server = \"old/memcached\"", &*directory.join("old/memcached").to_string_lossy(), "build it"] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        assert!(with("server = \"old\"").unwrap_err().contains("is no file"));
+        std::fs::write(directory.join("old/memcached"), "").unwrap();
+        let found = with("server = \"old/memcached\"\nitem_headers = \"region\"").unwrap();
+        assert_eq!((found.name.as_str(), found.server.as_deref()), ("before", Some(&*directory.join("old/memcached"))));
+        assert_eq!(found.item_headers, ItemHeaders::Region);
+        assert!(with("item_headers = \"nowhere\"").unwrap_err().contains("nowhere"));
+        assert_eq!(with("").unwrap().item_headers, ItemHeaders::Memory);
+
+        let dram = BUILT_IN.iter().find(|(name, _)| *name == "dram").unwrap().1;
+        let error = Configuration::parse("x", &format!("item_headers = \"region\"\n{dram}")).unwrap_err().to_string();
+        assert!(error.contains("have no region"), "{error}");
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn configurations_of_one_name_are_refused() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(find_all(&names(&["dram", "lightswap"])).unwrap().len(), 2);
+        let error = find_all(&names(&["dram", "lightswap", "dram"])).unwrap_err().to_string();
+        assert!(error.contains("named \"dram\""), "{error}");
     }
 
     #[test]

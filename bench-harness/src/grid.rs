@@ -71,7 +71,9 @@ pub fn execute(journal: &Journal, plan: &mut Plan, arguments: &ServerArguments, 
     if !lab.limits_memory() {
         note!("No memory limits are set here, as they take root and a cgroup; lightswap then keeps to its local memory by itself.");
     }
-    let binaries = [&lab.stock, &lab.lightswap].into_iter().flatten().map(|path| (path.clone(), content_of(path))).collect();
+    let of_configurations: Vec<PathBuf> = plan.configurations().iter().filter_map(|configuration| configuration.server.clone()).collect();
+    let programs = [&lab.stock, &lab.lightswap].into_iter().flatten().chain(&of_configurations);
+    let binaries = programs.map(|path| (path.clone(), content_of(path))).collect();
     let mut runner = Runner { lab: &mut lab, plan, store, binaries, chosen: Vec::new() };
     runner.probe_disk()?;
     runner.sweep_all()?;
@@ -127,7 +129,7 @@ impl Runner<'_, '_> {
             self.lab.transport,
             self.lab.server_arguments,
             self.lab.lightswap_arguments,
-            self.lab.binary(cell.configuration.binary).ok().and_then(|path| self.binaries.get(path)),
+            self.lab.server_of(&cell.configuration).ok().and_then(|path| self.binaries.get(path)),
             self.lab.limits_memory(),
             is_root()
         );

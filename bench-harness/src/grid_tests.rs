@@ -46,6 +46,42 @@ fn arguments(directory: &Path) -> ServerArguments {
 }
 
 #[test]
+fn two_versions_of_a_server_take_turns() {
+    let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-versions", std::process::id()));
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
+    let configurations: Vec<String> = ["before", "now"]
+        .map(|version| {
+            let program = directory.join(format!("memcached-{version}"));
+            std::os::unix::fs::symlink(arguments(&directory).memcached_stock, program).unwrap();
+            let path = configuration(&directory, version, "-v");
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, format!("server = \"memcached-{version}\"\n{text}")).unwrap();
+            path
+        })
+        .to_vec();
+    let journal = Journal::open_in(&directory.join("state")).unwrap();
+    let out = directory.join("out.json");
+    let results = execute(&journal, &mut plan(configurations.clone(), 3), &arguments(&directory), &out, false).unwrap();
+    assert!(is_clean(&results.runs), "{:?}", results.runs[0].problems());
+    let order: Vec<&str> = results.runs.iter().map(|run| run.configuration.as_str()).collect();
+    assert_eq!(order, ["before", "now", "now", "before", "before", "now"]);
+    for run in &results.runs {
+        let program = format!("memcached-{} ", run.configuration);
+        assert!(run.details.server_command.starts_with(&program), "{}", run.details.server_command);
+    }
+
+    // One that is no server is named before anything is measured.
+    let program = directory.join("memcached-before");
+    fs::remove_file(&program).unwrap();
+    fs::write(&program, "no program").unwrap();
+    let error = format!("{:#}", execute(&journal, &mut plan(configurations, 3), &arguments(&directory), &out, true).unwrap_err());
+    assert!(error.contains("before: cannot run") && error.contains(&*program.to_string_lossy()), "{error}");
+    drop(journal);
+    fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
 fn a_server_that_hangs_is_killed_and_the_rest_goes_on() {
     let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-hang", std::process::id()));
     let _ = fs::remove_dir_all(&directory);

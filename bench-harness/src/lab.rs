@@ -181,6 +181,11 @@ impl<'a> Lab<'a> {
         path.as_deref().with_context(|| format!("no server binary for this configuration; give {option} PATH"))
     }
 
+    /// The program of a configuration: its own, or that of the command line.
+    pub fn server_of<'s>(&'s self, configuration: &'s Configuration) -> Result<&'s Path> {
+        configuration.server.as_deref().map_or_else(|| self.binary(configuration.binary), Ok)
+    }
+
     pub fn set_data_bytes(&mut self, shape: Shape, bytes: u64) {
         self.data_bytes.retain(|(known, _)| *known != shape);
         self.data_bytes.push((shape, bytes));
@@ -225,6 +230,7 @@ impl<'a> Lab<'a> {
                     hash_power: hash_power(cell.shape.records),
                     connections: cell.shape.connections,
                     server_threads,
+                    item_headers: configuration.item_headers,
                 };
                 let local = local_memory_bytes(limit_bytes, overhead).ok_or_else(|| {
                     NotPossible(format!(
@@ -327,7 +333,7 @@ impl<'a> Lab<'a> {
 
     fn start(&self, cell: &Cell, plan: MemoryPlan, records: Records<'_>) -> Result<Session<'_>> {
         let configuration = &cell.configuration;
-        let binary = self.binary(configuration.binary)?;
+        let binary = self.server_of(configuration)?;
         let values: BTreeMap<&str, String> = cell.settings.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
         let mut kernel_settings = Vec::new();
         for (name, template) in &configuration.kernel_settings {

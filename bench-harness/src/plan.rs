@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::configuration::{Binary, Configuration, Memory, find};
+use crate::configuration::{Binary, Configuration, Memory, find, find_all};
 use crate::generator::{Shape, WarmUp};
 use crate::memtier::Pattern;
 use crate::sweep::rounds;
@@ -149,7 +149,7 @@ fn configurations(wishes: &Wishes, all: &[&str]) -> Result<Vec<Rc<Configuration>
     if wishes.configurations.is_empty() {
         return all.iter().map(|name| find(name)).collect();
     }
-    wishes.configurations.iter().map(|name| find(name)).collect()
+    find_all(&wishes.configurations)
 }
 
 /// C first: it leaves the data as loaded. Much memory first; configurations that are compared follow each other.

@@ -74,8 +74,10 @@ pub fn leave_out_impossible(plan: &mut Plan, has_lightswap: bool) -> Vec<(String
         left_out.push((memtier::NAME.into(), "it is not on PATH".into()));
     }
     for configuration in plan.configurations() {
-        let no_binary =
-            || (configuration.binary == Binary::Lightswap && !has_lightswap).then(|| "no --memcached-lightswap PATH was given".to_owned());
+        let no_binary = || {
+            (configuration.binary == Binary::Lightswap && configuration.server.is_none() && !has_lightswap)
+                .then(|| "no --memcached-lightswap PATH was given".to_owned())
+        };
         if let Some(reason) = configuration.obstacle().or_else(no_binary) {
             plan.leave_out(&configuration.name);
             left_out.push((configuration.name.clone(), reason));
@@ -87,13 +89,19 @@ pub fn leave_out_impossible(plan: &mut Plan, has_lightswap: bool) -> Vec<(String
 /// An error that names everything that is missing.
 pub fn check(plan: &Plan, lab: &Lab<'_>) -> Result<()> {
     let mut missing = Vec::new();
-    let binaries: Vec<Binary> = plan.configurations().iter().map(|configuration| configuration.binary).collect();
-    // Limits are parts of what stock memcached needs.
-    let needs_stock = binaries.contains(&Binary::Stock) || plan.targets().any(|target| target.configuration.is_limited());
+    let configurations = plan.configurations();
+    let (own, usual): (Vec<_>, Vec<_>) = configurations.iter().partition(|configuration| configuration.server.is_some());
+    let binaries: Vec<Binary> = usual.iter().map(|configuration| configuration.binary).collect();
     for binary in [Binary::Stock, Binary::Lightswap] {
-        let needed = binaries.contains(&binary) || (binary == Binary::Stock && needs_stock);
+        // The size of the data, which limits are parts of, is what stock memcached needs.
+        let needed = binary == Binary::Stock || binaries.contains(&binary);
         if needed && let Err(error) = lab.binary(binary).and_then(server::version) {
             missing.push(format!("{error:#}"));
+        }
+    }
+    for configuration in own {
+        if let Err(error) = lab.server_of(configuration).and_then(server::version) {
+            missing.push(format!("{}: {error:#}", configuration.name));
         }
     }
     let cells: Vec<Cell> = plan.targets().map(default_cell).collect();

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::out_file;
 use crate::tally::LatencyUs;
+use crate::torture_record::TortureRecord;
 use crate::ycsb::Workload;
 
 /// One measured workload on one server.
@@ -142,6 +143,9 @@ pub struct Details {
     /// What the server itself says at the end of the run (`stats lightswap`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub server_statistics: BTreeMap<String, String>,
+    /// How much each of the server's counters rose while it was measured, without warm-up and loading. Empty where the server has none, or in older files.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub statistics_while_measured: BTreeMap<String, u64>,
 }
 
 /// A piece of a run's time line.
@@ -258,6 +262,9 @@ pub struct Results {
     pub micro_ranges: Vec<(f64, f64)>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<Skipped>,
+    /// What a file of `torture` holds, in the form of the others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub torture: Vec<TortureRecord>,
 }
 
 /// What the repetitions of a micro-benchmark's first number were, as far as is known: itself, and the smallest and the largest.
@@ -272,9 +279,23 @@ impl Results {
         self.micro.iter().enumerate().map(move |(index, record)| (record, has_all.then(|| self.micro_ranges[index])))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.micro.is_empty() && self.skipped.is_empty() && self.torture.is_empty()
+    }
+
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no result file of lightswap-bench", path.display()))
+        Self::parse(&text).with_context(|| format!("{} is no result file of lightswap-bench", path.display()))
+    }
+
+    fn parse(text: &str) -> serde_json::Result<Self> {
+        let value: Value = serde_json::from_str(text)?;
+        if !TortureRecord::is_in(&value) {
+            // From the text: the error then names line and column.
+            return serde_json::from_str(text);
+        }
+        let record: TortureRecord = serde_json::from_value(value)?;
+        Ok(Self { environment: record.environment.clone(), command: record.command.clone(), torture: vec![record], ..Self::default() })
     }
 
     pub fn write(&self, path: &Path) -> Result<()> {
@@ -352,6 +373,7 @@ mod tests {
             "wrong_values":0,"resident_bytes_max":1,"limit_bytes":null,"server_cpu_seconds":1.0}]}"#;
         let results: Results = serde_json::from_str(text).unwrap();
         assert_eq!(results.runs[0].limit_bytes, None);
+        assert!(results.runs[0].details.statistics_while_measured.is_empty());
         assert!(!results.runs[0].details.sweep);
     }
 }

@@ -16,6 +16,7 @@ use crate::outcome::{Boundary, Sample};
 use crate::process::{self, Usage};
 use crate::results::{Details, Run};
 use crate::server::Server;
+use crate::server_statistics::counted;
 use crate::swap::ActiveSwap;
 use crate::ycsb::{Distribution, Workload};
 
@@ -50,11 +51,11 @@ pub struct Session<'l> {
     pub server_command: String,
 }
 
-/// Page faults that a server handled itself.
-fn swap_ins(server: &Server<'_>, memory: Memory) -> Result<u64> {
+/// What a server says of its own paging; nothing where it does none.
+fn paging_statistics(server: &Server<'_>, memory: Memory) -> Result<BTreeMap<String, String>> {
     match memory {
-        Memory::Unlimited | Memory::KernelSwap | Memory::Extstore => Ok(0),
-        Memory::Local | Memory::Ample => Ok(number(&server.statistics("lightswap")?, "swap_ins")),
+        Memory::Unlimited | Memory::KernelSwap | Memory::Extstore => Ok(BTreeMap::new()),
+        Memory::Local | Memory::Ample => server.statistics("lightswap"),
     }
 }
 
@@ -84,7 +85,7 @@ impl Session<'_> {
         let of_paging = match self.cell.configuration.memory {
             Memory::Unlimited | Memory::KernelSwap => BTreeMap::new(),
             Memory::Extstore => general.into_iter().filter(|(name, _)| name.starts_with("extstore") || name.contains("_extstore")).collect(),
-            Memory::Local | Memory::Ample => self.server.statistics("lightswap")?,
+            memory @ (Memory::Local | Memory::Ample) => paging_statistics(&self.server, memory)?,
         };
         Ok((evictions, of_paging))
     }
@@ -108,14 +109,18 @@ impl Session<'_> {
         let mut before = Usage::default();
         let mut after = Usage::default();
         let (server, memory) = (&self.server, self.cell.configuration.memory);
+        let (mut statistics_before, mut statistics_after) = (BTreeMap::new(), BTreeMap::new());
         let result = self.generator.run(&label, run, |boundary| {
             let usage = process::usage(pid)?;
+            // The time line asks anyway: what is counted while it is measured costs no request more.
+            let statistics = paging_statistics(server, memory)?;
+            let faults = usage.major_faults + number(&statistics, "swap_ins");
             match boundary {
-                Boundary::Start => before = usage,
+                Boundary::Start => (before, statistics_before) = (usage, statistics),
                 Boundary::Tick => {}
-                Boundary::End => after = usage,
+                Boundary::End => (after, statistics_after) = (usage, statistics),
             }
-            Ok(Sample { faults: usage.major_faults + swap_ins(server, memory)?, resident_bytes: process::resident(pid)?.now_bytes })
+            Ok(Sample { faults, resident_bytes: process::resident(pid)?.now_bytes })
         });
         let outcome = result.map_err(|error| self.explain(error))?;
         if outcome.tally.operations == 0 {
@@ -135,6 +140,7 @@ impl Session<'_> {
                 evictions,
                 major_faults: after.major_faults - before.major_faults,
                 server_statistics,
+                statistics_while_measured: counted(&statistics_before, &statistics_after),
                 settings: empty.details.settings.clone(),
                 ..self.memory_details(details)
             },
@@ -153,14 +159,16 @@ impl Session<'_> {
             duration: timing.duration,
         };
         let warm_up = memtier::Plan { duration: timing.warm_up.most, ..plan };
-        let pid = self.server.pid();
+        let (pid, memory) = (self.server.pid(), self.cell.configuration.memory);
         let measured = memtier::run(program, self.server.endpoint(), &warm_up).and_then(|_| {
+            let statistics_before = paging_statistics(&self.server, memory)?;
             let before = process::usage(pid)?;
             let run = memtier::run(program, self.server.endpoint(), &plan)?;
             let after = process::usage(pid)?;
-            Ok((run, after.cpu_seconds - before.cpu_seconds, after.major_faults - before.major_faults))
+            let counted = counted(&statistics_before, &paging_statistics(&self.server, memory)?);
+            Ok((run, after.cpu_seconds - before.cpu_seconds, after.major_faults - before.major_faults, counted))
         });
-        let (run, server_cpu_seconds, major_faults) = measured.map_err(|error| self.explain(error))?;
+        let (run, server_cpu_seconds, major_faults, statistics_while_measured) = measured.map_err(|error| self.explain(error))?;
         let (evictions, server_statistics) = self.final_statistics().map_err(|error| self.explain(error))?;
         let empty = self.cell.empty_run(&run.workload, timing.repetition);
         let details = Details {
@@ -168,6 +176,7 @@ impl Session<'_> {
             major_faults,
             warm_up_seconds: timing.warm_up.most.as_secs_f64(),
             server_statistics,
+            statistics_while_measured,
             settings: empty.details.settings.clone(),
             ..self.memory_details(run.details)
         };

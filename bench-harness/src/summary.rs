@@ -53,7 +53,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    fn of(run: &Run) -> Self {
+    pub fn of(run: &Run) -> Self {
         let details = &run.details;
         // Only what differs from the workload's own distribution matters, and files need not say it.
         let own = match run.workload.as_str() {

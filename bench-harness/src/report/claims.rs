@@ -1,5 +1,6 @@
 //! The paper's claims, and targets of our own, each with a verdict from the numbers. A claim without numbers keeps its row and says what is missing.
 
+use super::errors;
 use super::evidence::{CPU_CELLS, CpuCell, Evidence, KERNEL_IN_MEMORY, PRIMARY_PERCENT, PRIMARY_WORKLOADS, STATE_OF_THE_ART, SUSPENDED};
 use super::verdict::{Claim, Verdict, throughput, throughput_ratio, times, with_spread};
 use crate::results::{Micro, Run};
@@ -34,11 +35,7 @@ pub fn paper(evidence: &Evidence<'_>) -> Vec<Claim> {
     for workload in PRIMARY_WORKLOADS {
         claims.push(co_design(evidence, workload));
     }
-    claims.extend([local_ssd(evidence), remote_memory(evidence), transparent()]);
-    claims.push(
-        Claim::new("Errors of swapping in are survivable: a try-catch framework", "try-catch")
-            .missing("comes with the work on errors: today the process ends with a message that names the page"),
-    );
+    claims.extend([local_ssd(evidence), remote_memory(evidence), transparent(), errors::survivable(evidence)]);
     claims
 }
 

@@ -1,7 +1,8 @@
 //! Everything that the result files hold, in the form in which the report asks for it.
 
 use crate::results::{Micro, Results, Run, repetitions};
-use crate::summary::{Spread, Summary, best, comparison, configuration_name, sweep};
+use crate::summary::{Shape, Spread, Summary, best, comparison, configuration_name, sweep};
+use crate::torture_record::TortureRecord;
 
 /// The cell that claims about throughput are judged by, and charts of single cells show: declared before measuring, not chosen after it.
 pub const PRIMARY_PERCENT: u32 = 25;
@@ -99,6 +100,26 @@ impl<'a> Evidence<'a> {
                 && summary.note.is_empty()
                 && !summary.is_open_loop()
         })
+    }
+
+    /// The repetitions that a summary is of.
+    pub fn runs_of(&self, cell: &Summary) -> Vec<&Run> {
+        let is_of_it = |run: &&Run| {
+            (run.workload.as_str(), configuration_name(run), run.local_memory_ratio) == (&cell.workload, &cell.configuration, cell.local_memory_ratio)
+                && (run.backend.as_str(), run.server_threads, &run.details.settings) == (&cell.backend, cell.server_threads, &cell.settings)
+                && Shape::of(run) == cell.shape
+                && !run.details.sweep
+                && run.details.error.is_none()
+        };
+        self.runs.iter().filter(is_of_it).collect()
+    }
+
+    pub fn torture(&self) -> impl Iterator<Item = &'a TortureRecord> {
+        self.files.iter().flat_map(|file| &file.torture)
+    }
+
+    pub fn command_of_torture(&self, record: &TortureRecord) -> String {
+        if record.command.is_empty() { REPRODUCE.to_owned() } else { short_command(&record.command) }
     }
 
     /// Open loop at the primary share of memory.

@@ -19,8 +19,11 @@ pub fn read_all(paths: &[PathBuf]) -> Result<(Vec<Results>, bool)> {
         }
         match Results::read(path) {
             // Every field may be absent, so any JSON object would do.
-            Ok(results) if results.runs.is_empty() && results.micro.is_empty() && results.skipped.is_empty() => {
-                failures.push(format!("{} holds no results of lightswap-bench: it has neither runs nor micro-benchmarks", path.display()));
+            Ok(results) if results.is_empty() => {
+                failures.push(format!(
+                    "{} holds no results of lightswap-bench: it has neither runs nor micro-benchmarks, and is none of torture",
+                    path.display()
+                ));
             }
             Ok(results) => files.push(results),
             Err(error) => failures.push(format!("{error:#}")),
@@ -54,6 +57,12 @@ mod tests {
         let other = file("other.json", "{\"name\": \"something else\"}");
         let missing = directory.join("missing.json");
         let good = file("good.json", &good);
+        let torture = file("torture.json", &crate::torture::an_outcome().to_string());
+        let (files, all) = read_all(std::slice::from_ref(&torture)).unwrap();
+        assert!(all && files[0].torture.len() == 1 && files[0].runs.is_empty());
+        let cut = file("cut.json", &fs::read_to_string(&torture).unwrap().replace("wrong_values", "wrong"));
+        let text = format!("{:#}", read_all(&[cut]).unwrap_err());
+        assert!(text.contains("cut.json") && text.contains("wrong_values"), "{text}");
         let (files, all) = read_all(&[good.clone(), half.clone(), good.clone(), other.clone(), missing.clone()]).unwrap();
         assert_eq!((files.len(), all), (1, false));
         assert!(read_all(&[good]).unwrap().1);

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::claims;
+use super::errors;
 use super::evidence::Evidence;
 use super::headline::headlines;
 use super::mechanism::notification_lines;
@@ -53,6 +54,12 @@ pub fn markdown(files: &[Results]) -> String {
     write_claims(&mut text, "the paper's claim", &claims::paper(&evidence));
     write_claims(&mut text, "our own target", &targets::own(&evidence));
     write_workloads(&mut text, &evidence);
+    for record in evidence.torture() {
+        text += "\n| errors on purpose | |\n|---|---|\n";
+        for (name, value) in errors::lines(record, &evidence.command_of_torture(record)) {
+            let _ = writeln!(text, "| {name} | {} |", cell(&value));
+        }
+    }
     let lines = notification_lines(&evidence);
     if !lines.is_empty() {
         text += "\n| micro-benchmark | |\n|---|---|\n";

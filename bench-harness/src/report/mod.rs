@@ -4,6 +4,7 @@ mod appendix;
 #[cfg(test)]
 mod browser;
 mod claims;
+mod errors;
 mod evidence;
 mod files;
 mod headline;
@@ -11,6 +12,7 @@ mod latency;
 mod markdown;
 mod mechanism;
 mod memory;
+mod paging;
 #[cfg(test)]
 pub mod synthetic;
 mod targets;
@@ -160,6 +162,7 @@ pub fn html(files: &[Results]) -> String {
     latency::write_time_lines(&mut body, &evidence);
     memory::write_others(&mut body, &evidence);
     memory::write_sweeps(&mut body, &evidence);
+    errors::write_errors(&mut body, &evidence);
     let own = targets::own(&evidence);
     section(&mut body, "targets", "Our own targets", &format!("What the project asks of itself beyond the paper: {}.", headline::tally(&own)));
     headline::write_claims(&mut body, "", "target", &own);

@@ -55,6 +55,15 @@ fn cell(workload: &str, configuration: usize, ratio: f64, speed: f64, repetition
     let p50 = 64.0 / speed * 0.8e6;
     let operations = (speed * SECONDS) as u64;
     let faults = if name.ends_with("dram") { 0.0 } else { (1.0 - ratio) * 0.8 };
+    let pages_read = (operations as f64 * faults) as u64;
+    let counted = [
+        ("faults", operations / 1_000),
+        ("touch_misses", pages_read),
+        ("zero_fills", 0),
+        ("prefetches", 0),
+        ("swap_ins", pages_read),
+        ("dirty_evictions", 0),
+    ];
     Run {
         workload: workload.into(),
         server: "memcached".into(),
@@ -87,6 +96,7 @@ fn cell(workload: &str, configuration: usize, ratio: f64, speed: f64, repetition
             },
             latency_buckets: buckets(p50, operations),
             time_line: time_line(speed, faults, limit_bytes),
+            statistics_while_measured: counted.map(|(name, count)| (name.to_owned(), count)).into(),
             ..Details::default()
         },
         ..Run::default()
@@ -313,6 +323,7 @@ pub fn full() -> Results {
     Results {
         command: "target/release/lightswap-bench reproduce --directory build/bench --out results/full.json".into(),
         runs,
+        torture: vec![crate::torture_record::tests::record(188_152)],
         skipped: vec![Skipped { configuration: "lightswap-nbd".into(), reason: "there is no server for remote memory <here>".into() }],
         ..micro_only()
     }

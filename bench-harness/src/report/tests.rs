@@ -40,6 +40,7 @@ fn a_full_run_has_every_section_and_an_empty_file_has_every_claim() {
         "time-line",
         "workloads",
         "settings",
+        "errors",
         "targets",
         "problems",
         "numbers",
@@ -165,6 +166,7 @@ fn markdown_has_the_claims_and_the_cells() {
     let text = markdown::markdown(&[synthetic::full()]);
     assert!(text.contains("| **lightswap** | 2 threads |") && text.contains("| YCSB-C | 25 % |"), "{text}");
     assert!(!text.contains('µ'));
+    assert!(text.contains("| wrong values | 0 |") && text.contains("| lost items | 800 |"), "{text}");
     let columns = |line: &str| line.matches('|').count() - line.matches("\\|").count();
     let mut tables = text.split("\n\n").filter(|part| part.starts_with('|'));
     assert!(tables.all(|table| table.lines().all(|line| columns(line) == columns(table.lines().next().unwrap()))), "{text}");

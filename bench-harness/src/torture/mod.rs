@@ -61,7 +61,7 @@ pub struct Options {
     out: Option<PathBuf>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Outcome {
     environment: Value,
     command: String,
@@ -79,6 +79,12 @@ struct Outcome {
     hung: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<String>,
+}
+
+/// For the reader of such files.
+#[cfg(test)]
+pub fn an_outcome() -> Value {
+    serde_json::to_value(Outcome::default()).unwrap()
 }
 
 impl Outcome {
