@@ -2,6 +2,7 @@
 #include "memcached.h"
 #include "lightswap_settings.h"
 
+#include <malloc.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -64,13 +65,13 @@ item *lightswap_alloc_head(size_t size) {
     item *head = calloc(1, size);
     if (head != NULL) {
         head->refcount = 1;
-        __atomic_fetch_add(&head_bytes, size, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&head_bytes, malloc_usable_size(head), __ATOMIC_RELAXED);
     }
     return head;
 }
 
 void lightswap_free_head(item *head) {
-    __atomic_fetch_sub(&head_bytes, ITEM_ntotal(head) - (size_t)head->nbytes + sizeof(item_chunk), __ATOMIC_RELAXED);
+    __atomic_fetch_sub(&head_bytes, malloc_usable_size(head), __ATOMIC_RELAXED);
     free(head);
 }
 

@@ -3,7 +3,7 @@
  * A connection's LWT may be suspended by a page fault while it holds a lock. If another LWT of the same worker then
  * blocked in pthread_mutex_lock, the holder could never go on. So an LWT that finds a mutex locked parks on its address,
  * and unlocking wakes one that parks. Ordinary threads block as ever. Condition variables are left alone: apart from
- * logger_stack_lock no mutex that goes with one is ever locked by an LWT. */
+ * logger_stack_lock and lru_crawler_lock no mutex that goes with one is ever locked by an LWT. */
 #include "memcached.h"
 
 #include <errno.h>
@@ -14,12 +14,14 @@ int __real_pthread_mutex_unlock(pthread_mutex_t *mutex);
 int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex);
 int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex);
 
-/* logger.c */
+/* Of upstream's files. */
 extern pthread_mutex_t logger_stack_lock;
+extern pthread_mutex_t lru_crawler_lock;
+extern pthread_mutex_t worker_hang_lock;
 
 enum {
     SPINS = 32,                 /* most locks here are held for less than a microsecond */
-    LOGGER_STACK_SLEEP_US = 100,
+    CONDITION_SLEEP_US = 100,
 };
 
 struct attempt {
@@ -37,10 +39,10 @@ static bool still_locked(void *arg) {
 static int lock_on_lwt(pthread_mutex_t *mutex) {
     struct attempt attempt = { .mutex = mutex, .result = EBUSY };
     while (attempt.result == EBUSY) {
-        if (mutex == &logger_stack_lock) {
-            /* The logger thread releases it inside pthread_cond_wait, which wakes no LWT. Only `watch` gets here. */
+        if (mutex == &logger_stack_lock || mutex == &lru_crawler_lock) {
+            /* Their threads release them inside pthread_cond_wait, which wakes no LWT. Only `watch` and `lru_crawler` get here. */
             if (still_locked(&attempt)) {
-                lsw_sleep_us(LOGGER_STACK_SLEEP_US);
+                lsw_sleep_us(CONDITION_SLEEP_US);
             }
         } else {
             lsw_park(mutex, still_locked, &attempt);
@@ -68,7 +70,8 @@ static int lock_contended(pthread_mutex_t *mutex) {
     if (lsw_on_lwt()) {
         return lock_on_lwt(mutex);
     }
-    if (lightswap_on_worker()) {
+    /* Whoever holds worker_hang_lock wants workers to stand still, their LWTs, too: the hash table is being replaced. */
+    if (lightswap_on_worker() && mutex != &worker_hang_lock) {
         return lock_on_worker(mutex);
     }
     return __real_pthread_mutex_lock(mutex);

@@ -7,6 +7,7 @@ enum {
     PINNED_WHOLE_BYTES = 8192,
     EXPECTED_BYTES = 65536,
     PIN_RETRY_US = 50,
+    LOOKS = 8,
 };
 
 bool lightswap_same_bytes(const char *a, const char *b, size_t len) {
@@ -54,7 +55,8 @@ static size_t pinned_len(const item *it, enum lightswap_part part) {
 
 bool lightswap_overwrite(item *it, const item *new_it) {
     const size_t key = (size_t)it->nkey + 1;
-    return lightswap_copy(lightswap_body(it) + key, lightswap_body(new_it) + key, body_len(new_it) - key);
+    /* Reading pages just to write them is not worth it. */
+    return lsw_is_resident(lightswap_body(it), body_len(new_it)) && lightswap_copy(lightswap_body(it) + key, lightswap_body(new_it) + key, body_len(new_it) - key);
 }
 
 /* With a reference to the item, and no lock. False: a page cannot be read back. */
@@ -92,6 +94,34 @@ static bool pin_resident(struct lightswap_pins *pins, const item *it, enum light
     return true;
 }
 
+/* Chunks of a large value: with a reference to the item. They are many, so they are not pinned. */
+static bool all_chunks(const item *it, bool (*is_all_right)(const char *body, size_t len)) {
+    for (item_chunk *chunk = (item_chunk *)ITEM_schunk(it); chunk != NULL; chunk = chunk->next) {
+        if (lightswap_has_body(chunk) && chunk->used > 0 && !is_all_right(lightswap_body(chunk), (size_t)chunk->used)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool is_resident(const char *body, size_t len) {
+    return lsw_is_resident(body, len);
+}
+
+static bool can_be_touched(const char *body, size_t len) {
+    return lsw_touch(body, len) == LSW_OK;
+}
+
+/* Is there nothing to wait for? Item lock held. */
+static bool is_at_hand(struct lightswap_pins *pins, const item *it, enum lightswap_part part) {
+    if (lightswap_has_body(it)) {
+        /* The key is compared soon: it is loaded while the pages are looked at. */
+        __builtin_prefetch(lightswap_body(it));
+        return pin_resident(pins, it, part);
+    }
+    return part == LIGHTSWAP_KEY || (it->it_flags & ITEM_CHUNKED) == 0 || all_chunks(it, is_resident);
+}
+
 void lightswap_item_lock(uint32_t hv, size_t nkey, enum lightswap_part part) {
     struct lightswap_pins *pins = lightswap_enabled && lightswap_asks_first ? lsw_lwt_value() : NULL;
     if (pins == NULL) {
@@ -106,22 +136,24 @@ void lightswap_item_lock(uint32_t hv, size_t nkey, enum lightswap_part part) {
     lightswap_drop_pins(pins);
     item_lock(hv);
     item *it = assoc_candidate(nkey, hv);
-    if (it == NULL || !lightswap_has_body(it)) {
-        return;
+    /* Meanwhile another item may have taken the place of the one that was waited for; in the end its pages are left to faults. */
+    for (int i = 0; i < LOOKS && it != NULL && !is_at_hand(pins, it, part); i++) {
+        refcount_incr(it);
+        item_unlock(hv);
+        const bool is_there = lightswap_has_body(it) ? bring(pins, it, part) : all_chunks(it, can_be_touched);
+        item_lock(hv);
+        if (!is_there) {
+            lightswap_lose(it, hv);
+        }
+        item *now = assoc_candidate(nkey, hv);
+        const bool is_same = now == it;
+        do_item_remove(it);
+        if (is_same) {
+            return;
+        }
+        lightswap_drop_pins(pins);
+        it = now;
     }
-    /* The key is compared soon: it is loaded while the pages are looked at. */
-    __builtin_prefetch(lightswap_body(it));
-    if (pin_resident(pins, it, part)) {
-        return;
-    }
-    refcount_incr(it);
-    item_unlock(hv);
-    const bool is_there = bring(pins, it, part);
-    item_lock(hv);
-    if (!is_there) {
-        lightswap_lose(it, hv);
-    }
-    do_item_remove(it);
 }
 
 void lightswap_expect(const char *key, size_t nkey) {

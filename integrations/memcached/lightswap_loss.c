@@ -100,7 +100,8 @@ static bool start_anew(char *page, const item *except) {
         const uint32_t hv = it->hash;
         /* Only tried: other item locks may be held here. */
         void *lock = item_trylock(hv);
-        if (lock == NULL || (it->it_flags & ITEM_LINKED) == 0) {
+        /* Its hash is looked at again: it may have become another item before it was locked. */
+        if (lock == NULL || (it->it_flags & ITEM_LINKED) == 0 || it->hash != hv) {
             slabs_munlock();
             if (lock != NULL) {
                 item_trylock_unlock(lock);
@@ -115,41 +116,61 @@ static bool start_anew(char *page, const item *except) {
     }
 }
 
+/* Why the last touch failed: is the content lost for good, as far as one can tell? */
+static bool is_gone(void) {
+    struct lsw_error error;
+    return lsw_last_failure(&error) &&
+        (error.cause == LSW_CAUSE_HASH || error.cause == LSW_CAUSE_SHORT || error.cause == LSW_CAUSE_POISON);
+}
+
+/* Makes the body of a chunk that nobody uses readable. A device that fails, is slow or away may be back soon, and then the other items on
+ * the page are there as well: only what is lost for good starts anew. */
 static bool is_readable(char *body, size_t len, const item *it) {
     if (lsw_touch(body, len) == LSW_OK) {
         return true;
     }
     const size_t before = (size_t)(body - lightswap_table.bodies) % PAGE_BYTES;
     for (char *page = body - before; page < body + len; page += PAGE_BYTES) {
-        if (lsw_touch(page, 1) != LSW_OK && !start_anew(page, it)) {
+        if (lsw_touch(page, 1) != LSW_OK && !(is_gone() && start_anew(page, it))) {
             return false;
         }
     }
     return true;
 }
 
-/* Gives back what was set aside and can be used again: looked at once a second. */
+/* Under slabs_lock. */
+static void set_one_aside(item *it) {
+    it->next = set_aside;
+    set_aside = it;
+}
+
+/* Gives back what was set aside and can be used again: all are looked at once a second, until one takes too long. */
 static void retry(void) {
     slabs_mlock();
-    item *it = retried_at != current_time ? set_aside : NULL;
-    if (it == NULL) {
-        slabs_munlock();
-        return;
+    item *it = NULL;
+    if (retried_at != current_time) {
+        retried_at = current_time;
+        it = set_aside;
+        set_aside = NULL;
     }
-    retried_at = current_time;
-    set_aside = it->next;
     slabs_munlock();
-    const unsigned int id = it->slabs_clsid;
-    const size_t body_bytes = lightswap_slab(it)->body_bytes;
-    if (is_readable(lightswap_body(it), body_bytes, it)) {
-        __atomic_fetch_sub(&chunks_set_aside, 1, __ATOMIC_RELAXED);
-        it->it_flags = 0;
-        slabs_free(it, body_bytes + sizeof(item), id);
-    } else {
-        slabs_mlock();
-        it->next = set_aside;
-        set_aside = it;
-        slabs_munlock();
+    bool is_slow = false;
+    while (it != NULL) {
+        item *next = it->next;
+        const unsigned int id = it->slabs_clsid;
+        const size_t body_bytes = lightswap_slab(it)->body_bytes;
+        if (!is_slow && is_readable(lightswap_body(it), body_bytes, it)) {
+            __atomic_fetch_sub(&chunks_set_aside, 1, __ATOMIC_RELAXED);
+            it->it_flags = 0;
+            slabs_free(it, body_bytes + sizeof(item), id);
+        } else {
+            struct lsw_error error;
+            is_slow = is_slow || (lsw_last_failure(&error) && error.cause == LSW_CAUSE_TIMEOUT);
+            slabs_mlock();
+            set_one_aside(it);
+            slabs_munlock();
+        }
+        it = next;
     }
 }
 
@@ -167,8 +188,7 @@ bool lightswap_make_ready(item *it, size_t size, unsigned int id) {
     it->refcount = 0;
     it->it_flags = ITEM_SLABBED;
     it->slabs_clsid = id;
-    it->next = set_aside;
-    set_aside = it;
+    set_one_aside(it);
     slabs_munlock();
     __atomic_fetch_add(&chunks_set_aside, 1, __ATOMIC_RELAXED);
     return false;

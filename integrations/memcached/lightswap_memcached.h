@@ -172,6 +172,22 @@ static inline bool lightswap_copy(void *to, const void *from, size_t len) {
 
 bool lightswap_fill(char *to, char byte, size_t len);
 
+/* Client flags. Their page is the one that the value begins in, so nobody gets an answer with a 0 for what cannot be read. */
+static inline uint32_t lightswap_flags(const char *suffix) {
+    uint32_t flags = 0;
+    (void)lightswap_copy(&flags, suffix, sizeof(flags));
+    return flags;
+}
+
+/* A value to be parsed as a number, from a copy if it fits into the buffer; no number if it cannot be read back. */
+static inline char *lightswap_number(char *buffer, size_t size, char *data, size_t len) {
+    if (!lightswap_enabled || len >= size) {
+        return data;
+    }
+    buffer[lightswap_copy(buffer, data, len) ? len : 0] = '\0';
+    return buffer;
+}
+
 static inline bool lightswap_is_resident(const void *addr, size_t len) {
     return !lightswap_enabled || !lsw_in_region(addr) || lsw_is_resident(addr, len);
 }

@@ -119,7 +119,7 @@ impl Outcome {
 
 impl Options {
     fn server_arguments(&self, socket: &Path) -> Vec<String> {
-        let mut arguments: Vec<String> = ["-U", "0", "-c", "1024", "-m", "64", "-t"].map(str::to_owned).to_vec();
+        let mut arguments: Vec<String> = ["-U", "0", "-c", "1024", "-m", "64", "-o", "hashpower=12", "-t"].map(str::to_owned).to_vec();
         arguments.extend([
             self.server_threads.to_string(),
             "-s".into(),
