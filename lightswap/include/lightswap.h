@@ -73,7 +73,7 @@
 #define LSW_ERR_SWAP_IN -12
 /* Cause of an lsw_error: the backend returned an error. */
 #define LSW_CAUSE_IO 1
-/* The read took longer than the time limit. */
+/* The read took longer than the time limit; or there was no room in local memory for so long, because writes fail or take too long. */
 #define LSW_CAUSE_TIMEOUT 2
 /* What was read is not what was written. */
 #define LSW_CAUSE_HASH 3

@@ -4,12 +4,13 @@
 //! from their place - remove all that were not cancelled with one vectored call - give the frames back. With a backend that does I/O the batch
 //! waits for its writes in the middle; the worker goes on meanwhile.
 
+mod classify;
+mod frames;
+
 use crate::backend::Write;
 use crate::budget::MAX_BATCH_PAGES;
-use crate::discard;
 use crate::hand::Claim;
 use crate::io_queue::Token;
-use crate::lwt;
 use crate::page_table::PageState;
 use crate::pager::Pager;
 use crate::parking;
@@ -18,12 +19,11 @@ use crate::residency::CHUNK_PAGES;
 use crate::size::{PAGE_SIZE, bytes_of};
 use crate::sys;
 use crate::sys::removal::Run;
-use crate::try_catch;
 use crate::worker::Worker;
-use std::cell::Cell;
-use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::compiler_fence;
+use classify::classify;
 use std::time::Duration;
+
+pub(crate) use frames::take_frame;
 
 /// Spans a batch may gather its victims from.
 const MAX_CLAIMS: usize = 8;
@@ -101,50 +101,6 @@ impl Batch {
 
     pub(crate) fn is_free(&self) -> bool {
         self.claims.is_empty()
-    }
-}
-
-/// Takes a frame for the calling LWT: at once if one is free, otherwise by reclaiming, otherwise by waiting. Async-signal-safe.
-pub(crate) fn take_frame(worker: &Worker) {
-    let pager = worker.pager();
-    if pager.budget.try_take_in_turn() {
-        return;
-    }
-    let counters = &worker.stats().counters;
-    if !worker.reclaims() {
-        counters.frame_waits.add(1);
-        return poll_for_frame(worker);
-    }
-    counters.direct_reclaims.add(1);
-    let mut wait = pager.budget.begin_wait();
-    loop {
-        let progress = reclaim(worker);
-        if pager.budget.try_take() {
-            return;
-        }
-        if progress == Progress::Freed {
-            continue;
-        }
-        counters.frame_waits.add(1);
-        if pager.is_failing() {
-            lwt::sleep(RETRY_PAUSE);
-        } else {
-            wait.park();
-        }
-    }
-}
-
-/// The same where only the pager thread reclaims.
-fn poll_for_frame(worker: &Worker) {
-    let pager = worker.pager();
-    let _wait = pager.budget.begin_wait();
-    while !pager.budget.try_take() {
-        pager.pager_thread().nudge();
-        if pager.is_failing() {
-            // Not by suspending this LWT: others of this worker may poll for the page it owns.
-            std::thread::sleep(RETRY_PAUSE / 10);
-        }
-        worker.poll_in_place();
     }
 }
 
@@ -276,47 +232,6 @@ fn protect(pager: &Pager, batch: &Batch) {
         let result = pager.uffd.write_protect(start, range.end - range.start, true);
         assert!(result.is_ok(), "write-protecting a region failed: was it unmapped?");
     }
-}
-
-/// Hashes the victims and decides what becomes of each.
-fn classify(pager: &Pager, batch: &mut Batch) {
-    // Looked at after a memory error cut the work short, so each change must be in memory before the next page is read.
-    let num_done = Cell::new(0);
-    while num_done.get() < batch.victims.len() {
-        // SAFETY: what a memory error skips are loops over plain data: no destructor, no lock. Which victim it was `num_done` tells.
-        let result = unsafe {
-            try_catch::try_without_paging(|| {
-                for victim in &mut batch.victims[num_done.get()..] {
-                    classify_one(pager, victim);
-                    num_done.set(num_done.get() + 1);
-                    compiler_fence(SeqCst);
-                }
-            })
-        };
-        if result.is_err() {
-            let victim = &mut batch.victims[num_done.get()];
-            victim.fate = Fate::Kept;
-            batch.must_unprotect = true;
-            discard::lose(victim.page);
-            num_done.set(num_done.get() + 1);
-        }
-    }
-}
-
-fn classify_one(pager: &Pager, victim: &mut Victim) {
-    let address = victim.page.address() as *const u8;
-    // SAFETY: a page in Evicting is mapped and only we can unmap it. In a transparent region it is write-protected; in a cooperative one a
-    // writer has pinned it, so that a hash of changing bytes is thrown away by begin_removal.
-    victim.hash = unsafe { pager.hash_page(address) };
-    let word = victim.page.entry().load();
-    victim.fate = if pager.is_zero_hash(victim.hash) {
-        Fate::Zero
-    } else if word.is_stored() && victim.page.entry().hash() == victim.hash {
-        Fate::Stored
-    } else {
-        Fate::Dirty
-    };
-    victim.was_dirty = victim.fate == Fate::Dirty;
 }
 
 /// Writes dirty victims from their place, contiguous ones in one request.

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 pub enum Cause {
     /// The backend returned an error; [`SwapFailure::errno`] says which.
     Io = 1,
-    /// The read took longer than [`crate::Builder::io_timeout`].
+    /// The read took longer than [`crate::Builder::io_timeout`], or there was no room in local memory for so long, because nothing could be written.
     TimedOut = 2,
     /// What was read is not what was written.
     WrongHash = 3,
@@ -153,7 +153,7 @@ impl fmt::Display for SwapFailure {
         match self.cause {
             Cause::WrongHash => f.write_str("the content read back is not what was written (wrong hash)"),
             Cause::ShortRead => f.write_str("the backend returned less than a page"),
-            Cause::TimedOut => f.write_str("the read took longer than its time limit (errno ETIMEDOUT)"),
+            Cause::TimedOut => f.write_str("the read, or the wait for room in local memory, took longer than the time limit (errno ETIMEDOUT)"),
             Cause::LostBackend => write!(f, "the backend is gone (errno {errno})"),
             Cause::Io | Cause::Poisoned => write!(f, "I/O error, errno {errno}"),
         }

@@ -152,7 +152,9 @@ impl Builder {
     }
 
     /// How long a request to the backend may take; default 30 s. A read that takes longer (noticed at most a quarter later) fails for those who wait for it, with
-    /// [`crate::Cause::TimedOut`]; while a write does, its pages stay resident, and no fresh memory is handed out.
+    /// [`crate::Cause::TimedOut`]; while a write does, its pages stay resident, and no fresh memory is handed out. Whoever needs room in local memory, while
+    /// none can be made because writes fail or take too long, waits no longer either. The limit is that of each read and of each wait for room: an access that
+    /// needs both can take twice as long.
     pub fn io_timeout(mut self, limit: Duration) -> Self {
         self.0.io_timeout = limit;
         self

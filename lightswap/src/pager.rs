@@ -128,12 +128,19 @@ impl Pager {
         if self.config.step_times { sys::now_ns() } else { 0 }
     }
 
+    /// The time limit of a request.
+    pub(crate) fn io_timeout_ns(&self) -> u64 {
+        u64::try_from(self.config.io_timeout.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Remembers how the last swap-out went.
     pub(crate) fn note_swap_out(&self, succeeded: bool) {
         if self.is_failing() == succeeded {
             self.is_failing.store(!succeeded, Relaxed);
             self.must_log_failure.store(!succeeded, Relaxed);
             self.pager_thread().nudge();
+            // From now on those who wait for a frame look at the clock.
+            self.budget.notify(usize::MAX);
         }
     }
 

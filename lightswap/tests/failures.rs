@@ -268,6 +268,15 @@ fn reads_have_a_time_limit() {
     worker.run();
 }
 
+/// Uses a page as soon as it can be had.
+fn insist(pages: Pages, page: usize, action: impl FnOnce()) {
+    while let Err(error) = pages.pin(page, 1) {
+        assert_eq!(error.failure().map(|failure| failure.cause()), Some(Cause::TimedOut), "{error}");
+    }
+    action();
+    pages.unpin(page, 1);
+}
+
 #[test]
 fn writes_that_take_too_long_show() {
     if !kernel_is_able() {
@@ -286,9 +295,92 @@ fn writes_that_take_too_long_show() {
     let region = swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap();
     let pages = Pages::of(&region);
     std::thread::scope(|scope| {
-        scope.spawn(|| (0..NUM_PAGES).for_each(|page| pages.fill(page, 1)));
+        scope.spawn(|| (0..NUM_PAGES).for_each(|page| insist(pages, page, || pages.fill_pinned(page, 1))));
         wait_until("a write is overdue", || stat(&swap, "swap_outs_overdue") > 0);
     });
-    (0..NUM_PAGES).for_each(|page| pages.check(page, 1));
+    (0..NUM_PAGES).for_each(|page| insist(pages, page, || pages.check(page, 1)));
     assert_eq!((stat(&swap, "swap_out_errors"), stat(&swap, "swap_out_failing")), (0, 0));
+}
+
+/// While no write succeeds, dirty pages cannot leave: who needs another page must not wait for ever, and the rest goes on.
+#[test]
+fn reads_end_with_an_error_while_writes_fail_for_ever() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    for schedule in ["write@100+=EIO", "write@100=dead", "write@100+=stall:60000"] {
+        // On threads of their own: one that is a worker for ever can be no other.
+        MODES.into_iter().for_each(|mode| std::thread::spawn(move || read_while_writes_fail(mode, schedule)).join().unwrap());
+    }
+}
+
+fn read_while_writes_fail(mode: Mode, schedule: &str) {
+    let url = format!("faulty({schedule}):memory:?size={}", NUM_PAGES * PAGE);
+    let swap = mode.set(builder(LOCAL_PAGES, url)).io_timeout(Duration::from_millis(100)).open().unwrap();
+    let region = swap.create_region(NUM_PAGES * PAGE, Contract::Cooperative).unwrap();
+    let pages = Pages::of(&region);
+    // All pages in turn, more often than writes succeed; changed if they can be had.
+    let use_all = move |version: &mut [u64]| {
+        let mut num_errors = 0;
+        for step in 1.. {
+            let page = step as usize % NUM_PAGES;
+            match pages.pin(page, 1) {
+                Ok(()) => {
+                    if version[page] == 0 {
+                        assert!(pages.is_zero(page));
+                    } else {
+                        pages.check(page, version[page]);
+                    }
+                    pages.fill_pinned(page, step);
+                    version[page] = step;
+                    pages.unpin(page, 1);
+                }
+                Err(error) => {
+                    assert!(error.failure().is_some(), "{error}");
+                    num_errors += 1;
+                }
+            }
+            if num_errors == 5 {
+                return;
+            }
+        }
+    };
+    let mut version = vec![0; NUM_PAGES];
+    use_all(&mut version);
+    // Reads from a dead device fail by themselves, as long as clean pages can make room.
+    assert!(stat(&swap, "swap_in_errors_timeout") > 0 || schedule.contains("dead"));
+    let before = stat(&swap, "swap_in_errors");
+    let num_ended = Rc::new(RefCell::new(0));
+    let worker = swap.enter_worker().unwrap();
+    // A page that is not there, wanted by many at once: they do not wait one after the other.
+    let missing = (0..NUM_PAGES).find(|page| !pages.is_resident(*page)).unwrap();
+    for _ in 0..10 {
+        let num_ended = num_ended.clone();
+        worker
+            .start(move || {
+                let _ = touch(pages, missing);
+                *num_ended.borrow_mut() += 1;
+            })
+            .unwrap();
+    }
+    while worker.num_lwts() > 0 {
+        worker.poll();
+    }
+    assert_eq!(*num_ended.borrow(), 10);
+    assert!(stat(&swap, "swap_in_errors") - before <= 10);
+    if schedule.contains("stall") {
+        // What the device never ends can neither this process.
+        std::mem::forget((worker, region, swap));
+        return;
+    }
+    swap.stop_faults();
+    worker.run();
+    drop(worker);
+    (0..NUM_PAGES).for_each(|page| {
+        if version[page] > 0 {
+            pages.check(page, version[page])
+        }
+    });
+    assert_eq!((stat(&swap, "pinned_pages"), stat(&swap, "swap_out_failing")), (0, 0));
 }
