@@ -21,6 +21,7 @@ use crate::sys;
 use crate::sys::removal::Run;
 use crate::worker::Worker;
 use classify::classify;
+use std::ops::Range;
 use std::time::Duration;
 
 pub(crate) use frames::take_frame;
@@ -101,6 +102,15 @@ impl Batch {
 
     pub(crate) fn is_free(&self) -> bool {
         self.claims.is_empty()
+    }
+
+    /// These victims could not be written, so they stay.
+    fn keep(&mut self, victims: Range<usize>) {
+        for victim in &mut self.victims[victims] {
+            victim.fate = Fate::Kept;
+            victim.page.entry().cancel_eviction();
+        }
+        self.must_unprotect = true;
     }
 }
 
@@ -255,6 +265,8 @@ fn write_dirty(worker: &Worker, number: usize, batch: &mut Batch) {
                 batch.writes.push((first, len));
                 batch.num_writes_pending += 1;
             }
+            // Which page it is that is damaged, the next hash will find.
+            Write::Failed => batch.keep(run),
         }
         first += len;
     }
@@ -291,14 +303,10 @@ fn finish_write(worker: &Worker, number: usize, write: usize, result: i32) {
     let batch = worker.batch(number);
     let (first, len) = batch.writes[write];
     let succeeded = result == bytes_of(len) as i32;
-    for victim in &mut batch.victims[first..first + len] {
-        if succeeded {
-            victim.fate = Fate::Stored;
-        } else {
-            victim.fate = Fate::Kept;
-            victim.page.entry().cancel_eviction();
-            batch.must_unprotect = true;
-        }
+    if succeeded {
+        batch.victims[first..first + len].iter_mut().for_each(|victim| victim.fate = Fate::Stored);
+    } else {
+        batch.keep(first..first + len);
     }
     pager.note_swap_out(succeeded);
     if !succeeded {
