@@ -286,9 +286,9 @@ fn dirty_run(victims: &[Victim]) -> usize {
 /// memory is handed out meanwhile.
 pub(crate) fn check_time(worker: &Worker, batch: &mut Batch, limit_ns: u64) {
     if batch.num_writes_pending > 0 && batch.start_ns < limit_ns {
-        worker.pager().note_swap_out(false);
         if !std::mem::replace(&mut batch.is_overdue, true) {
             worker.stats().counters.swap_outs_overdue.add(1);
+            worker.pager().begin_overdue();
         }
     }
 }
@@ -379,7 +379,9 @@ fn release(pager: &Pager, batch: &mut Batch) {
     batch.protected.clear();
     batch.writes.clear();
     batch.must_unprotect = false;
-    batch.is_overdue = false;
+    if std::mem::take(&mut batch.is_overdue) {
+        pager.end_overdue();
+    }
     let num_victims = batch.victims.len();
     batch.victims.clear();
     if num_victims > 0 {

@@ -302,6 +302,37 @@ fn writes_that_take_too_long_show() {
     assert_eq!((stat(&swap, "swap_out_errors"), stat(&swap, "swap_out_failing")), (0, 0));
 }
 
+/// That others are written meanwhile does not end it.
+#[test]
+fn a_write_that_takes_too_long_shows_while_others_succeed() {
+    if kernel_is_able() {
+        let _watchdog = watchdog();
+        // On a thread of its own: what the device does not end, a worker cannot.
+        std::thread::spawn(write_beside_one_that_is_stuck).join().unwrap();
+    }
+}
+
+fn write_beside_one_that_is_stuck() {
+    // Two regions, so that one can be evicted while a batch of the other is stuck.
+    let url = format!("faulty(write@1=stall:60000):memory:?size={}", 2 * NUM_PAGES * PAGE);
+    let swap = builder(LOCAL_PAGES, url).io_timeout(Duration::from_millis(100)).open().unwrap();
+    let regions = [0, 1].map(|_| swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap());
+    let [first, second] = regions.each_ref().map(Pages::of);
+    // Until a page must leave.
+    for page in (0..NUM_PAGES).take_while(|_| stat(&swap, "injected_delays") == 0) {
+        insist(first, page, || first.fill_pinned(page, 1));
+    }
+    wait_until("a write is overdue", || stat(&swap, "swap_outs_overdue") > 0);
+    let num_written = || stat(&swap, "dirty_evictions");
+    let before = num_written();
+    (0..NUM_PAGES).for_each(|page| insist(second, page, || second.fill_pinned(page, 2)));
+    assert!(num_written() >= before + 4);
+    assert_eq!((stat(&swap, "swap_outs_overdue"), stat(&swap, "swap_out_failing"), stat(&swap, "swap_out_errors")), (1, 1, 0));
+    assert_eq!(lightswap::reserve(second.address(0), PAGE).unwrap_err().kind(), ErrorKind::NoSpace);
+    (0..NUM_PAGES).for_each(|page| insist(second, page, || second.check(page, 2)));
+    std::mem::forget((regions, swap));
+}
+
 /// While no write succeeds, dirty pages cannot leave: who needs another page must not wait for ever, and the rest goes on.
 #[test]
 fn reads_end_with_an_error_while_writes_fail_for_ever() {
