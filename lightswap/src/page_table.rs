@@ -120,7 +120,8 @@ impl Word {
         Self(((self.0 & !TICK_MASK) | u32::from(tick.0) << TICK_SHIFT) + more)
     }
 
-    fn has_waiters(self) -> bool {
+    /// Somebody waits for the page to leave its state.
+    pub(crate) fn has_waiters(self) -> bool {
         self.0 & WAITERS != 0
     }
 }

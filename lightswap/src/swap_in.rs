@@ -228,7 +228,10 @@ fn finish(page: Page<'_>, result: Result<(), RawCause>, pins: u32) -> Result<(),
 fn fail(page: Page<'_>, cause: RawCause, pins: u32) {
     let pager = &*page.region.pager;
     counters(pager).count_failure(cause.cause());
-    let has_failed = page.entry().load().is_stored() && pins > 0;
+    let word = page.entry().load();
+    // After a time limit, those who wait for a read ahead have waited long enough, too, and the device is stuck: no second read for them.
+    let was_needed = pins > 0 || (cause == RawCause::TIMED_OUT && word.has_waiters());
+    let has_failed = word.is_stored() && was_needed;
     let has_waiters = if has_failed { page.entry().fail_swap_in(cause.0) } else { page.entry().abort_swap_in() };
     if has_waiters {
         parking::unpark_all(page.key());

@@ -189,6 +189,35 @@ fn a_prefetch_that_fails_leaves_no_trace() {
     }
 }
 
+/// Who waits for a page that somebody has asked for ahead of use gets the error, as if it had been asked for in earnest: no other read for as long again.
+#[test]
+fn a_prefetch_that_takes_too_long_fails_for_those_who_wait() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    let Some((swap, region, other)) = open_faulty("read@1+=stall:1000") else { return };
+    let pages = Pages::of(&region);
+    // Makes room: with little, hints are ignored.
+    Pages::of(&other).discard(0, NUM_PAGES);
+    let missing = (0..NUM_PAGES).find(|page| !pages.is_resident(*page)).unwrap();
+    let worker = swap.enter_worker().unwrap();
+    let num_failed = Rc::new(RefCell::new(0));
+    worker.start(move || pages.prefetch(missing, 1)).unwrap();
+    assert_eq!(stat(&swap, "prefetches"), 1);
+    for _ in 0..5 {
+        let num_failed = num_failed.clone();
+        let wait = move || {
+            let error = touch(pages, missing).unwrap_err();
+            assert_eq!(error.failure().map(|failure| failure.cause()), Some(Cause::TimedOut), "{error}");
+            *num_failed.borrow_mut() += 1;
+        };
+        worker.start(wait).unwrap();
+    }
+    worker.run();
+    assert_eq!((*num_failed.borrow(), stat(&swap, "faulty_reads"), stat(&swap, "swap_in_errors")), (5, 1, 1));
+}
+
 #[test]
 fn a_time_limit_of_nothing_is_refused() {
     let error = builder(LOCAL_PAGES, "memory:?size=1MiB").io_timeout(Duration::from_micros(999)).open().unwrap_err();
