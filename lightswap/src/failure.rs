@@ -1,7 +1,9 @@
 //! Why the content of a page could not be had: as far as a page's entry has room for it, and as the program is told.
 
+use crate::lwt;
 use crate::region::Page;
 use libc::c_char;
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -149,18 +151,34 @@ impl fmt::Display for SwapFailure {
         if self.cause == Cause::Poisoned {
             return f.write_str("was in memory that is damaged (hardware memory error): its content is lost; discard the page to use it again");
         }
-        write!(f, "cannot be swapped in from backend \"{}\": ", self.backend())?;
+        // The cause first: where room is short, a long URL is what may be cut off.
+        f.write_str("cannot be swapped in: ")?;
         match self.cause {
             Cause::WrongHash => f.write_str("the content read back is not what was written (wrong hash)"),
             Cause::ShortRead => f.write_str("the backend returned less than a page"),
             Cause::TimedOut => f.write_str("the read, or the wait for room in local memory, took longer than the time limit (errno ETIMEDOUT)"),
             Cause::LostBackend => write!(f, "the backend is gone (errno {errno})"),
             Cause::Io | Cause::Poisoned => write!(f, "I/O error, errno {errno}"),
-        }
+        }?;
+        write!(f, " (backend \"{}\")", self.backend())
     }
 }
 
 impl std::error::Error for SwapFailure {}
+
+thread_local! {
+    /// Of this thread, not of its LWTs.
+    static LAST: Cell<Option<SwapFailure>> = const { Cell::new(None) };
+}
+
+/// Why the last failed call of this LWT or thread could not have a page; `None` if it failed for another reason.
+pub(crate) fn with_last<R>(action: impl FnOnce(&Cell<Option<SwapFailure>>) -> R) -> R {
+    // SAFETY: the running LWT is alive.
+    match unsafe { lwt::current().as_ref() } {
+        Some(lwt) => action(lwt.last_failure()),
+        None => LAST.with(action),
+    }
+}
 
 /// The text as a C string that lives for ever; equal texts share one. For backend URLs, of which a process has few.
 pub(crate) fn intern(text: &str) -> &'static CStr {
@@ -178,7 +196,12 @@ pub(crate) fn intern(text: &str) -> &'static CStr {
 /// A failure of no region.
 #[cfg(test)]
 pub(crate) fn example() -> SwapFailure {
-    SwapFailure { cause: Cause::Io, errno: libc::EIO, address: 4096, region: 0, region_len: 8192, backend: intern("none:").as_ptr() }
+    example_of("none:")
+}
+
+#[cfg(test)]
+pub(crate) fn example_of(backend: &str) -> SwapFailure {
+    SwapFailure { cause: Cause::Io, errno: libc::EIO, address: 4096, region: 0, region_len: 8192, backend: intern(backend).as_ptr() }
 }
 
 #[cfg(test)]
