@@ -67,7 +67,8 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
     let pager = &*region.pager;
     let first = pages.start;
     let mut num_framed = 0;
-    let mut is_any_stored = false;
+    let mut has_slot = false;
+    let mut num_used = 0;
     let mut end = pages.end;
     let mut result = Ok(None);
     for index in pages {
@@ -75,7 +76,9 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
         match take(page) {
             Taken::Owned(word) => {
                 num_framed += usize::from(word.has_frame());
-                is_any_stored |= word.is_stored() || word.is_mapped();
+                // Of a page that has a frame, mapped or damaged, the slot may hold an older content.
+                has_slot |= word.is_stored() || word.has_frame();
+                num_used += u64::from(word.state() != PageState::Untouched);
             }
             Taken::Blocked => result = Ok(Some(page)),
             Taken::Pinned(error) => result = Err(error),
@@ -93,7 +96,7 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
         // SAFETY: all these pages are ours in Removing.
         unsafe { pager.remover.remove(&[Run { start: region.page(first).address(), num_bytes: bytes_of(num_taken) }]) };
     }
-    if is_any_stored {
+    if has_slot {
         // Before others can have the pages, and so write to the slots.
         pager.backend.discard(region.page(first).slot(), num_taken);
     }
@@ -105,7 +108,7 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
     if num_framed > 0 {
         pager.budget.give_back(num_framed);
     }
-    swap_in::counters(pager).discards.add_shared(num_taken as u64);
+    swap_in::counters(pager).discards.add_shared(num_used);
     (num_taken, result)
 }
 

@@ -460,8 +460,8 @@ pub fn prefetch(address: *const u8, len: usize) -> Result<()> {
     PageRange::find(address as usize, len).map(|range| range.prefetch())
 }
 
-/// Gives up what the pages hold, whatever state they are in: they read as zeroes again, and take neither local memory nor room in the backend until they are
-/// written. It is how a page whose content was lost (see [`SwapFailure`](crate::SwapFailure)) is used again. Waits for those who are bringing the pages in or
+/// Gives up what the pages hold, whatever state they are in: they read as zeroes again, and take no local memory until they are touched (nor, with
+/// `memory:`, room in the backend; files keep theirs). It is how a page whose content was lost (see [`SwapFailure`](crate::SwapFailure)) is used again. Waits for those who are bringing the pages in or
 /// evicting them; nobody may use them meanwhile.
 ///
 /// # Errors
