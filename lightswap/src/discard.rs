@@ -2,12 +2,14 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::{Cause, RawCause};
+use crate::hand::Claim;
 use crate::lwt;
 use crate::page_table::{PageState, Word};
 use crate::parking;
 use crate::region::{Page, RegionInner};
 use crate::size::bytes_of;
 use crate::swap_in;
+use crate::sys;
 use crate::sys::removal::Run;
 use crate::worker;
 use std::ops::Range;
@@ -30,7 +32,7 @@ pub(crate) fn discard(region: &'static RegionInner, pages: Range<usize>) -> Resu
     let mut next = pages.start;
     while next < pages.end {
         let end = pages.end.min(next + MAX_TAKEN);
-        let claim = claim(region, next, end);
+        let claim = claim(region, next, end)?;
         let (num_taken, result) = discard_first(region, next..end);
         region.pager.hand.release(&claim);
         next += num_taken;
@@ -48,18 +50,24 @@ fn expect_unpinned(page: Page<'_>, word: Word) -> Result<()> {
     Ok(())
 }
 
-/// Keeps evictors out of the pages, waiting for those that are at work there.
-fn claim(region: &'static RegionInner, start: usize, end: usize) -> crate::hand::Claim {
-    loop {
+/// Keeps evictors out of the pages, waiting for those that are at work there; but not for ever, as a write may be stuck in the device.
+fn claim(region: &'static RegionInner, start: usize, end: usize) -> Result<Claim> {
+    let start_ns = sys::now_ns();
+    for attempt in 0usize.. {
         if let Some(claim) = region.pager.hand.claim_pages(region, start, end) {
-            return claim;
+            return Ok(claim);
+        }
+        if sys::now_ns() - start_ns > region.pager.io_timeout_ns() {
+            break;
         }
         // They end by themselves; those of this worker when it takes a turn.
         if let Some(worker) = worker::current().filter(|_| !lwt::on_lwt()) {
             worker.turn(false);
         }
-        lwt::yield_now();
+        lwt::wait_a_little(attempt);
     }
+    let address = region.page(start).address();
+    Err(Error::new(ErrorKind::Busy, format!("the pages at {address:#x} cannot be discarded: a write of some of them to the backend does not end")))
 }
 
 /// Discards pages of the range, which the caller has claimed, up to one that another owns or that is pinned: how many, and the one to wait for.
