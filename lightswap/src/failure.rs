@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Cause {
-    /// The backend returned an error; [`SwapFailure::errno`] says which.
+    /// The backend returned an error, or the kernel when the page was to be mapped; [`SwapFailure::errno`] says which.
     Io = 1,
     /// The read took longer than [`crate::Builder::io_timeout`], or there was no room in local memory for so long, because nothing could be written.
     TimedOut = 2,
@@ -36,18 +36,27 @@ impl RawCause {
     pub(crate) const POISONED: Self = Self(-3);
     pub(crate) const TIMED_OUT: Self = Self(libc::ETIMEDOUT);
 
+    /// Below it are those of mapping a page that was read.
+    const MAPPING: i32 = -(1 << 16);
+
+    /// The kernel did not map the page.
+    pub(crate) fn of_mapping(errno: i32) -> Self {
+        Self(Self::MAPPING - errno)
+    }
+
     /// Of a read that returned `result`: less than a page, or a negative errno.
     pub(crate) fn of_read(result: i32) -> Self {
         if result < 0 { Self(-result) } else { Self::SHORT_READ }
     }
 
-    /// Whether it is worth asking for the page again at once. Not after a time limit: who waits has waited long enough.
+    /// Whether it is worth asking the backend for the page again at once. Not after a time limit: who waits has waited long enough.
     pub(crate) fn may_heal(self) -> bool {
-        self != Self::TIMED_OUT && self != Self::POISONED
+        self.0 > Self::MAPPING && self != Self::TIMED_OUT && self != Self::POISONED
     }
 
     pub(crate) fn cause(self) -> Cause {
         match self {
+            Self(raw) if raw <= Self::MAPPING => Cause::Io,
             Self::WRONG_HASH => Cause::WrongHash,
             Self::SHORT_READ => Cause::ShortRead,
             Self::POISONED => Cause::Poisoned,
@@ -59,7 +68,7 @@ impl RawCause {
 
     /// 0 if it is none.
     fn errno(self) -> i32 {
-        self.0.max(0)
+        if self.0 <= Self::MAPPING { Self::MAPPING - self.0 } else { self.0.max(0) }
     }
 }
 
@@ -158,6 +167,8 @@ impl fmt::Display for SwapFailure {
             Cause::ShortRead => f.write_str("the backend returned less than a page"),
             Cause::TimedOut => f.write_str("the read, or the wait for room in local memory, took longer than the time limit (errno ETIMEDOUT)"),
             Cause::LostBackend => write!(f, "the backend is gone (errno {errno})"),
+            // Such do not come from devices.
+            Cause::Io if matches!(errno, libc::ENOMEM | libc::EEXIST) => write!(f, "the kernel could not provide or map its memory, errno {errno}"),
             Cause::Io | Cause::Poisoned => write!(f, "I/O error, errno {errno}"),
         }?;
         write!(f, " (backend \"{}\")", self.backend())
@@ -216,6 +227,8 @@ mod tests {
         assert_eq!(RawCause::of_read(-libc::EIO).cause(), Cause::Io);
         assert_eq!(RawCause::of_read(4095).cause(), Cause::ShortRead);
         assert_eq!(RawCause::of_read(-libc::ENODEV).cause(), Cause::LostBackend);
+        let mapping = RawCause::of_mapping(libc::ENOMEM);
+        assert_eq!((mapping.cause(), mapping.errno(), mapping.may_heal()), (Cause::Io, libc::ENOMEM, false));
         assert!(RawCause::WRONG_HASH.may_heal() && !RawCause::TIMED_OUT.may_heal() && !RawCause::POISONED.may_heal());
     }
 

@@ -180,10 +180,10 @@ fn install_zeroes(page: Page<'_>, pins: u32) -> Result<(), RawCause> {
     let reserved = pager.backend.reserve(page.slot(), 1);
     let result = match reserved {
         // SAFETY: the source is a page of zeroes; the page is ours in SwappingIn, so it is registered and missing.
-        Ok(()) => unsafe { pager.uffd.copy_page(page.address(), ZERO_PAGE.0.as_ptr()) },
-        Err(cause) => Err(cause.raw_os_error().unwrap_or(libc::EIO)),
+        Ok(()) => unsafe { pager.uffd.copy_page(page.address(), ZERO_PAGE.0.as_ptr()) }.map_err(RawCause::of_mapping),
+        Err(cause) => Err(RawCause(cause.raw_os_error().unwrap_or(libc::EIO))),
     };
-    finish(page, result.map_err(RawCause), pins)
+    finish(page, result, pins)
 }
 
 /// Verifies and maps a page whose content is at `content`; on failure gives the frame back.
@@ -199,7 +199,7 @@ fn map(page: Page<'_>, content: *const u8) -> Result<(), RawCause> {
         return Err(RawCause::WRONG_HASH);
     }
     // SAFETY: as above; the page is ours in SwappingIn, so it is registered and missing.
-    unsafe { pager.uffd.copy_page(page.address(), content) }.map_err(RawCause)
+    unsafe { pager.uffd.copy_page(page.address(), content) }.map_err(RawCause::of_mapping)
 }
 
 /// The swap-in is over, with this result: the page gets its state, and who waits for it is woken. After a failure its frame is given back.
