@@ -1,7 +1,7 @@
 //! Giving up what pages hold: because the program asks for it, or because their memory is damaged.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::failure::{Cause, RawCause};
+use crate::failure::Cause;
 use crate::hand::Claim;
 use crate::lwt;
 use crate::page_table::{PageState, Word};
@@ -20,7 +20,7 @@ const MAX_TAKEN: usize = 512;
 /// The memory of a mapped page is damaged, and what was in it lost: the backend's copy, if there is one, may be of an older content. The page keeps its frame,
 /// which is of no use to anybody, until it is discarded. Async-signal-safe.
 pub(crate) fn lose(page: Page<'_>) {
-    if page.entry().lose(RawCause::POISONED.0) {
+    if page.entry().lose() {
         swap_in::counters(&page.region.pager).count_failure(Cause::Poisoned);
     }
 }

@@ -56,7 +56,8 @@ pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, RawCause> {
                 }
                 parking::park_for_pager(page.key(), || entry.set_waiters());
             }
-            PageState::Failed if waiting_since_ns.is_some() || word.has_frame() => return Err(RawCause(entry.cause())),
+            PageState::Failed if word.has_frame() => return Err(RawCause::POISONED),
+            PageState::Failed if waiting_since_ns.is_some() => return Err(RawCause(entry.cause())),
             PageState::Failed => {
                 if try_bring_in(page, word)? {
                     return Ok(Pinned::Resident);
