@@ -106,17 +106,17 @@ impl Fault {
 }
 
 fn handle(region: &'static RegionInner, address: usize, code: i32, fault: Fault) {
+    if code == libc::BUS_MCEERR_AO {
+        // Nobody has accessed it. When somebody does, it comes again as BUS_MCEERR_AR.
+        swap_in::counters(&region.pager).memory_errors_announced.add_shared(1);
+        return;
+    }
     if region.is_inherited() {
         die(format_args!(
             "this process is a fork of one with a Lightswap region and touched a page of it ({address:#x}) that was swapped out; only the parent can page it in"
         ));
     }
     let page = region.page_at(address);
-    if code == libc::BUS_MCEERR_AO {
-        // Nobody has accessed it. When somebody does, it comes again as BUS_MCEERR_AR.
-        swap_in::counters(&region.pager).memory_errors_announced.add_shared(1);
-        return;
-    }
     if try_catch::refuses_paging() {
         throw(RawCause::POISONED, page, address, fault);
     }
