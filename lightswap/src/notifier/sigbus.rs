@@ -64,7 +64,6 @@ pub(crate) fn last_notification_ns() -> u64 {
 }
 
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let errno = sys::errno();
     // SAFETY: the kernel passes a valid siginfo and context.
     let (address, code, fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code, Fault::of(context)) };
     // A positive code is a fault; a signal that somebody sent has no address.
@@ -77,7 +76,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         }
         None => pass_on(signal, info, context),
     }
-    sys::set_errno(errno);
+    sys::set_errno(fault.errno);
 }
 
 /// What the handler is told of the interrupted code.
@@ -86,6 +85,7 @@ struct Fault {
     /// The processor's page-fault error code.
     error: u64,
     stack_pointer: usize,
+    errno: i32,
 }
 
 impl Fault {
@@ -94,7 +94,7 @@ impl Fault {
     unsafe fn of(context: *mut libc::c_void) -> Self {
         // SAFETY: the caller's promise.
         let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
-        Self { error: registers[libc::REG_ERR as usize] as u64, stack_pointer: registers[libc::REG_RSP as usize] as usize }
+        Self { error: registers[libc::REG_ERR as usize] as u64, stack_pointer: registers[libc::REG_RSP as usize] as usize, errno: sys::errno() }
     }
 
     /// A write to a page that is present: only write protection stops that.
@@ -149,6 +149,8 @@ fn handle(region: &'static RegionInner, address: usize, code: i32, fault: Fault)
 
 /// There is no page for the access to `address`.
 fn throw(cause: RawCause, page: Page<'static>, address: usize, fault: Fault) -> ! {
+    // As the handler's return would.
+    sys::set_errno(fault.errno);
     try_catch::throw(SwapFailure::new(cause, page, address), fault.stack_pointer)
 }
 
