@@ -139,8 +139,9 @@ fn handle(region: &'static RegionInner, address: usize, code: i32, fault: Fault)
         // Under our pin, no evictor relies on the protection of this page; see evict.rs.
         let _ = region.pager.uffd.write_protect(page.address(), 1, false);
     } else if num_repeats >= SUSPICIOUS_REPEATS && !is_readable(address) {
-        let _ = swap_in::unpin(page);
+        // While it is pinned: afterwards it may have been discarded, and have another content.
         discard::lose(page);
+        let _ = swap_in::unpin(page);
         throw(RawCause::POISONED, page, address, fault);
     }
     // A pin that is gone was taken by an unpin too many of the program's.
