@@ -444,3 +444,45 @@ fn read_while_writes_fail(mode: Mode, schedule: &str) {
     });
     assert_eq!((stat(&swap, "pinned_pages"), stat(&swap, "swap_out_failing")), (0, 0));
 }
+
+/// Bytes that begin in ordinary memory and go on in a region are pinned from there on.
+#[test]
+fn copies_may_run_into_a_region() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    let setup = Setup::new(DEFAULT_MODE);
+    let base = setup.pages.address(0);
+    let before = base.wrapping_sub(PAGE);
+    // SAFETY: new memory where there is none yet.
+    let mapped = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        libc::mmap(before.cast(), PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    };
+    if mapped != before.cast() {
+        skip("there is other memory before the region");
+        return;
+    }
+    setup.file.flip(0);
+    let (start, mut bytes) = (base.wrapping_sub(100), [7u8; 200]);
+    let ask = |bytes: &mut [u8; 200]| {
+        // SAFETY: 100 bytes of the mapping and as many of the region, and an array of 200.
+        unsafe {
+            [
+                lightswap::copy(bytes.as_mut_ptr(), start, 200),
+                lightswap::copy(start, bytes.as_ptr(), 200),
+                lightswap::compare(start, bytes.as_ptr(), 200).map(drop),
+                lightswap::compare(bytes.as_ptr(), start, 200).map(drop),
+            ]
+        }
+    };
+    ask(&mut bytes).into_iter().for_each(|result| setup.expect(&result.unwrap_err(), 0, Cause::WrongHash));
+    assert!(bytes[..100].iter().all(|byte| *byte == 0) && bytes[100..].iter().all(|byte| *byte == 7));
+    setup.file.flip(0);
+    ask(&mut bytes).into_iter().for_each(Result::unwrap);
+    setup.pages.check(0, 1);
+    assert_eq!(setup.stat("pinned_pages"), 0);
+    // SAFETY: mapped above.
+    unsafe { libc::munmap(mapped, PAGE) };
+}
