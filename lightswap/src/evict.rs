@@ -285,11 +285,10 @@ fn dirty_run(victims: &[Victim]) -> usize {
 /// The writes of a batch that were started before `limit_ns` take too long. Its pages cannot be taken back before the device is done with them, but no fresh
 /// memory is handed out meanwhile.
 pub(crate) fn check_time(worker: &Worker, batch: &mut Batch, limit_ns: u64) {
-    if batch.num_writes_pending > 0 && batch.start_ns < limit_ns {
-        if !std::mem::replace(&mut batch.is_overdue, true) {
-            worker.stats().counters.swap_outs_overdue.add(1);
-            worker.pager().begin_overdue();
-        }
+    if batch.num_writes_pending > 0 && batch.start_ns < limit_ns && !batch.is_overdue {
+        batch.is_overdue = true;
+        worker.stats().counters.swap_outs_overdue.add(1);
+        worker.pager().begin_overdue();
     }
 }
 
