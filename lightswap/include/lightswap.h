@@ -73,7 +73,7 @@
 #define LSW_ERR_SWAP_IN -12
 /* Cause of an lsw_error: the backend returned an error. */
 #define LSW_CAUSE_IO 1
-/* The read took longer than the time limit. */
+/* The read took longer than the time limit; or there was no room in local memory for so long, because writes fail or take too long. */
 #define LSW_CAUSE_TIMEOUT 2
 /* What was read is not what was written. */
 #define LSW_CAUSE_HASH 3
@@ -229,7 +229,8 @@ bool lsw_in_region(const void *addr);
  * report out-of-memory. */
 int lsw_reserve(const void *addr, size_t len);
 
-/* Why this LWT's or thread's last failed call could not have a page; false, and nothing changed, if it failed for another reason, or none has failed. */
+/* Why this LWT's or thread's last failed call could not have a page; false, and nothing changed, if it failed for another reason, or none has failed.
+ * That goes for calls that return a status, and for those that do as a system call does, such as lsw_read: -1 and EIO is a page that could not be had if this says so. */
 bool lsw_last_failure(struct lsw_error *error);
 
 /* Gives up what the pages hold, whatever state they are in: they read as zeroes again. It is how a page whose content was lost is used again. Waits for those who

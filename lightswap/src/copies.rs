@@ -53,14 +53,20 @@ fn in_page(address: usize, len: usize) -> usize {
 /// # Safety
 /// As `std::ptr::copy`, but the pages may be swapped out.
 pub(crate) unsafe fn copy(to: *mut u8, from: *const u8, len: usize) -> Result<()> {
-    if region::find(from as usize).is_none() {
-        // SAFETY: the caller's promise.
-        return unsafe { copy_in(to, from, len) };
-    }
     let mut done = 0;
     while done < len {
         let (to, from) = (to.wrapping_add(done), from.wrapping_add(done));
-        let in_to = if region::find(to as usize).is_some() { in_page(to as usize, len - done) } else { len - done };
+        if region::find(from as usize).is_none() {
+            let num_bytes = region::len_outside(from as usize, len - done);
+            // SAFETY: the caller's promise.
+            unsafe { copy_in(to, from, num_bytes)? };
+            done += num_bytes;
+            continue;
+        }
+        let in_to = match region::find(to as usize) {
+            Some(_) => in_page(to as usize, len - done),
+            None => region::len_outside(to as usize, len - done),
+        };
         let num_bytes = in_page(from as usize, in_to);
         let from_page = PinnedPage::at(from as usize)?;
         if let Some(_to_page) = PinnedPage::try_at(to as usize) {
@@ -90,9 +96,11 @@ unsafe fn copy_in(to: *mut u8, from: *const u8, len: usize) -> Result<()> {
     while done < len {
         let to = to.wrapping_add(done);
         if region::find(to as usize).is_none() {
+            let num_bytes = region::len_outside(to as usize, len - done);
             // SAFETY: the caller's promise.
-            unsafe { std::ptr::copy(from.wrapping_add(done), to, len - done) };
-            return Ok(());
+            unsafe { std::ptr::copy(from.wrapping_add(done), to, num_bytes) };
+            done += num_bytes;
+            continue;
         }
         let num_bytes = in_page(to as usize, len - done);
         let _page = PinnedPage::at(to as usize)?;
@@ -117,18 +125,22 @@ unsafe fn copy_caught(to: *mut u8, from: *const u8, num_bytes: usize) -> Result<
 /// # Safety
 /// Both ranges are readable, but their pages may be swapped out.
 pub(crate) unsafe fn compare(a: *const u8, b: *const u8, len: usize) -> Result<Ordering> {
-    if region::find(a as usize).is_none() {
-        // SAFETY: the caller's promise.
-        return unsafe { compare_with(a, b, len) };
-    }
     let mut bounce = [0; BOUNCE_BYTES];
     let mut done = 0;
     while done < len {
-        let num_bytes = (len - done).min(BOUNCE_BYTES);
-        // SAFETY: the caller's promise.
-        let order = unsafe {
-            copy(bounce.as_mut_ptr(), a.wrapping_add(done), num_bytes)?;
-            compare_with(bounce.as_ptr(), b.wrapping_add(done), num_bytes)?
+        let (a, b) = (a.wrapping_add(done), b.wrapping_add(done));
+        let (num_bytes, order) = if region::find(a as usize).is_none() {
+            let num_bytes = region::len_outside(a as usize, len - done);
+            // SAFETY: the caller's promise; so much of it is in ordinary memory.
+            (num_bytes, unsafe { compare_with(a, b, num_bytes)? })
+        } else {
+            let num_bytes = (len - done).min(BOUNCE_BYTES);
+            // SAFETY: the caller's promise.
+            let order = unsafe {
+                copy(bounce.as_mut_ptr(), a, num_bytes)?;
+                compare_with(bounce.as_ptr(), b, num_bytes)?
+            };
+            (num_bytes, order)
         };
         if order != Ordering::Equal {
             return Ok(order);

@@ -1,13 +1,15 @@
 //! Giving up what pages hold: because the program asks for it, or because their memory is damaged.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::failure::{Cause, RawCause};
+use crate::failure::Cause;
+use crate::hand::Claim;
 use crate::lwt;
 use crate::page_table::{PageState, Word};
 use crate::parking;
 use crate::region::{Page, RegionInner};
 use crate::size::bytes_of;
 use crate::swap_in;
+use crate::sys;
 use crate::sys::removal::Run;
 use crate::worker;
 use std::ops::Range;
@@ -18,7 +20,7 @@ const MAX_TAKEN: usize = 512;
 /// The memory of a mapped page is damaged, and what was in it lost: the backend's copy, if there is one, may be of an older content. The page keeps its frame,
 /// which is of no use to anybody, until it is discarded. Async-signal-safe.
 pub(crate) fn lose(page: Page<'_>) {
-    if page.entry().lose(RawCause::POISONED.0) {
+    if page.entry().lose() {
         swap_in::counters(&page.region.pager).count_failure(Cause::Poisoned);
     }
 }
@@ -30,7 +32,7 @@ pub(crate) fn discard(region: &'static RegionInner, pages: Range<usize>) -> Resu
     let mut next = pages.start;
     while next < pages.end {
         let end = pages.end.min(next + MAX_TAKEN);
-        let claim = claim(region, next, end);
+        let claim = claim(region, next, end)?;
         let (num_taken, result) = discard_first(region, next..end);
         region.pager.hand.release(&claim);
         next += num_taken;
@@ -48,18 +50,24 @@ fn expect_unpinned(page: Page<'_>, word: Word) -> Result<()> {
     Ok(())
 }
 
-/// Keeps evictors out of the pages, waiting for those that are at work there.
-fn claim(region: &'static RegionInner, start: usize, end: usize) -> crate::hand::Claim {
-    loop {
+/// Keeps evictors out of the pages, waiting for those that are at work there; but not for ever, as a write may be stuck in the device.
+fn claim(region: &'static RegionInner, start: usize, end: usize) -> Result<Claim> {
+    let start_ns = sys::now_ns();
+    for attempt in 0usize.. {
         if let Some(claim) = region.pager.hand.claim_pages(region, start, end) {
-            return claim;
+            return Ok(claim);
+        }
+        if sys::now_ns() - start_ns > region.pager.io_timeout_ns() {
+            break;
         }
         // They end by themselves; those of this worker when it takes a turn.
         if let Some(worker) = worker::current().filter(|_| !lwt::on_lwt()) {
             worker.turn(false);
         }
-        lwt::yield_now();
+        lwt::wait_a_little(attempt);
     }
+    let address = region.page(start).address();
+    Err(Error::new(ErrorKind::Busy, format!("the pages at {address:#x} cannot be discarded: a write of some of them to the backend does not end")))
 }
 
 /// Discards pages of the range, which the caller has claimed, up to one that another owns or that is pinned: how many, and the one to wait for.
@@ -67,7 +75,8 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
     let pager = &*region.pager;
     let first = pages.start;
     let mut num_framed = 0;
-    let mut is_any_stored = false;
+    let mut has_slot = false;
+    let mut num_used = 0;
     let mut end = pages.end;
     let mut result = Ok(None);
     for index in pages {
@@ -75,7 +84,9 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
         match take(page) {
             Taken::Owned(word) => {
                 num_framed += usize::from(word.has_frame());
-                is_any_stored |= word.is_stored() || word.is_mapped();
+                // Of a page that has a frame, mapped or damaged, the slot may hold an older content.
+                has_slot |= word.is_stored() || word.has_frame();
+                num_used += u64::from(word.state() != PageState::Untouched);
             }
             Taken::Blocked => result = Ok(Some(page)),
             Taken::Pinned(error) => result = Err(error),
@@ -93,7 +104,7 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
         // SAFETY: all these pages are ours in Removing.
         unsafe { pager.remover.remove(&[Run { start: region.page(first).address(), num_bytes: bytes_of(num_taken) }]) };
     }
-    if is_any_stored {
+    if has_slot {
         // Before others can have the pages, and so write to the slots.
         pager.backend.discard(region.page(first).slot(), num_taken);
     }
@@ -105,7 +116,7 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
     if num_framed > 0 {
         pager.budget.give_back(num_framed);
     }
-    swap_in::counters(pager).discards.add_shared(num_taken as u64);
+    swap_in::counters(pager).discards.add_shared(num_used);
     (num_taken, result)
 }
 

@@ -4,12 +4,13 @@
 //! from their place - remove all that were not cancelled with one vectored call - give the frames back. With a backend that does I/O the batch
 //! waits for its writes in the middle; the worker goes on meanwhile.
 
+mod classify;
+mod frames;
+
 use crate::backend::Write;
 use crate::budget::MAX_BATCH_PAGES;
-use crate::discard;
 use crate::hand::Claim;
 use crate::io_queue::Token;
-use crate::lwt;
 use crate::page_table::PageState;
 use crate::pager::Pager;
 use crate::parking;
@@ -18,12 +19,12 @@ use crate::residency::CHUNK_PAGES;
 use crate::size::{PAGE_SIZE, bytes_of};
 use crate::sys;
 use crate::sys::removal::Run;
-use crate::try_catch;
 use crate::worker::Worker;
-use std::cell::Cell;
-use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::compiler_fence;
+use classify::classify;
+use std::ops::Range;
 use std::time::Duration;
+
+pub(crate) use frames::take_frame;
 
 /// Spans a batch may gather its victims from.
 const MAX_CLAIMS: usize = 8;
@@ -102,49 +103,14 @@ impl Batch {
     pub(crate) fn is_free(&self) -> bool {
         self.claims.is_empty()
     }
-}
 
-/// Takes a frame for the calling LWT: at once if one is free, otherwise by reclaiming, otherwise by waiting. Async-signal-safe.
-pub(crate) fn take_frame(worker: &Worker) {
-    let pager = worker.pager();
-    if pager.budget.try_take_in_turn() {
-        return;
-    }
-    let counters = &worker.stats().counters;
-    if !worker.reclaims() {
-        counters.frame_waits.add(1);
-        return poll_for_frame(worker);
-    }
-    counters.direct_reclaims.add(1);
-    let mut wait = pager.budget.begin_wait();
-    loop {
-        let progress = reclaim(worker);
-        if pager.budget.try_take() {
-            return;
+    /// These victims could not be written, so they stay.
+    fn keep(&mut self, victims: Range<usize>) {
+        for victim in &mut self.victims[victims] {
+            victim.fate = Fate::Kept;
+            victim.page.entry().cancel_eviction();
         }
-        if progress == Progress::Freed {
-            continue;
-        }
-        counters.frame_waits.add(1);
-        if pager.is_failing() {
-            lwt::sleep(RETRY_PAUSE);
-        } else {
-            wait.park();
-        }
-    }
-}
-
-/// The same where only the pager thread reclaims.
-fn poll_for_frame(worker: &Worker) {
-    let pager = worker.pager();
-    let _wait = pager.budget.begin_wait();
-    while !pager.budget.try_take() {
-        pager.pager_thread().nudge();
-        if pager.is_failing() {
-            // Not by suspending this LWT: others of this worker may poll for the page it owns.
-            std::thread::sleep(RETRY_PAUSE / 10);
-        }
-        worker.poll_in_place();
+        self.must_unprotect = true;
     }
 }
 
@@ -278,47 +244,6 @@ fn protect(pager: &Pager, batch: &Batch) {
     }
 }
 
-/// Hashes the victims and decides what becomes of each.
-fn classify(pager: &Pager, batch: &mut Batch) {
-    // Looked at after a memory error cut the work short, so each change must be in memory before the next page is read.
-    let num_done = Cell::new(0);
-    while num_done.get() < batch.victims.len() {
-        // SAFETY: what a memory error skips are loops over plain data: no destructor, no lock. Which victim it was `num_done` tells.
-        let result = unsafe {
-            try_catch::try_without_paging(|| {
-                for victim in &mut batch.victims[num_done.get()..] {
-                    classify_one(pager, victim);
-                    num_done.set(num_done.get() + 1);
-                    compiler_fence(SeqCst);
-                }
-            })
-        };
-        if result.is_err() {
-            let victim = &mut batch.victims[num_done.get()];
-            victim.fate = Fate::Kept;
-            batch.must_unprotect = true;
-            discard::lose(victim.page);
-            num_done.set(num_done.get() + 1);
-        }
-    }
-}
-
-fn classify_one(pager: &Pager, victim: &mut Victim) {
-    let address = victim.page.address() as *const u8;
-    // SAFETY: a page in Evicting is mapped and only we can unmap it. In a transparent region it is write-protected; in a cooperative one a
-    // writer has pinned it, so that a hash of changing bytes is thrown away by begin_removal.
-    victim.hash = unsafe { pager.hash_page(address) };
-    let word = victim.page.entry().load();
-    victim.fate = if pager.is_zero_hash(victim.hash) {
-        Fate::Zero
-    } else if word.is_stored() && victim.page.entry().hash() == victim.hash {
-        Fate::Stored
-    } else {
-        Fate::Dirty
-    };
-    victim.was_dirty = victim.fate == Fate::Dirty;
-}
-
 /// Writes dirty victims from their place, contiguous ones in one request.
 fn write_dirty(worker: &Worker, number: usize, batch: &mut Batch) {
     let pager = worker.pager();
@@ -340,6 +265,8 @@ fn write_dirty(worker: &Worker, number: usize, batch: &mut Batch) {
                 batch.writes.push((first, len));
                 batch.num_writes_pending += 1;
             }
+            // Which page it is that is damaged, the next hash will find.
+            Write::Failed => batch.keep(run),
         }
         first += len;
     }
@@ -358,11 +285,10 @@ fn dirty_run(victims: &[Victim]) -> usize {
 /// The writes of a batch that were started before `limit_ns` take too long. Its pages cannot be taken back before the device is done with them, but no fresh
 /// memory is handed out meanwhile.
 pub(crate) fn check_time(worker: &Worker, batch: &mut Batch, limit_ns: u64) {
-    if batch.num_writes_pending > 0 && batch.start_ns < limit_ns {
-        worker.pager().note_swap_out(false);
-        if !std::mem::replace(&mut batch.is_overdue, true) {
-            worker.stats().counters.swap_outs_overdue.add(1);
-        }
+    if batch.num_writes_pending > 0 && batch.start_ns < limit_ns && !batch.is_overdue {
+        batch.is_overdue = true;
+        worker.stats().counters.swap_outs_overdue.add(1);
+        worker.pager().begin_overdue();
     }
 }
 
@@ -376,14 +302,10 @@ fn finish_write(worker: &Worker, number: usize, write: usize, result: i32) {
     let batch = worker.batch(number);
     let (first, len) = batch.writes[write];
     let succeeded = result == bytes_of(len) as i32;
-    for victim in &mut batch.victims[first..first + len] {
-        if succeeded {
-            victim.fate = Fate::Stored;
-        } else {
-            victim.fate = Fate::Kept;
-            victim.page.entry().cancel_eviction();
-            batch.must_unprotect = true;
-        }
+    if succeeded {
+        batch.victims[first..first + len].iter_mut().for_each(|victim| victim.fate = Fate::Stored);
+    } else {
+        batch.keep(first..first + len);
     }
     pager.note_swap_out(succeeded);
     if !succeeded {
@@ -456,7 +378,9 @@ fn release(pager: &Pager, batch: &mut Batch) {
     batch.protected.clear();
     batch.writes.clear();
     batch.must_unprotect = false;
-    batch.is_overdue = false;
+    if std::mem::take(&mut batch.is_overdue) {
+        pager.end_overdue();
+    }
     let num_victims = batch.victims.len();
     batch.victims.clear();
     if num_victims > 0 {

@@ -1,7 +1,9 @@
 //! Why the content of a page could not be had: as far as a page's entry has room for it, and as the program is told.
 
+use crate::lwt;
 use crate::region::Page;
 use libc::c_char;
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -10,9 +12,9 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Cause {
-    /// The backend returned an error; [`SwapFailure::errno`] says which.
+    /// The backend returned an error, or the kernel when the page was to be mapped; [`SwapFailure::errno`] says which.
     Io = 1,
-    /// The read took longer than [`crate::Builder::io_timeout`].
+    /// The read took longer than [`crate::Builder::io_timeout`], or there was no room in local memory for so long, because nothing could be written.
     TimedOut = 2,
     /// What was read is not what was written.
     WrongHash = 3,
@@ -34,18 +36,27 @@ impl RawCause {
     pub(crate) const POISONED: Self = Self(-3);
     pub(crate) const TIMED_OUT: Self = Self(libc::ETIMEDOUT);
 
+    /// Below it are those of mapping a page that was read.
+    const MAPPING: i32 = -(1 << 16);
+
+    /// The kernel did not map the page.
+    pub(crate) fn of_mapping(errno: i32) -> Self {
+        Self(Self::MAPPING - errno)
+    }
+
     /// Of a read that returned `result`: less than a page, or a negative errno.
     pub(crate) fn of_read(result: i32) -> Self {
         if result < 0 { Self(-result) } else { Self::SHORT_READ }
     }
 
-    /// Whether it is worth asking for the page again at once. Not after a time limit: who waits has waited long enough.
+    /// Whether it is worth asking the backend for the page again at once. Not after a time limit: who waits has waited long enough.
     pub(crate) fn may_heal(self) -> bool {
-        self != Self::TIMED_OUT && self != Self::POISONED
+        self.0 > Self::MAPPING && self != Self::TIMED_OUT && self != Self::POISONED
     }
 
     pub(crate) fn cause(self) -> Cause {
         match self {
+            Self(raw) if raw <= Self::MAPPING => Cause::Io,
             Self::WRONG_HASH => Cause::WrongHash,
             Self::SHORT_READ => Cause::ShortRead,
             Self::POISONED => Cause::Poisoned,
@@ -57,7 +68,7 @@ impl RawCause {
 
     /// 0 if it is none.
     fn errno(self) -> i32 {
-        self.0.max(0)
+        if self.0 <= Self::MAPPING { Self::MAPPING - self.0 } else { self.0.max(0) }
     }
 }
 
@@ -149,18 +160,36 @@ impl fmt::Display for SwapFailure {
         if self.cause == Cause::Poisoned {
             return f.write_str("was in memory that is damaged (hardware memory error): its content is lost; discard the page to use it again");
         }
-        write!(f, "cannot be swapped in from backend \"{}\": ", self.backend())?;
+        // The cause first: where room is short, a long URL is what may be cut off.
+        f.write_str("cannot be swapped in: ")?;
         match self.cause {
             Cause::WrongHash => f.write_str("the content read back is not what was written (wrong hash)"),
             Cause::ShortRead => f.write_str("the backend returned less than a page"),
-            Cause::TimedOut => f.write_str("the read took longer than its time limit (errno ETIMEDOUT)"),
+            Cause::TimedOut => f.write_str("the read, or the wait for room in local memory, took longer than the time limit (errno ETIMEDOUT)"),
             Cause::LostBackend => write!(f, "the backend is gone (errno {errno})"),
+            // Such do not come from devices.
+            Cause::Io if matches!(errno, libc::ENOMEM | libc::EEXIST) => write!(f, "the kernel could not provide or map its memory, errno {errno}"),
             Cause::Io | Cause::Poisoned => write!(f, "I/O error, errno {errno}"),
-        }
+        }?;
+        write!(f, " (backend \"{}\")", self.backend())
     }
 }
 
 impl std::error::Error for SwapFailure {}
+
+thread_local! {
+    /// Of this thread, not of its LWTs.
+    static LAST: Cell<Option<SwapFailure>> = const { Cell::new(None) };
+}
+
+/// Why the last failed call of this LWT or thread could not have a page; `None` if it failed for another reason.
+pub(crate) fn with_last<R>(action: impl FnOnce(&Cell<Option<SwapFailure>>) -> R) -> R {
+    // SAFETY: the running LWT is alive.
+    match unsafe { lwt::current().as_ref() } {
+        Some(lwt) => action(lwt.last_failure()),
+        None => LAST.with(action),
+    }
+}
 
 /// The text as a C string that lives for ever; equal texts share one. For backend URLs, of which a process has few.
 pub(crate) fn intern(text: &str) -> &'static CStr {
@@ -178,7 +207,12 @@ pub(crate) fn intern(text: &str) -> &'static CStr {
 /// A failure of no region.
 #[cfg(test)]
 pub(crate) fn example() -> SwapFailure {
-    SwapFailure { cause: Cause::Io, errno: libc::EIO, address: 4096, region: 0, region_len: 8192, backend: intern("none:").as_ptr() }
+    example_of("none:")
+}
+
+#[cfg(test)]
+pub(crate) fn example_of(backend: &str) -> SwapFailure {
+    SwapFailure { cause: Cause::Io, errno: libc::EIO, address: 4096, region: 0, region_len: 8192, backend: intern(backend).as_ptr() }
 }
 
 #[cfg(test)]
@@ -193,6 +227,8 @@ mod tests {
         assert_eq!(RawCause::of_read(-libc::EIO).cause(), Cause::Io);
         assert_eq!(RawCause::of_read(4095).cause(), Cause::ShortRead);
         assert_eq!(RawCause::of_read(-libc::ENODEV).cause(), Cause::LostBackend);
+        let mapping = RawCause::of_mapping(libc::ENOMEM);
+        assert_eq!((mapping.cause(), mapping.errno(), mapping.may_heal()), (Cause::Io, libc::ENOMEM, false));
         assert!(RawCause::WRONG_HASH.may_heal() && !RawCause::TIMED_OUT.may_heal() && !RawCause::POISONED.may_heal());
     }
 

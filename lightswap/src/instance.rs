@@ -152,7 +152,9 @@ impl Builder {
     }
 
     /// How long a request to the backend may take; default 30 s. A read that takes longer (noticed at most a quarter later) fails for those who wait for it, with
-    /// [`crate::Cause::TimedOut`]; while a write does, its pages stay resident, and no fresh memory is handed out.
+    /// [`crate::Cause::TimedOut`]; while a write does, its pages stay resident, and no fresh memory is handed out. Whoever needs room in local memory, while
+    /// none can be made because writes fail or take too long, waits no longer either. The limit is that of each read and of each wait for room: an access that
+    /// needs both can take twice as long.
     pub fn io_timeout(mut self, limit: Duration) -> Self {
         self.0.io_timeout = limit;
         self
@@ -277,7 +279,8 @@ impl Lightswap {
     }
 }
 
-/// A range of virtual memory whose pages Lightswap swaps. Unmapped on drop: nobody may access it any more by then.
+/// A range of virtual memory whose pages Lightswap swaps. Unmapped on drop: nobody may access it any more by then. The drop waits for reads and writes of its
+/// pages that are in flight, as long as they take: the device uses their memory. (So does the drop of a [`WorkerHandle`] for its own.)
 #[derive(Debug)]
 pub struct Region {
     inner: Arc<RegionInner>,
@@ -314,11 +317,13 @@ impl Drop for Region {
         let pager = self.inner.pager.clone();
         region::unregister(&self.inner);
         // Evictors and prefetches that are at work in it end by themselves; on a worker, this one must help.
+        let mut attempt = 0;
         while !pager.hand.forget(&self.inner) || self.inner.num_swapping_in.load(Acquire) > 0 {
             if let Some(worker) = worker::current_of(&pager).filter(|_| !lwt::on_lwt()) {
                 worker.turn(false);
             }
-            lwt::yield_now();
+            lwt::wait_a_little(attempt);
+            attempt += 1;
         }
         // First out of DRAM, then out of the budget: others take the frames at once.
         self.inner.discard();
@@ -458,13 +463,13 @@ pub fn prefetch(address: *const u8, len: usize) -> Result<()> {
     PageRange::find(address as usize, len).map(|range| range.prefetch())
 }
 
-/// Gives up what the pages hold, whatever state they are in: they read as zeroes again, and take neither local memory nor room in the backend until they are
-/// written. It is how a page whose content was lost (see [`SwapFailure`](crate::SwapFailure)) is used again. Waits for those who are bringing the pages in or
+/// Gives up what the pages hold, whatever state they are in: they read as zeroes again, and take no local memory until they are touched (nor, with
+/// `memory:`, room in the backend; files keep theirs). It is how a page whose content was lost (see [`SwapFailure`](crate::SwapFailure)) is used again. Waits for those who are bringing the pages in or
 /// evicting them; nobody may use them meanwhile.
 ///
 /// # Errors
 /// [`ErrorKind::NotInRegion`]; [`ErrorKind::InvalidArgument`] if the range is not of whole pages; [`ErrorKind::Busy`] if a page is pinned or being accessed: with
-/// pins as they were at the start, nothing is discarded then.
+/// pins as they were at the start, nothing is discarded then. Also if evictors are not done with the pages within [`Builder::io_timeout`].
 pub fn discard(address: *const u8, len: usize) -> Result<()> {
     if !(address as usize).is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
         let message = format!("discard: {len} bytes at {:#x} are not whole pages of {PAGE_SIZE} bytes", address as usize);

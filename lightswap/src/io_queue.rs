@@ -194,6 +194,14 @@ impl IoQueue {
         self.push_entry(entry);
     }
 
+    /// Sees to it that the next entry can be pushed.
+    fn make_room(&self) {
+        // SAFETY: as in `fd`.
+        while unsafe { (*self.ring.get()).submission().is_full() } {
+            self.submit_entries();
+        }
+    }
+
     fn push_entry(&self, entry: &squeue::Entry) {
         // SAFETY: as in `fd`: each borrow of the ring ends before the next; what the entry points to lives until its completion (each caller's duty).
         while unsafe { (*self.ring.get()).submission().push(entry).is_err() } {
@@ -208,15 +216,21 @@ impl IoQueue {
 
     /// Pushes the reads that were gathered: those that follow are of another request.
     pub(crate) fn push_read_run(&self) {
-        let Some(run) = self.read_runs.take() else { return };
-        let entry = match run.target {
-            Target::Contiguous(target, len) if self.has_fixed_buffers => opcode::ReadFixed::new(Fixed(0), target, len, 0).offset(run.offset).build(),
-            Target::Contiguous(target, len) => opcode::Read::new(Fixed(0), target, len).offset(run.offset).build(),
-            Target::Scattered(vectors, num_pages) => opcode::Readv::new(Fixed(0), vectors, num_pages).offset(run.offset).build(),
-        };
-        self.push_entry(&entry.user_data(Token::read(run.buffer).0));
-        while self.read_runs.must_submit() {
-            self.submit_entries();
+        while !self.read_runs.is_empty() {
+            // Before the vectors are taken: a submission between that and the push would free them too early.
+            self.make_room();
+            if self.read_runs.must_submit() {
+                self.submit_entries();
+            }
+            let Some(run) = self.read_runs.take() else { return };
+            let entry = match run.target {
+                Target::Contiguous(target, len) if self.has_fixed_buffers => {
+                    opcode::ReadFixed::new(Fixed(0), target, len, 0).offset(run.offset).build()
+                }
+                Target::Contiguous(target, len) => opcode::Read::new(Fixed(0), target, len).offset(run.offset).build(),
+                Target::Scattered(vectors, num_pages) => opcode::Readv::new(Fixed(0), vectors, num_pages).offset(run.offset).build(),
+            };
+            self.push_entry(&entry.user_data(Token::read(run.buffer).0));
         }
     }
 

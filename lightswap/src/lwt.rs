@@ -102,6 +102,12 @@ pub fn sleep(duration: std::time::Duration) {
     }
 }
 
+/// A pause of those who look at something again and again: after some attempts they let others have the CPU for longer.
+pub(crate) fn wait_a_little(attempt: usize) {
+    const NUM_YIELDS: usize = 100;
+    if attempt < NUM_YIELDS { yield_now() } else { sleep(std::time::Duration::from_millis(1)) }
+}
+
 impl Lwt {
     /// An LWT of `worker` that will run `entry`.
     fn new(worker: &Worker, entry: impl FnOnce() + 'static) -> Result<Box<Self>> {

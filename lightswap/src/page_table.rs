@@ -120,7 +120,8 @@ impl Word {
         Self(((self.0 & !TICK_MASK) | u32::from(tick.0) << TICK_SHIFT) + more)
     }
 
-    fn has_waiters(self) -> bool {
+    /// Somebody waits for the page to leave its state.
+    pub(crate) fn has_waiters(self) -> bool {
         self.0 & WAITERS != 0
     }
 }
@@ -230,11 +231,8 @@ impl PageEntry {
     }
 
     /// The memory of a mapped page is damaged: its content is lost for good. `false` if the page is not mapped.
-    pub(crate) fn lose(&self, cause: i32) -> bool {
-        if !self.load().is_mapped() {
-            return false;
-        }
-        self.cause.store(cause as u32, Relaxed);
+    /// No cause is stored: that of pages which have a frame and are Failed is always this one, and another's must not be overwritten.
+    pub(crate) fn lose(&self) -> bool {
         self.update(|word| word.is_mapped().then(|| Word(word.with_state(PageState::Failed).0 & !(STORED | REF_MASK)))).is_ok()
     }
 
@@ -244,7 +242,7 @@ impl PageEntry {
         self.step(from, Word(from.with_state(PageState::Removing).0 & !STORED))
     }
 
-    /// Why the page is Failed.
+    /// Why the page is Failed, if it has no frame.
     pub(crate) fn cause(&self) -> i32 {
         self.cause.load(Relaxed) as i32
     }

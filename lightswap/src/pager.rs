@@ -49,8 +49,11 @@ pub(crate) struct Pager {
     num_pinned: AtomicUsize,
     /// The last swap-out failed: writes pause, and no fresh memory is handed out.
     is_failing: AtomicBool,
+    /// Evict batches whose writes take too long: that is failing, too, until they end.
+    num_overdue: AtomicUsize,
     /// That is to be logged, by the pager thread: it may have come up in a signal handler.
     must_log_failure: AtomicBool,
+    must_log_overdue: AtomicBool,
     /// While they fail: when reclaim ahead of demand, or without any, may next try whether they work again.
     retry_at_ns: AtomicU64,
     /// All workers there ever were; they stay for their statistics.
@@ -84,7 +87,9 @@ impl Pager {
             secret,
             num_pinned: AtomicUsize::new(0),
             is_failing: AtomicBool::new(false),
+            num_overdue: AtomicUsize::new(0),
             must_log_failure: AtomicBool::new(false),
+            must_log_overdue: AtomicBool::new(false),
             retry_at_ns: AtomicU64::new(0),
             workers: Mutex::new(Vec::new()),
             pager_thread: OnceLock::new(),
@@ -128,19 +133,48 @@ impl Pager {
         if self.config.step_times { sys::now_ns() } else { 0 }
     }
 
+    /// The time limit of a request.
+    pub(crate) fn io_timeout_ns(&self) -> u64 {
+        u64::try_from(self.config.io_timeout.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Remembers how the last swap-out went.
     pub(crate) fn note_swap_out(&self, succeeded: bool) {
-        if self.is_failing() == succeeded {
+        if self.is_failing.load(Relaxed) == succeeded {
             self.is_failing.store(!succeeded, Relaxed);
             self.must_log_failure.store(!succeeded, Relaxed);
-            self.pager_thread().nudge();
+            self.wake_for_failure();
         }
+    }
+
+    /// The writes of one more batch take too long.
+    pub(crate) fn begin_overdue(&self) {
+        if self.num_overdue.fetch_add(1, Relaxed) == 0 {
+            self.must_log_overdue.store(true, Relaxed);
+            self.wake_for_failure();
+        }
+    }
+
+    /// Those of one such batch have ended.
+    pub(crate) fn end_overdue(&self) {
+        self.num_overdue.fetch_sub(1, Relaxed);
+        self.wake_for_failure();
+    }
+
+    /// From now on those who wait for a frame look at the clock, or need to no more.
+    fn wake_for_failure(&self) {
+        self.pager_thread().nudge();
+        self.budget.notify(usize::MAX);
     }
 
     /// Pager thread: says so once when swap-outs begin to fail.
     pub(crate) fn log_swap_out_failure(&self) {
-        if self.must_log_failure.swap(false, Relaxed) {
-            tracing::warn!(backend = self.config.backend_url, "a write to the swap backend failed; its pages stay resident and are tried again");
+        let backend = &self.config.backend_url;
+        if self.must_log_failure.load(Relaxed) && self.must_log_failure.swap(false, Relaxed) {
+            tracing::warn!(backend, "a write to the swap backend failed; its pages stay resident and are tried again");
+        }
+        if self.must_log_overdue.load(Relaxed) && self.must_log_overdue.swap(false, Relaxed) {
+            tracing::warn!(backend, "a write to the swap backend takes longer than the time limit; its pages stay resident until it ends");
         }
     }
 
@@ -151,9 +185,9 @@ impl Pager {
         now >= due && self.retry_at_ns.compare_exchange(due, next, Relaxed, Relaxed).is_ok()
     }
 
-    /// Whether the last swap-out failed.
+    /// Whether the last swap-out failed, or any takes too long.
     pub(crate) fn is_failing(&self) -> bool {
-        self.is_failing.load(Relaxed)
+        self.is_failing.load(Relaxed) || self.num_overdue.load(Relaxed) > 0
     }
 
     pub(crate) fn workers(&self) -> MutexGuard<'_, Vec<&'static WorkerShared>> {

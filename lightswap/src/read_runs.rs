@@ -77,7 +77,7 @@ impl ReadRuns {
         self.open.borrow().buffers.is_empty()
     }
 
-    /// Whether the queue has to be submitted before another run is taken.
+    /// Whether the queue should be submitted before another run is taken: there are no vectors left.
     pub(crate) fn must_submit(&self) -> bool {
         self.num_waiting.get() == MAX_RUNS_WAITING
     }
@@ -87,26 +87,28 @@ impl ReadRuns {
         self.num_waiting.set(0);
     }
 
-    /// Closes the open run.
+    /// Closes the open run; without vectors for it, only the front of it that needs none, and the rest stays open.
     pub(crate) fn take(&self) -> Option<Run> {
         let mut open = self.open.borrow_mut();
         let &(buffer, first) = open.buffers.first()?;
-        let num_pages = open.buffers.len();
+        let num_open = open.buffers.len();
         let follows = |(index, (_, target)): (usize, &(usize, *mut u8))| *target == first.wrapping_add(index * PAGE_SIZE);
-        let target = if open.buffers.iter().enumerate().all(follows) {
-            Target::Contiguous(first, (num_pages * PAGE_SIZE) as u32)
+        let num_contiguous = open.buffers.iter().enumerate().take_while(|page| follows(*page)).count();
+        let (num_pages, target) = if num_contiguous == num_open || self.must_submit() {
+            (num_contiguous, Target::Contiguous(first, (num_contiguous * PAGE_SIZE) as u32))
         } else {
             let number = self.num_waiting.get();
-            debug_assert!(number < MAX_RUNS_WAITING);
             self.num_waiting.set(number + 1);
             let vectors = &mut self.vectors.borrow_mut()[number];
             for (vector, &(_, target)) in vectors.iter_mut().zip(&open.buffers) {
                 *vector = libc::iovec { iov_base: target.cast(), iov_len: PAGE_SIZE };
             }
-            Target::Scattered(vectors.as_ptr(), num_pages as u32)
+            (num_open, Target::Scattered(vectors.as_ptr(), num_open as u32))
         };
         let offset = open.offset;
-        open.buffers.clear();
+        self.followers[open.buffers[num_pages - 1].0].set(NONE);
+        open.buffers.drain(..num_pages);
+        open.offset += (num_pages * PAGE_SIZE) as u64;
         Some(Run { buffer, offset, target })
     }
 
@@ -182,5 +184,35 @@ mod tests {
         assert!(runs.must_submit());
         runs.submitted();
         assert!(!runs.must_submit());
+    }
+
+    /// Vectors in use are not written again, whatever comes: runs are cut instead.
+    #[test]
+    fn without_vectors_runs_are_cut() {
+        let mut memory = vec![0u8; 8 * PAGE_SIZE];
+        let base = memory.as_mut_ptr();
+        let at = |buffer: usize| base.wrapping_add(buffer * PAGE_SIZE);
+        let runs = ReadRuns::new(8);
+        let add_all =
+            |buffers: &[usize]| buffers.iter().enumerate().all(|(index, buffer)| runs.add(*buffer, at(*buffer), (index * PAGE_SIZE) as u64));
+        let mut vectors = Vec::new();
+        while !runs.must_submit() {
+            assert!(add_all(&[0, 2]));
+            let Target::Scattered(taken, 2) = runs.take().unwrap().target else { panic!("they lie apart") };
+            vectors.push(taken);
+        }
+        assert!(add_all(&[4, 5, 1, 7]));
+        for (first, num_pages, slot) in [(4, 2, 0), (1, 1, 2), (7, 1, 3)] {
+            let run = runs.take().unwrap();
+            assert!(matches!(run.target, Target::Contiguous(target, len) if target == at(first) && len as usize == num_pages * PAGE_SIZE));
+            assert_eq!((run.buffer, run.offset), (first, (slot * PAGE_SIZE) as u64));
+            let expected: Vec<_> = (first..first + num_pages).map(|buffer| (buffer, 4096)).collect();
+            assert_eq!(completions(&runs, first, (num_pages * PAGE_SIZE) as i32), expected);
+        }
+        assert!(runs.is_empty() && runs.take().is_none());
+        // SAFETY: two vectors each, not submitted yet.
+        assert!(vectors.iter().all(|taken| unsafe { ((**taken).iov_base, (*taken.add(1)).iov_base) == (at(0).cast(), at(2).cast()) }));
+        vectors.dedup();
+        assert_eq!(vectors.len(), MAX_RUNS_WAITING);
     }
 }

@@ -217,6 +217,11 @@ pub(crate) fn find(address: usize) -> Option<&'static RegionInner> {
     Some(unsafe { &*entry.region })
 }
 
+/// How many of `len` bytes at `address`, which is in no region, lie before the next one.
+pub(crate) fn len_outside(address: usize, len: usize) -> usize {
+    all_registered().map(|entry| entry.start).filter(|start| *start > address).fold(len, |len, start| len.min(start - address))
+}
+
 /// The region registered in `place` if it is paged by `pager`. The caller holds the pager's hand, which a destruction takes first.
 pub(crate) fn in_place(place: usize, pager: &Pager) -> Option<&'static RegionInner> {
     let entry = registered(place).filter(|entry| entry.pager == std::ptr::from_ref(pager) as usize)?;

@@ -142,7 +142,7 @@ counters! {
     swap_in_retries,
     /// Damaged memory that the kernel has announced before anybody accessed it.
     memory_errors_announced,
-    /// Pages whose content the program gave up.
+    /// Pages whose content the program gave up; those that were never touched do not count.
     discards,
     /// Pages removed whose content the backend already had: no write.
     clean_evictions,

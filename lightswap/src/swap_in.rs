@@ -33,7 +33,7 @@ const MAX_RETRIES: u32 = 2;
 pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, RawCause> {
     let entry = page.entry();
     // Who waited for a read gets the error it ended with: that many should try again one after the other helps nobody.
-    let mut has_waited = false;
+    let mut waiting_since_ns = None;
     loop {
         let word = match entry.pin(page.region.pager.budget.tick()) {
             Ok(pinned) => return Ok(pinned),
@@ -41,15 +41,23 @@ pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, RawCause> {
         };
         match word.state() {
             PageState::Untouched | PageState::SwappedOut => {
+                // Those who brought it in for others have given up, after the time limit: that each should wait as long once more helps nobody either.
+                let limit_ns = page.region.pager.io_timeout_ns();
+                if waiting_since_ns.is_some_and(|since_ns| sys::now_ns() - since_ns > limit_ns) {
+                    return Err(RawCause::TIMED_OUT);
+                }
                 if try_bring_in(page, word)? {
                     return Ok(Pinned::Resident);
                 }
             }
             PageState::SwappingIn | PageState::Removing => {
+                if word.state() == PageState::SwappingIn {
+                    waiting_since_ns.get_or_insert_with(sys::now_ns);
+                }
                 parking::park_for_pager(page.key(), || entry.set_waiters());
-                has_waited |= word.state() == PageState::SwappingIn;
             }
-            PageState::Failed if has_waited || word.has_frame() => return Err(RawCause(entry.cause())),
+            PageState::Failed if word.has_frame() => return Err(RawCause::POISONED),
+            PageState::Failed if waiting_since_ns.is_some() => return Err(RawCause(entry.cause())),
             PageState::Failed => {
                 if try_bring_in(page, word)? {
                     return Ok(Pinned::Resident);
@@ -87,7 +95,10 @@ fn try_bring_in(page: Page<'static>, word: Word) -> Result<bool, RawCause> {
 fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), RawCause> {
     let pager = &*page.region.pager;
     let start_ns = sys::now_ns();
-    evict::take_frame(worker);
+    if let Err(cause) = evict::take_frame(worker, start_ns) {
+        fail(page, cause, 1);
+        return Err(cause);
+    }
     let stats = worker.stats();
     if !word.is_stored() {
         install_zeroes(page, 1)?;
@@ -170,10 +181,10 @@ fn install_zeroes(page: Page<'_>, pins: u32) -> Result<(), RawCause> {
     let reserved = pager.backend.reserve(page.slot(), 1);
     let result = match reserved {
         // SAFETY: the source is a page of zeroes; the page is ours in SwappingIn, so it is registered and missing.
-        Ok(()) => unsafe { pager.uffd.copy_page(page.address(), ZERO_PAGE.0.as_ptr()) },
-        Err(cause) => Err(cause.raw_os_error().unwrap_or(libc::EIO)),
+        Ok(()) => unsafe { pager.uffd.copy_page(page.address(), ZERO_PAGE.0.as_ptr()) }.map_err(RawCause::of_mapping),
+        Err(cause) => Err(RawCause(cause.raw_os_error().unwrap_or(libc::EIO))),
     };
-    finish(page, result.map_err(RawCause), pins)
+    finish(page, result, pins)
 }
 
 /// Verifies and maps a page whose content is at `content`; on failure gives the frame back.
@@ -189,10 +200,10 @@ fn map(page: Page<'_>, content: *const u8) -> Result<(), RawCause> {
         return Err(RawCause::WRONG_HASH);
     }
     // SAFETY: as above; the page is ours in SwappingIn, so it is registered and missing.
-    unsafe { pager.uffd.copy_page(page.address(), content) }.map_err(RawCause)
+    unsafe { pager.uffd.copy_page(page.address(), content) }.map_err(RawCause::of_mapping)
 }
 
-/// The swap-in is over, with this result: the page gets its state, and who waits for it is woken.
+/// The swap-in is over, with this result: the page gets its state, and who waits for it is woken. After a failure its frame is given back.
 fn finish(page: Page<'_>, result: Result<(), RawCause>, pins: u32) -> Result<(), RawCause> {
     match result {
         Ok(()) => {
@@ -206,19 +217,22 @@ fn finish(page: Page<'_>, result: Result<(), RawCause>, pins: u32) -> Result<(),
             Ok(())
         }
         Err(cause) => {
+            page.region.pager.budget.give_back(1);
             fail(page, cause, pins);
             Err(cause)
         }
     }
 }
 
-/// The swap-in failed, its frame is free. A page whose content could not be read when it was needed is Failed; a first touch, or a read that was only
+/// The swap-in failed, and has no frame. A page whose content could not be read when it was needed is Failed; a first touch, or a read that was only
 /// ahead of use, may be tried again.
 fn fail(page: Page<'_>, cause: RawCause, pins: u32) {
     let pager = &*page.region.pager;
     counters(pager).count_failure(cause.cause());
-    pager.budget.give_back(1);
-    let has_failed = page.entry().load().is_stored() && pins > 0;
+    let word = page.entry().load();
+    // After a time limit, those who wait for a read ahead have waited long enough, too, and the device is stuck: no second read for them.
+    let was_needed = pins > 0 || (cause == RawCause::TIMED_OUT && word.has_waiters());
+    let has_failed = word.is_stored() && was_needed;
     let has_waiters = if has_failed { page.entry().fail_swap_in(cause.0) } else { page.entry().abort_swap_in() };
     if has_waiters {
         parking::unpark_all(page.key());

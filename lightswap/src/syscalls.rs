@@ -9,11 +9,13 @@
 use crate::access::PageRange;
 use crate::copies;
 use crate::error::ErrorKind;
+use crate::failure::{self, SwapFailure};
 use crate::lwt;
 use crate::region;
 use crate::size::PAGE_SIZE;
 use crate::sys;
 use libc::{c_int, c_void, iovec, msghdr, ssize_t};
+use std::cell::Cell;
 
 /// Most bytes of region memory one call is given.
 const WINDOW_BYTES: usize = 64 << 10;
@@ -50,8 +52,10 @@ struct Window {
 enum NoWindow {
     /// Pins are scarce right now.
     Retry,
-    /// EFAULT, EIO.
-    Errno(c_int),
+    /// EFAULT: memory behind the end of a region.
+    Outside,
+    /// EIO: a page cannot be had.
+    Lost(Option<SwapFailure>),
 }
 
 impl Window {
@@ -106,22 +110,27 @@ impl Window {
 }
 
 fn pin(entry: &iovec) -> Result<(), NoWindow> {
-    let range = PageRange::find(entry.iov_base as usize, entry.iov_len).map_err(|_| NoWindow::Errno(libc::EFAULT))?;
+    let range = PageRange::find(entry.iov_base as usize, entry.iov_len).map_err(|_| NoWindow::Outside)?;
     range.pin().map_err(|error| match error.kind() {
         ErrorKind::PinLimit => NoWindow::Retry,
-        _ => NoWindow::Errno(libc::EIO),
+        _ => NoWindow::Lost(error.failure().copied()),
     })
 }
 
 /// Makes `call` with as much of `vector` as can be pinned. `None`, with nothing done, when no pin is to be had, or with `needs_whole` not all of it.
-fn with_window(vector: &[iovec], needs_whole: bool, call: impl Fn(&mut [iovec]) -> ssize_t) -> Option<ssize_t> {
+fn with_window(vector: &[iovec], needs_whole: bool, lost: &Lost, call: impl Fn(&mut [iovec]) -> ssize_t) -> Option<ssize_t> {
     let mut limit = WINDOW_BYTES;
     let mut num_attempts = 0;
     loop {
         let mut window = match Window::pin(vector, limit) {
             Ok(window) => window,
-            Err(NoWindow::Errno(errno)) => {
-                sys::set_errno(errno);
+            Err(NoWindow::Outside) => {
+                sys::set_errno(libc::EFAULT);
+                return Some(-1);
+            }
+            Err(NoWindow::Lost(failure)) => {
+                lost.set(failure);
+                sys::set_errno(libc::EIO);
                 return Some(-1);
             }
             Err(NoWindow::Retry) => {
@@ -158,12 +167,24 @@ fn with_window(vector: &[iovec], needs_whole: bool, call: impl Fn(&mut [iovec]) 
 /// Does the call directly when no region memory is involved, in a window of it if that will do, or through a bounce buffer.
 fn transfer(fd: c_int, direction: Direction, vector: &[iovec], call: impl Fn(&mut [iovec]) -> ssize_t, direct: impl FnOnce() -> ssize_t) -> ssize_t {
     if !vector.iter().any(in_region) {
-        return direct();
+        let result = direct();
+        if result < 0 {
+            failure::with_last(|last| last.set(None));
+        }
+        return result;
     }
     let kind = Transfer::of(fd, direction, vector);
-    let windowed = if kind == Transfer::Bounced { None } else { with_window(vector, kind == Transfer::Whole, &call) };
-    windowed.unwrap_or_else(|| bounced(direction, vector, kind == Transfer::InParts, |bounce| call(&mut [bounce])))
+    let lost = Cell::new(None);
+    let windowed = if kind == Transfer::Bounced { None } else { with_window(vector, kind == Transfer::Whole, &lost, &call) };
+    let result = windowed.unwrap_or_else(|| bounced(direction, vector, kind == Transfer::InParts, &lost, |bounce| call(&mut [bounce])));
+    if result < 0 {
+        failure::with_last(|last| last.set(lost.get()));
+    }
+    result
 }
+
+/// Why a page could not be had, if that is why a call fails.
+type Lost = Cell<Option<SwapFailure>>;
 
 /// The caller's vector.
 ///
@@ -311,7 +332,7 @@ fn is_stream(fd: c_int) -> bool {
 }
 
 /// Makes `call` with ordinary memory instead of the caller's: all of it, or with `may_cut` the front of it.
-fn bounced(direction: Direction, vector: &[iovec], may_cut: bool, call: impl FnOnce(iovec) -> ssize_t) -> ssize_t {
+fn bounced(direction: Direction, vector: &[iovec], may_cut: bool, lost: &Lost, call: impl FnOnce(iovec) -> ssize_t) -> ssize_t {
     let wanted = total_len(vector);
     let num_bytes = if may_cut { wanted.min(WINDOW_BYTES) } else { wanted };
     if num_bytes > MAX_BOUNCE_BYTES || vector.iter().any(is_cut_off) {
@@ -319,11 +340,17 @@ fn bounced(direction: Direction, vector: &[iovec], may_cut: bool, call: impl FnO
         return -1;
     }
     let mut bounce = vec![0u8; num_bytes];
-    let mut is_lost = false;
-    if direction == Direction::Out {
+    let is_lost = Cell::new(false);
+    let copy = |to: *mut u8, from: *const u8, len: usize| {
         // SAFETY: the caller vouches for its memory as for the plain call.
-        for_each_part(vector, &mut bounce, |theirs, ours| is_lost |= unsafe { copies::copy(ours.as_mut_ptr(), theirs, ours.len()) }.is_err());
-        if is_lost {
+        if let Err(error) = unsafe { copies::copy(to, from, len) } {
+            is_lost.set(true);
+            lost.set(error.failure().copied());
+        }
+    };
+    if direction == Direction::Out {
+        for_each_part(vector, &mut bounce, |theirs, ours| copy(ours.as_mut_ptr(), theirs, ours.len()));
+        if is_lost.get() {
             sys::set_errno(libc::EIO);
             return -1;
         }
@@ -332,10 +359,8 @@ fn bounced(direction: Direction, vector: &[iovec], may_cut: bool, call: impl FnO
     if direction == Direction::Out || result <= 0 {
         return result;
     }
-    // SAFETY: as above.
-    let copy_in = |theirs: *mut u8, ours: &mut [u8]| is_lost |= unsafe { copies::copy(theirs, ours.as_ptr(), ours.len()) }.is_err();
-    for_each_part(vector, &mut bounce[..num_bytes.min(result as usize)], copy_in);
-    if is_lost {
+    for_each_part(vector, &mut bounce[..num_bytes.min(result as usize)], |theirs, ours| copy(theirs, ours.as_ptr(), ours.len()));
+    if is_lost.get() {
         sys::set_errno(libc::EIO);
         return -1;
     }

@@ -203,7 +203,9 @@ unsafe extern "C" {
 /// What `body` changes by reference may be found changed or not after a failure, unless it is atomic or volatile. It should do no more than access
 /// memory: copy, compare, checksum.
 ///
-/// `body` may suspend its LWT. A panic in it goes on in the caller.
+/// `body` may suspend its LWT. A panic in it goes on in the caller. `errno` is as it was at the access. Not restored are protection keys (PKRU, which the kernel
+/// resets for signal handlers) and shadow stacks: programs that use either must not use try blocks. A thread that ends with a block open is not noticed, as an
+/// LWT is.
 pub unsafe fn try_catch<R>(body: impl FnOnce() -> R) -> Result<R, SwapFailure> {
     // SAFETY: the caller's promise.
     unsafe { catch(Kind::Paging, body) }

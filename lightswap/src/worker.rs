@@ -296,7 +296,7 @@ impl Worker {
     }
 
     fn look_for_overdue(&self) {
-        let limit_ns = sys::now_ns().saturating_sub(self.io_timeout_ns());
+        let limit_ns = sys::now_ns().saturating_sub(self.pager.io_timeout_ns());
         self.buffers.abandon(limit_ns, swap_in::abandon);
         // Those who wait for a buffer look at their own time.
         parking::unpark_all(self.buffers_key());
@@ -304,13 +304,11 @@ impl Worker {
             // SAFETY: as in `free_batch`; completions, of which the alarm is one, are handled between the functions that use batches.
             evict::check_time(self, unsafe { &mut *batch.get() }, limit_ns);
         }
+        // So do those who wait for a frame, of this worker or others.
+        self.pager.budget.notify(usize::MAX);
         if self.buffers.are_used() || self.has_busy_batch() {
             self.watch_time();
         }
-    }
-
-    fn io_timeout_ns(&self) -> u64 {
-        u64::try_from(self.pager.config.io_timeout.as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// A read or write that the backend has marked completed: with what, or whether it will once more, is for the backend to say.
@@ -338,7 +336,7 @@ impl Worker {
             if let Some(buffer) = self.buffers.take(read) {
                 break buffer;
             }
-            if sys::now_ns() > read.start_ns.saturating_add(self.io_timeout_ns()) {
+            if sys::now_ns() > read.start_ns.saturating_add(self.pager.io_timeout_ns()) {
                 page.region.num_swapping_in.fetch_sub(1, Release);
                 return Err(RawCause::TIMED_OUT);
             }

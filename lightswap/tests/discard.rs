@@ -37,7 +37,8 @@ fn pages_in_every_state_can_be_discarded() {
         assert!(stat(&swap, "resident_bytes") <= 10 * PAGE as u64);
         assert!((10..1210).all(|page| pages.is_zero(page)));
         (0..10).for_each(|page| pages.check(page, 1));
-        assert!(stat(&swap, "discards") >= 1201);
+        // The rest had no content.
+        assert!((190..=191).contains(&stat(&swap, "discards")));
         (10..200).for_each(|page| pages.fill(page, 2));
         (10..200).for_each(|page| pages.check(page, 2));
     }

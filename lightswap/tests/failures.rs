@@ -189,6 +189,35 @@ fn a_prefetch_that_fails_leaves_no_trace() {
     }
 }
 
+/// Who waits for a page that somebody has asked for ahead of use gets the error, as if it had been asked for in earnest: no other read for as long again.
+#[test]
+fn a_prefetch_that_takes_too_long_fails_for_those_who_wait() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    let Some((swap, region, other)) = open_faulty("read@1+=stall:1000") else { return };
+    let pages = Pages::of(&region);
+    // Makes room: with little, hints are ignored.
+    Pages::of(&other).discard(0, NUM_PAGES);
+    let missing = (0..NUM_PAGES).find(|page| !pages.is_resident(*page)).unwrap();
+    let worker = swap.enter_worker().unwrap();
+    let num_failed = Rc::new(RefCell::new(0));
+    worker.start(move || pages.prefetch(missing, 1)).unwrap();
+    assert_eq!(stat(&swap, "prefetches"), 1);
+    for _ in 0..5 {
+        let num_failed = num_failed.clone();
+        let wait = move || {
+            let error = touch(pages, missing).unwrap_err();
+            assert_eq!(error.failure().map(|failure| failure.cause()), Some(Cause::TimedOut), "{error}");
+            *num_failed.borrow_mut() += 1;
+        };
+        worker.start(wait).unwrap();
+    }
+    worker.run();
+    assert_eq!((*num_failed.borrow(), stat(&swap, "faulty_reads"), stat(&swap, "swap_in_errors")), (5, 1, 1));
+}
+
 #[test]
 fn a_time_limit_of_nothing_is_refused() {
     let error = builder(LOCAL_PAGES, "memory:?size=1MiB").io_timeout(Duration::from_micros(999)).open().unwrap_err();
@@ -268,6 +297,15 @@ fn reads_have_a_time_limit() {
     worker.run();
 }
 
+/// Uses a page as soon as it can be had.
+fn insist(pages: Pages, page: usize, action: impl FnOnce()) {
+    while let Err(error) = pages.pin(page, 1) {
+        assert_eq!(error.failure().map(|failure| failure.cause()), Some(Cause::TimedOut), "{error}");
+    }
+    action();
+    pages.unpin(page, 1);
+}
+
 #[test]
 fn writes_that_take_too_long_show() {
     if !kernel_is_able() {
@@ -286,9 +324,165 @@ fn writes_that_take_too_long_show() {
     let region = swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap();
     let pages = Pages::of(&region);
     std::thread::scope(|scope| {
-        scope.spawn(|| (0..NUM_PAGES).for_each(|page| pages.fill(page, 1)));
+        scope.spawn(|| (0..NUM_PAGES).for_each(|page| insist(pages, page, || pages.fill_pinned(page, 1))));
         wait_until("a write is overdue", || stat(&swap, "swap_outs_overdue") > 0);
     });
-    (0..NUM_PAGES).for_each(|page| pages.check(page, 1));
+    (0..NUM_PAGES).for_each(|page| insist(pages, page, || pages.check(page, 1)));
     assert_eq!((stat(&swap, "swap_out_errors"), stat(&swap, "swap_out_failing")), (0, 0));
+}
+
+/// That others are written meanwhile does not end it.
+#[test]
+fn a_write_that_takes_too_long_shows_while_others_succeed() {
+    if kernel_is_able() {
+        let _watchdog = watchdog();
+        // On a thread of its own: what the device does not end, a worker cannot.
+        std::thread::spawn(write_beside_one_that_is_stuck).join().unwrap();
+    }
+}
+
+fn write_beside_one_that_is_stuck() {
+    // Two regions, so that one can be evicted while a batch of the other is stuck.
+    let url = format!("faulty(write@1=stall:60000):memory:?size={}", 2 * NUM_PAGES * PAGE);
+    let swap = builder(LOCAL_PAGES, url).io_timeout(Duration::from_millis(100)).open().unwrap();
+    let regions = [0, 1].map(|_| swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap());
+    let [first, second] = regions.each_ref().map(Pages::of);
+    // Until a page must leave.
+    for page in (0..NUM_PAGES).take_while(|_| stat(&swap, "injected_delays") == 0) {
+        insist(first, page, || first.fill_pinned(page, 1));
+    }
+    wait_until("a write is overdue", || stat(&swap, "swap_outs_overdue") > 0);
+    let num_written = || stat(&swap, "dirty_evictions");
+    let before = num_written();
+    (0..NUM_PAGES).for_each(|page| insist(second, page, || second.fill_pinned(page, 2)));
+    assert!(num_written() >= before + 4);
+    assert_eq!((stat(&swap, "swap_outs_overdue"), stat(&swap, "swap_out_failing"), stat(&swap, "swap_out_errors")), (1, 1, 0));
+    assert_eq!(lightswap::reserve(second.address(0), PAGE).unwrap_err().kind(), ErrorKind::NoSpace);
+    (0..NUM_PAGES).for_each(|page| insist(second, page, || second.check(page, 2)));
+    std::mem::forget((regions, swap));
+}
+
+/// While no write succeeds, dirty pages cannot leave: who needs another page must not wait for ever, and the rest goes on.
+#[test]
+fn reads_end_with_an_error_while_writes_fail_for_ever() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    for schedule in ["write@100+=EIO", "write@100=dead", "write@100+=stall:60000"] {
+        // On threads of their own: one that is a worker for ever can be no other.
+        MODES.into_iter().for_each(|mode| std::thread::spawn(move || read_while_writes_fail(mode, schedule)).join().unwrap());
+    }
+}
+
+fn read_while_writes_fail(mode: Mode, schedule: &str) {
+    let url = format!("faulty({schedule}):memory:?size={}", NUM_PAGES * PAGE);
+    let swap = mode.set(builder(LOCAL_PAGES, url)).io_timeout(Duration::from_millis(100)).open().unwrap();
+    let region = swap.create_region(NUM_PAGES * PAGE, Contract::Cooperative).unwrap();
+    let pages = Pages::of(&region);
+    // All pages in turn, more often than writes succeed; changed if they can be had.
+    let use_all = move |version: &mut [u64]| {
+        let mut num_errors = 0;
+        for step in 1.. {
+            let page = step as usize % NUM_PAGES;
+            match pages.pin(page, 1) {
+                Ok(()) => {
+                    if version[page] == 0 {
+                        assert!(pages.is_zero(page));
+                    } else {
+                        pages.check(page, version[page]);
+                    }
+                    pages.fill_pinned(page, step);
+                    version[page] = step;
+                    pages.unpin(page, 1);
+                }
+                Err(error) => {
+                    assert!(error.failure().is_some(), "{error}");
+                    num_errors += 1;
+                }
+            }
+            if num_errors == 5 {
+                return;
+            }
+        }
+    };
+    let mut version = vec![0; NUM_PAGES];
+    use_all(&mut version);
+    // Reads from a dead device fail by themselves, as long as clean pages can make room.
+    assert!(stat(&swap, "swap_in_errors_timeout") > 0 || schedule.contains("dead"));
+    let before = stat(&swap, "swap_in_errors");
+    let num_ended = Rc::new(RefCell::new(0));
+    let worker = swap.enter_worker().unwrap();
+    // A page that is not there, wanted by many at once: they do not wait one after the other.
+    let missing = (0..NUM_PAGES).find(|page| !pages.is_resident(*page)).unwrap();
+    for _ in 0..10 {
+        let num_ended = num_ended.clone();
+        worker
+            .start(move || {
+                let _ = touch(pages, missing);
+                *num_ended.borrow_mut() += 1;
+            })
+            .unwrap();
+    }
+    while worker.num_lwts() > 0 {
+        worker.poll();
+    }
+    assert_eq!(*num_ended.borrow(), 10);
+    assert!(stat(&swap, "swap_in_errors") - before <= 10);
+    if schedule.contains("stall") {
+        // What the device never ends can neither this process.
+        std::mem::forget((worker, region, swap));
+        return;
+    }
+    swap.stop_faults();
+    worker.run();
+    drop(worker);
+    (0..NUM_PAGES).for_each(|page| {
+        if version[page] > 0 {
+            pages.check(page, version[page])
+        }
+    });
+    assert_eq!((stat(&swap, "pinned_pages"), stat(&swap, "swap_out_failing")), (0, 0));
+}
+
+/// Bytes that begin in ordinary memory and go on in a region are pinned from there on.
+#[test]
+fn copies_may_run_into_a_region() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    let setup = Setup::new(DEFAULT_MODE);
+    let base = setup.pages.address(0);
+    let before = base.wrapping_sub(PAGE);
+    // SAFETY: new memory where there is none yet.
+    let mapped = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        libc::mmap(before.cast(), PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    };
+    if mapped != before.cast() {
+        skip("there is other memory before the region");
+        return;
+    }
+    setup.file.flip(0);
+    let (start, mut bytes) = (base.wrapping_sub(100), [7u8; 200]);
+    let ask = |bytes: &mut [u8; 200]| {
+        // SAFETY: 100 bytes of the mapping and as many of the region, and an array of 200.
+        unsafe {
+            [
+                lightswap::copy(bytes.as_mut_ptr(), start, 200),
+                lightswap::copy(start, bytes.as_ptr(), 200),
+                lightswap::compare(start, bytes.as_ptr(), 200).map(drop),
+                lightswap::compare(bytes.as_ptr(), start, 200).map(drop),
+            ]
+        }
+    };
+    ask(&mut bytes).into_iter().for_each(|result| setup.expect(&result.unwrap_err(), 0, Cause::WrongHash));
+    assert!(bytes[..100].iter().all(|byte| *byte == 0) && bytes[100..].iter().all(|byte| *byte == 7));
+    setup.file.flip(0);
+    ask(&mut bytes).into_iter().for_each(Result::unwrap);
+    setup.pages.check(0, 1);
+    assert_eq!(setup.stat("pinned_pages"), 0);
+    // SAFETY: mapped above.
+    unsafe { libc::munmap(mapped, PAGE) };
 }

@@ -264,8 +264,11 @@ impl Backend for FaultyBackend {
         }
         if arriving > 0 {
             self.copying.lock();
-            self.inner.write_bytes(queue, slot, source, arriving, token);
+            let result = self.inner.write_bytes(queue, slot, source, arriving, token);
             self.copying.unlock();
+            if matches!(result, Write::Failed) {
+                return result;
+            }
         }
         let reported = if let Outcome::Report(reported) = outcome { reported } else { num_bytes as i32 };
         queue.push_nothing(token.marked(Mark { outcome: Outcome::Report(reported), delay_ms }.encode()));

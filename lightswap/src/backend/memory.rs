@@ -6,6 +6,7 @@ use crate::error::{ErrorKind, Result};
 use crate::io_queue::{IoQueue, Token};
 use crate::size::{PAGE_SIZE, bytes_of};
 use crate::sys::mapping::Mapping;
+use crate::try_catch;
 use std::io;
 
 #[derive(Debug)]
@@ -52,9 +53,12 @@ impl Backend for MemoryBackend {
 
     fn write_bytes(&self, _: &IoQueue, slot: usize, source: *const u8, num_bytes: usize, _: Token) -> Write {
         debug_assert!(bytes_of(slot) + num_bytes <= bytes_of(self.num_slots));
-        // SAFETY: the slots belong to the pages being written, whose evictor is the only one to access them; source is mapped and stable.
-        unsafe { std::ptr::copy_nonoverlapping(source, self.slot(slot), num_bytes) };
-        Write::Done
+        let target = self.slot(slot);
+        // The source was readable when it was hashed, but may have been damaged since: what that leads to must not be the program's try block.
+        // SAFETY: the slots belong to the pages being written, whose evictor is the only one to access them; source is mapped and stable; a copy has nothing
+        // to clean up.
+        let result = unsafe { try_catch::try_without_paging(|| std::ptr::copy_nonoverlapping(source, target, num_bytes)) };
+        if result.is_ok() { Write::Done } else { Write::Failed }
     }
 
     fn reserve(&self, _: usize, _: usize) -> io::Result<()> {
@@ -63,5 +67,39 @@ impl Backend for MemoryBackend {
 
     fn discard(&self, slot: usize, num_slots: usize) {
         self.slots.discard(bytes_of(slot), bytes_of(num_slots));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Lightswap;
+    use crate::region::{self, Contract};
+    use crate::worker;
+
+    /// Damaged between the hash and the write: that is for the evictor to know, twice (no lock stays taken), and for no block of the program.
+    #[test]
+    fn pages_that_cannot_be_read_are_not_written() {
+        for start in ["", "faulty():"] {
+            let Ok(swap) = Lightswap::builder().local_memory(1 << 20).backend(format!("{start}memory:?size=1MiB")).open() else { return };
+            let of_user = swap.create_region(8 * PAGE_SIZE, Contract::Transparent).unwrap();
+            let page = region::find(of_user.as_ptr() as usize).unwrap().page(3);
+            let address = page.address() as *const u8;
+            crate::touch(address, 1).unwrap();
+            if let Err(error) = crate::poison(address) {
+                return eprintln!("skipped: the kernel cannot poison pages: {error}");
+            }
+            let handle = swap.enter_worker().unwrap();
+            let queue = worker::current().unwrap().queue();
+            // SAFETY: nothing is thrown this far.
+            let result = unsafe {
+                try_catch::try_catch(|| {
+                    let write = || page.region.pager.backend.write(queue, page.slot(), address, 1, Token::write(0, 0));
+                    [write(), write()].map(|result| matches!(result, Write::Failed))
+                })
+            };
+            assert_eq!(result, Ok([true, true]));
+            drop(handle);
+        }
     }
 }

@@ -27,6 +27,8 @@ pub(crate) enum Write {
     Done,
     /// They will when the token completes.
     Pending,
+    /// They do not, and nothing completes: the memory of a page is damaged.
+    Failed,
 }
 
 /// An array of slots. All methods are async-signal-safe; only `reserve` may block, when it has to allocate.

@@ -35,7 +35,7 @@ pub const LSW_ERR_SWAP_IN: c_int = -12;
 
 /// Cause of an lsw_error: the backend returned an error.
 pub const LSW_CAUSE_IO: u32 = 1;
-/// The read took longer than the time limit.
+/// The read took longer than the time limit; or there was no room in local memory for so long, because writes fail or take too long.
 pub const LSW_CAUSE_TIMEOUT: u32 = 2;
 /// What was read is not what was written.
 pub const LSW_CAUSE_HASH: u32 = 3;

@@ -2,29 +2,13 @@
 
 use super::constants::LSW_OK;
 use crate::error::{Error, ErrorKind};
-use crate::failure::SwapFailure;
-use crate::lwt;
+use crate::failure;
 use libc::{c_char, c_int};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ffi::CString;
 
 thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
-    /// Of this thread, not of its LWTs.
-    static LAST_FAILURE: Cell<Option<SwapFailure>> = const { Cell::new(None) };
-}
-
-fn with_last_failure<R>(action: impl FnOnce(&Cell<Option<SwapFailure>>) -> R) -> R {
-    // SAFETY: the running LWT is alive.
-    match unsafe { lwt::current().as_ref() } {
-        Some(lwt) => action(lwt.last_failure()),
-        None => LAST_FAILURE.with(action),
-    }
-}
-
-/// Why the last failed call of this LWT or thread could not have a page, if that was it.
-pub(super) fn last_failure() -> Option<SwapFailure> {
-    with_last_failure(Cell::get)
 }
 
 pub(super) fn status(result: crate::Result<()>) -> c_int {
@@ -34,7 +18,7 @@ pub(super) fn status(result: crate::Result<()>) -> c_int {
 pub(super) fn fail(error: &Error) -> c_int {
     let text = CString::new(error.to_string().replace('\0', " ")).unwrap_or_default();
     LAST_ERROR.with_borrow_mut(|last| *last = text);
-    with_last_failure(|last| last.set(error.failure().copied()));
+    failure::with_last(|last| last.set(error.failure().copied()));
     error.kind() as c_int
 }
 

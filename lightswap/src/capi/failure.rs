@@ -1,10 +1,11 @@
 //! Pages whose content cannot be had: why, and the blocks that catch it.
 
-use super::error::{last_failure, status};
-use crate::failure::SwapFailure;
+use super::error::status;
+use crate::failure::{self, SwapFailure};
 use crate::instance;
 use crate::try_catch::{self, Context, jmp_buf};
 use libc::{c_char, c_int, c_void, size_t};
+use std::cell::Cell;
 use std::mem::offset_of;
 
 /// Why the content of a page could not be had. lsw_last_failure and LSW_CATCH give it.
@@ -52,9 +53,10 @@ const _: () = {
 };
 
 /// Why this LWT's or thread's last failed call could not have a page; false, and nothing changed, if it failed for another reason, or none has failed.
+/// That goes for calls that return a status, and for those that do as a system call does, such as lsw_read: -1 and EIO is a page that could not be had if this says so.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lsw_last_failure(error: *mut lsw_error) -> bool {
-    let Some(failure) = last_failure().filter(|_| !error.is_null()) else { return false };
+    let Some(failure) = failure::with_last(Cell::get).filter(|_| !error.is_null()) else { return false };
     // SAFETY: not NULL, and the caller vouches for a writable target; the layouts are the same.
     unsafe { error.cast::<SwapFailure>().write(failure) };
     true

@@ -4,6 +4,7 @@ use super::constants::{LSW_COOPERATIVE, LSW_ERR_BUSY, LSW_OK, LSW_TRANSPARENT};
 use super::error::{fail, null, status};
 use super::instance::lsw_instance;
 use crate::error::{Error, ErrorKind};
+use crate::failure;
 use crate::instance::{self, Region};
 use crate::region::{self, Contract};
 use libc::{c_int, c_void, size_t};
@@ -73,7 +74,10 @@ pub extern "C" fn lsw_pin_resident(addr: *const c_void, len: size_t) -> c_int {
     match instance::pin_resident(addr.cast(), len) {
         Ok(true) => LSW_OK,
         // Not by way of an error: this is asked often, and nobody reads a sentence about it.
-        Ok(false) => LSW_ERR_BUSY,
+        Ok(false) => {
+            failure::with_last(|last| last.set(None));
+            LSW_ERR_BUSY
+        }
         Err(error) => fail(&error),
     }
 }
@@ -96,10 +100,13 @@ pub unsafe extern "C" fn lsw_copy(to: *mut c_void, from: *const c_void, len: siz
 /// Compares len bytes as memcmp does, in the manner of lsw_copy: *order becomes negative, 0 or positive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lsw_compare(a: *const c_void, b: *const c_void, len: size_t, order: *mut c_int) -> c_int {
+    if order.is_null() {
+        return null("order");
+    }
     // SAFETY: the caller's promise, as for memcmp.
     match unsafe { instance::compare(a.cast(), b.cast(), len) } {
         Ok(ordering) => {
-            // SAFETY: the caller passes a place for the result.
+            // SAFETY: not NULL, and the caller vouches for a writable target.
             unsafe { *order = ordering as c_int };
             LSW_OK
         }

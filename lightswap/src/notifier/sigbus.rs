@@ -64,7 +64,6 @@ pub(crate) fn last_notification_ns() -> u64 {
 }
 
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let errno = sys::errno();
     // SAFETY: the kernel passes a valid siginfo and context.
     let (address, code, fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code, Fault::of(context)) };
     // A positive code is a fault; a signal that somebody sent has no address.
@@ -77,7 +76,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         }
         None => pass_on(signal, info, context),
     }
-    sys::set_errno(errno);
+    sys::set_errno(fault.errno);
 }
 
 /// What the handler is told of the interrupted code.
@@ -86,6 +85,7 @@ struct Fault {
     /// The processor's page-fault error code.
     error: u64,
     stack_pointer: usize,
+    errno: i32,
 }
 
 impl Fault {
@@ -94,7 +94,7 @@ impl Fault {
     unsafe fn of(context: *mut libc::c_void) -> Self {
         // SAFETY: the caller's promise.
         let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
-        Self { error: registers[libc::REG_ERR as usize] as u64, stack_pointer: registers[libc::REG_RSP as usize] as usize }
+        Self { error: registers[libc::REG_ERR as usize] as u64, stack_pointer: registers[libc::REG_RSP as usize] as usize, errno: sys::errno() }
     }
 
     /// A write to a page that is present: only write protection stops that.
@@ -106,17 +106,17 @@ impl Fault {
 }
 
 fn handle(region: &'static RegionInner, address: usize, code: i32, fault: Fault) {
+    if code == libc::BUS_MCEERR_AO {
+        // Nobody has accessed it. When somebody does, it comes again as BUS_MCEERR_AR.
+        swap_in::counters(&region.pager).memory_errors_announced.add_shared(1);
+        return;
+    }
     if region.is_inherited() {
         die(format_args!(
             "this process is a fork of one with a Lightswap region and touched a page of it ({address:#x}) that was swapped out; only the parent can page it in"
         ));
     }
     let page = region.page_at(address);
-    if code == libc::BUS_MCEERR_AO {
-        // Nobody has accessed it. When somebody does, it comes again as BUS_MCEERR_AR.
-        swap_in::counters(&region.pager).memory_errors_announced.add_shared(1);
-        return;
-    }
     if try_catch::refuses_paging() {
         throw(RawCause::POISONED, page, address, fault);
     }
@@ -139,8 +139,9 @@ fn handle(region: &'static RegionInner, address: usize, code: i32, fault: Fault)
         // Under our pin, no evictor relies on the protection of this page; see evict.rs.
         let _ = region.pager.uffd.write_protect(page.address(), 1, false);
     } else if num_repeats >= SUSPICIOUS_REPEATS && !is_readable(address) {
-        let _ = swap_in::unpin(page);
+        // While it is pinned: afterwards it may have been discarded, and have another content.
         discard::lose(page);
+        let _ = swap_in::unpin(page);
         throw(RawCause::POISONED, page, address, fault);
     }
     // A pin that is gone was taken by an unpin too many of the program's.
@@ -149,6 +150,8 @@ fn handle(region: &'static RegionInner, address: usize, code: i32, fault: Fault)
 
 /// There is no page for the access to `address`.
 fn throw(cause: RawCause, page: Page<'static>, address: usize, fault: Fault) -> ! {
+    // As the handler's return would.
+    sys::set_errno(fault.errno);
     try_catch::throw(SwapFailure::new(cause, page, address), fault.stack_pointer)
 }
 

@@ -52,9 +52,9 @@ fn what_failed_is_read_again_and_what_is_damaged_is_not() {
     assert!(word.is_stored() && !word.has_frame(), "there is something to read again");
     assert!(entry.begin_swap_in(word) && !entry.finish_swap_in(1, Tick(0)));
     assert_eq!((entry.load().state(), entry.hash()), (PageState::Resident, 7));
-    assert!(entry.lose(9) && !entry.lose(10));
+    assert!(entry.lose() && !entry.lose());
     let word = entry.load();
-    assert_eq!((word.state(), word.num_pins(), entry.cause()), (PageState::Failed, 1, 9));
+    assert_eq!((word.state(), word.num_pins(), word.has_frame()), (PageState::Failed, 1, true));
     assert!(!word.is_stored() && word.has_frame() && !word.is_mapped(), "the slot has an older content, if any");
     assert_eq!(entry.unpin(), Some(true));
     assert!(entry.begin_discard(entry.load()) && entry.set_waiters() && entry.finish_removal(None));
@@ -185,7 +185,7 @@ fn take(step: Step, entry: &PageEntry, model: &mut Model) {
             model.has_waiters |= model.state == Removing;
         }
         Step::Lose => {
-            assert_eq!(entry.lose(9), model.is_mapped());
+            assert_eq!(entry.lose(), model.is_mapped());
             if model.is_mapped() {
                 (model.state, model.is_stored) = (Failed, false);
             }

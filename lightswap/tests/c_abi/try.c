@@ -103,6 +103,15 @@ static void check_calls(void *arg) {
     CHECK(lsw_touch(base + region_len, 1) == LSW_ERR_NOT_IN_REGION && !lsw_last_failure(&error));
     CHECK(lsw_copy(bytes, base + DAMAGED * PAGE, 10) == LSW_ERR_SWAP_IN && lsw_last_failure(&error));
     CHECK(lsw_compare(bytes, base + DAMAGED * PAGE, 10, &order) == LSW_ERR_SWAP_IN && lsw_last_failure(&error));
+    CHECK(lsw_compare(bytes, bytes, 10, NULL) == LSW_ERR_INVALID_ARGUMENT && !lsw_last_failure(&error));
+    int pipe_ends[2];
+    CHECK(pipe(pipe_ends) == 0);
+    CHECK(lsw_write(pipe_ends[1], base + DAMAGED * PAGE, 10) == -1 && errno == EIO && lsw_last_failure(&error));
+    CHECK(lsw_pin_resident(base + DAMAGED * PAGE, 1) == LSW_ERR_BUSY && !lsw_last_failure(&error));
+    CHECK(lsw_write(pipe_ends[1], base + DAMAGED * PAGE, 10) == -1 && lsw_last_failure(&error));
+    CHECK(lsw_write(-1, bytes, 10) == -1 && errno == EBADF && !lsw_last_failure(&error));
+    close(pipe_ends[0]);
+    close(pipe_ends[1]);
     CHECK(lsw_discard(base + 1, PAGE) == LSW_ERR_INVALID_ARGUMENT && !lsw_last_failure(&error));
     CHECK(lsw_discard(base, PAGE / 2) == LSW_ERR_INVALID_ARGUMENT && lsw_discard(NULL, PAGE) == LSW_ERR_NOT_IN_REGION);
     CHECK(lsw_pin(base, 1) == LSW_OK && lsw_discard(base, PAGE) == LSW_ERR_BUSY && lsw_unpin(base, 1) == LSW_OK);

@@ -101,7 +101,12 @@ impl Pages {
 
     /// Fills a page with the pattern of `seed`.
     pub fn fill(&self, page: usize, seed: u64) {
-        self.writing(page, 1, || (0..WORDS).for_each(|word| self.set_word(page, word, pattern(page, word, seed))));
+        self.writing(page, 1, || self.fill_pinned(page, seed));
+    }
+
+    /// The same for a page that needs no pin, or has one.
+    pub fn fill_pinned(&self, page: usize, seed: u64) {
+        (0..WORDS).for_each(|word| self.set_word(page, word, pattern(page, word, seed)));
     }
 
     /// Fails the test unless the page holds the pattern of `seed`.

@@ -6,7 +6,7 @@ use crate::common::pages::{Pages, WORDS, pattern};
 use crate::common::{Mode, PAGE, Random, Watchdog, stat};
 use crate::faulty_support::{expect_order, injected, reads_again, url};
 use lightswap::sync::Mutex;
-use lightswap::{Contract, ErrorKind, Lightswap, lwt};
+use lightswap::{Cause, Contract, ErrorKind, Lightswap, Notifier, SwapFailure, lwt, try_catch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -38,6 +38,11 @@ pub struct Done {
     pub num_operations: u64,
     pub num_checked: u64,
     pub num_errors: u64,
+    /// Accesses that ended their try block.
+    pub num_thrown: u64,
+    pub num_discarded: u64,
+    /// Pages whose memory was damaged.
+    pub num_poisoned: u64,
     pub num_lost_pages: u64,
     pub injected: BTreeMap<&'static str, u64>,
 }
@@ -47,6 +52,9 @@ impl Done {
         self.num_operations += other.num_operations;
         self.num_checked += other.num_checked;
         self.num_errors += other.num_errors;
+        self.num_thrown += other.num_thrown;
+        self.num_discarded += other.num_discarded;
+        self.num_poisoned += other.num_poisoned;
         self.num_lost_pages += other.num_lost_pages;
         other.injected.iter().for_each(|(kind, count)| *self.injected.entry(kind).or_default() += count);
     }
@@ -65,6 +73,11 @@ struct Shared {
     num_operations: AtomicU64,
     num_checked: AtomicU64,
     num_errors: AtomicU64,
+    /// Accesses that fail can be caught.
+    throws: bool,
+    num_thrown: AtomicU64,
+    num_discarded: AtomicU64,
+    num_poisoned: AtomicU64,
 }
 
 /// Writes to standard error itself: the process is about to end, and the harness would keep what it holds back.
@@ -93,6 +106,10 @@ pub fn run(plan: &Plan) -> Done {
         num_operations: AtomicU64::new(0),
         num_checked: AtomicU64::new(0),
         num_errors: AtomicU64::new(0),
+        throws: plan.mode.notifier == Notifier::Sigbus,
+        num_thrown: AtomicU64::new(0),
+        num_discarded: AtomicU64::new(0),
+        num_poisoned: AtomicU64::new(0),
     });
     let mut seeds = Random::new(plan.seed);
     let ending = std::thread::scope(|scope| {
@@ -121,9 +138,17 @@ pub fn run(plan: &Plan) -> Done {
     swap.stop_faults();
     let num_lost_pages = count_lost(&shared, &swap, plan);
     expect_order(&swap);
-    let Shared { num_operations, num_checked, num_errors, .. } = &*shared;
-    let [num_operations, num_checked, num_errors] = [num_operations, num_checked, num_errors].map(|count| count.load(Relaxed));
-    Done { num_operations, num_checked, num_errors, num_lost_pages, injected }
+    let count = |of: fn(&Shared) -> &AtomicU64| of(&shared).load(Relaxed);
+    Done {
+        num_operations: count(|shared| &shared.num_operations),
+        num_checked: count(|shared| &shared.num_checked),
+        num_errors: count(|shared| &shared.num_errors),
+        num_thrown: count(|shared| &shared.num_thrown),
+        num_discarded: count(|shared| &shared.num_discarded),
+        num_poisoned: count(|shared| &shared.num_poisoned),
+        num_lost_pages,
+        injected,
+    }
 }
 
 /// Now that nothing goes wrong any more: every page is right, or it was lost by something that no repetition heals.
@@ -186,10 +211,13 @@ impl<'a> Actor<'a> {
                 52..62 => self.copy_out(page),
                 62..70 => self.copy_in(page),
                 70..73 => self.compare(page),
-                73..76 => self.access(page),
+                73..76 if self.shared.reads_work => self.access(page),
+                73..76 => self.try_access(page),
                 76..84 => self.touch(page),
                 84..90 => self.prefetch(page),
-                90..96 => self.advise_cold(page),
+                90..93 => self.advise_cold(page),
+                93 | 94 => self.discard(page),
+                95 => self.poison(page),
                 96 | 97 => lwt::sleep(Duration::from_micros(50)),
                 _ => lwt::yield_now(),
             }
@@ -205,7 +233,7 @@ impl<'a> Actor<'a> {
     fn succeeded(&self, result: lightswap::Result<()>) -> bool {
         match result {
             Ok(()) => return true,
-            Err(error) if error.kind() == ErrorKind::SwapIn => self.shared.num_errors.fetch_add(1, Relaxed),
+            Err(error) if error.failure().is_some_and(|failure| failure.cause() != Cause::Poisoned) => self.shared.num_errors.fetch_add(1, Relaxed),
             // There may be too many pins for the moment.
             Err(error) if error.kind() == ErrorKind::PinLimit => 0,
             Err(error) => panic!("{error}"),
@@ -241,11 +269,69 @@ impl<'a> Actor<'a> {
         is_there
     }
 
-    /// Without asking first, where that is safe.
+    /// Without asking first, as reads work.
     fn access(&mut self, page: usize) {
-        if self.shared.reads_work {
-            let version = self.shared.shadow[page].lock();
-            self.check(page, *version);
+        let version = self.shared.shadow[page].lock();
+        self.check(page, *version);
+    }
+
+    /// Without asking first, in a try block within another, which nothing may reach.
+    fn try_access(&mut self, page: usize) {
+        if !self.shared.throws {
+            return;
+        }
+        let version = self.shared.shadow[page].lock();
+        // SAFETY: nothing is thrown to it.
+        let result = unsafe { try_catch(|| self.try_to_read(page, *version)) };
+        if result.expect("the inner block catches").is_err() {
+            self.shared.num_thrown.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn try_to_read(&self, page: usize, version: u64) -> Result<(), SwapFailure> {
+        let pages = self.shared.pages;
+        // SAFETY: accesses and comparisons: nothing to clean up.
+        let wrong = unsafe {
+            try_catch(|| (0..WORDS).map(|word| (word, pages.word(page, word))).find(|(word, found)| *found != expected(page, *word, version)))
+        };
+        if let Some((word, found)) = wrong? {
+            expect_word(page, word, version, found);
+        }
+        self.shared.num_checked.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    fn discard(&mut self, page: usize) {
+        let mut version = self.shared.shadow[page].lock();
+        match lightswap::discard(self.shared.pages.address(page), PAGE) {
+            Ok(()) => {
+                *version = 0;
+                self.shared.num_discarded.fetch_add(1, Relaxed);
+            }
+            // Others touch it.
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Busy, "{error}"),
+        }
+    }
+
+    /// Damages the memory of a page, now and then and where the kernel can, and has it used again.
+    fn poison(&mut self, page: usize) {
+        if !self.shared.throws || self.random.below(4) > 0 {
+            return;
+        }
+        let pages = self.shared.pages;
+        let mut version = self.shared.shadow[page].lock();
+        match lightswap::poison(pages.address(page)) {
+            Ok(()) => {
+                let failure = self.try_to_read(page, u64::MAX).expect_err("its memory is damaged");
+                assert_eq!(failure.cause(), Cause::Poisoned, "{failure}");
+                self.shared.num_poisoned.fetch_add(1, Relaxed);
+                pages.discard(page, 1);
+                *version = 0;
+            }
+            // The kernel cannot, and the page is zeroed.
+            Err(error) if error.raw_os_error().is_some() => *version = 0,
+            // The page cannot be had, or not be pinned.
+            Err(_) => {}
         }
     }
 
@@ -285,7 +371,11 @@ impl<'a> Actor<'a> {
 
     fn touch(&mut self, page: usize) {
         let len = self.length(page);
-        let _ = self.succeeded(lightswap::touch(self.shared.pages.address(page), len * PAGE));
+        match lightswap::touch(self.shared.pages.address(page), len * PAGE) {
+            // Somebody has damaged it, and is about to discard it. Who locks the page's version first does not see that.
+            Err(error) if error.failure().is_some_and(|failure| failure.cause() == Cause::Poisoned) => {}
+            result => _ = self.succeeded(result),
+        }
     }
 
     fn prefetch(&mut self, page: usize) {

@@ -173,14 +173,17 @@ fn soak() {
     }
     let kinds: Vec<String> = total.injected.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     println!(
-        "soak: {num_runs} runs with faults in {} s from seed {seed}: {} injected ({}); {} operations, {} pages checked, {} errors returned, {} pages lost \
-         for good, 0 wrong, nothing wrong",
+        "soak: {num_runs} runs with faults in {} s from seed {seed}: {} injected ({}); {} operations, {} pages checked, {} errors returned, {} thrown, {} \
+         pages discarded, {} poisoned, {} lost for good, 0 wrong, nothing wrong",
         start.elapsed().as_secs(),
         total.num_injected(),
         kinds.join(", "),
         total.num_operations,
         total.num_checked,
         total.num_errors,
+        total.num_thrown,
+        total.num_discarded,
+        total.num_poisoned,
         total.num_lost_pages
     );
 }
