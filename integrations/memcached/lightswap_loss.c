@@ -2,6 +2,8 @@
 #include "memcached.h"
 #include "lightswap_settings.h"
 
+#include <stdio.h>
+
 enum { PAGE_BYTES = 4096 };
 
 enum { NUM_CAUSES = LSW_CAUSE_POISON + 1 };
@@ -41,6 +43,10 @@ void lightswap_lose(item *it, uint32_t hv) {
         do_item_unlink(it, hv);
         struct lsw_error error;
         const bool is_known = lsw_last_failure(&error) && error.cause < NUM_CAUSES;
+        static char is_said;
+        if (!__atomic_exchange_n(&is_said, 1, __ATOMIC_RELAXED)) {
+            fprintf(stderr, "memcached: an item is lost: %s. More of them are counted in stats lightswap only\n", lsw_last_error());
+        }
         __atomic_fetch_add(&items_lost[is_known ? error.cause : 0], 1, __ATOMIC_RELAXED);
     }
 }

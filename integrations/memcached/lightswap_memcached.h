@@ -129,6 +129,8 @@ static inline char *lightswap_body(const void *header) {
 /* Brings in the pages of a chunk just allocated, so that writing to it works. If one cannot be read back, the items on it
  * are unlinked and it starts anew; false if that has to wait, the chunk is then set aside. */
 bool lightswap_make_ready(item *it, size_t size, unsigned int id);
+/* Chunks that one allocation may set aside without counting them as attempts. */
+enum { LIGHTSWAP_MOST_SET_ASIDE = 100 };
 /* An item whose pages cannot be read back; its item lock is held. */
 void lightswap_lose(item *it, uint32_t hv);
 

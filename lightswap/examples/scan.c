@@ -24,9 +24,15 @@ static void fill(void *arg) {
 
 static void sum(void *arg) {
     for (size_t i = (size_t)arg * CHUNK; i < NUM_WORDS; i += (size_t)NUM_LWTS * CHUNK) {
-        lsw_touch(array + i, CHUNK * sizeof *array); /* all pages of the chunk at once, instead of a fault for each */
+        if (lsw_touch(array + i, CHUNK * sizeof *array) != LSW_OK) { /* all pages of the chunk at once, instead of a fault for each */
+            fail("cannot read");
+            return;
+        }
+        /* Not right into `total`: an access to a region may run other LWTs, which would add to it between its load and its store. */
+        uint64_t part = 0;
         for (size_t j = i; j < i + CHUNK; j++)
-            total += array[j];
+            part += array[j];
+        total += part;
         lsw_yield();
     }
 }

@@ -4,7 +4,18 @@
  *     LIGHTSWAP_UPDATE_HEADER=1 cargo test -p lightswap --test header
  *
  * Functions that return int return LSW_OK (0) or a negative LSW_ERR_...; lsw_last_error() says in a sentence what failed, why, and what to do.
- * Link with -llightswap -lpthread -lm -ldl. examples/scan.c is a small program. */
+ * Link with -llightswap -lpthread -lm -ldl. examples/scan.c is a small program.
+ *
+ * Rules for programs:
+ * - SIGBUS is not blocked in a thread that accesses a region, and its handler is not replaced after an instance was opened.
+ * - The kernel does not page in for system calls: region memory goes to it through lsw_read, lsw_sendmsg and the like. (Calls that only read it may have it
+ *   if it is pinned.)
+ * - LWTs of a worker share its thread, and so its thread-local storage and the locks that it holds. Code that accesses a region under a lock uses lsw_mutex.
+ * - Any access to a region may run other LWTs of the worker: what LWTs share is not read before such an access and written after it
+ *   (total += array[i] loses what others add).
+ * - Handlers of other signals do not access regions. A child of fork() may read pages that were resident; a missing one ends it with a message.
+ * - In a region made with LSW_COOPERATIVE, pages are pinned before they are written.
+ * - An access to a page whose content cannot be had ends the process with a message, unless it is in a try block (LSW_TRY). */
 
 #ifndef LIGHTSWAP_H
 #define LIGHTSWAP_H
@@ -106,7 +117,7 @@ typedef struct lsw_region lsw_region;
 typedef struct lsw_config {
     /* Bytes of DRAM that resident pages and I/O buffers together may take; a multiple of the page size. */
     uint64_t local_memory_bytes;
-    /* Where swapped-out pages live: "file:/path?size=8GiB" or "memory:?size=8GiB". */
+    /* Where swapped-out pages live: "file:/path?size=8GiB" or "memory:?size=8GiB"; in tests "faulty(read%0.01=EIO):memory:?size=8GiB". See docs/backends.md. */
     const char *backend_url;
     /* Most threads that will be workers at a time; 0 means 1. */
     uint32_t max_workers;
@@ -169,7 +180,8 @@ extern "C" {
 /* A few words for a status. Never NULL; valid for ever. */
 const char *lsw_status_text(int status);
 
-/* The sentence (what, cause, what to do) of this thread's last failed call. Never NULL; valid until this thread's next failure. */
+/* The sentence (what, cause, what to do) of this thread's last failed call. Never NULL; valid until this thread's next failure (so not in the same
+ * expression as the call that fails). Of lsw_touch, lsw_pin, lsw_copy and lsw_compare it has all that lsw_last_failure tells. */
 const char *lsw_last_error(void);
 
 /* Parses "8GiB", "512m" or "4096" into bytes. */
@@ -335,7 +347,7 @@ ssize_t lsw_recvmsg(int fd, struct msghdr *msg, int flags);
 /* As sendmsg(2), but never EFAULT for a missing page of a region. Name and control data must be in ordinary memory. */
 ssize_t lsw_sendmsg(int fd, const struct msghdr *msg, int flags);
 
-/* Calls visit once for each counter; units are in the names. Stops nobody. */
+/* Calls visit once for each counter; units are in the names, and docs/statistics.md says what they count. Stops nobody. */
 void lsw_stats_visit(struct lsw_instance *instance, void (*visit)(void *ctx, const char *name, uint64_t value), void *ctx);
 
 #ifdef __cplusplus

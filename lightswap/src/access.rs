@@ -1,13 +1,16 @@
 //! Explicit paging: touch, pin, prefetch and advice for address ranges. Cheaper than faults: no signal, and on an LWT all reads of a range go out
 //! together.
 
+use crate::copies;
 use crate::discard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::SwapFailure;
 use crate::lwt;
 use crate::notifier::die;
+use crate::pager::Pager;
 use crate::region::{self, Page, RegionInner};
 use crate::size::pages_in;
+use crate::stats::{Counter, Counters};
 use crate::swap_in;
 use crate::worker;
 use std::ops::Range;
@@ -40,24 +43,37 @@ impl PageRange {
 
     /// Makes each page resident once and marks it referenced.
     pub(crate) fn touch(&self) -> Result<()> {
-        if self.indices.len() > 1 {
-            self.read_ahead();
-        }
+        let is_counted = self.read_ahead();
         let tick = self.region.pager.budget.tick();
         for page in self.pages() {
             if !page.entry().reference(tick) {
-                make_resident(page)?;
+                make_resident(page, is_counted)?;
                 swap_in::unpin(page);
             }
         }
         Ok(())
     }
 
-    /// Starts all reads of the range before anybody waits for one.
-    fn read_ahead(&self) {
-        if lwt::on_lwt() {
-            self.pages().filter(|page| !page.entry().load().is_mapped()).for_each(swap_in::prefetch);
+    /// Starts all reads of the range before anybody waits for one, and counts the missing pages; `false`: it did neither.
+    fn read_ahead(&self) -> bool {
+        if self.indices.len() <= 1 || !lwt::on_lwt() {
+            return false;
         }
+        let mut num_missing = 0;
+        for page in self.pages().filter(|page| !page.entry().load().is_mapped()) {
+            swap_in::prefetch(page);
+            num_missing += 1;
+        }
+        count(&self.region.pager, |counters| &counters.missing_pages, num_missing);
+        true
+    }
+
+    /// Of pages that are pinned the first whose memory is damaged, which is given up then.
+    pub(crate) fn damage(&self) -> Option<SwapFailure> {
+        let mut byte = 0;
+        // SAFETY: a byte of a region.
+        let check = |page: Page<'static>| unsafe { copies::copy(&raw mut byte, page.address() as *const u8, 1) };
+        self.pages().map(check).find_map(|result| result.err()?.failure().copied())
     }
 
     /// Makes all pages resident and keeps them so.
@@ -69,15 +85,13 @@ impl PageRange {
             let message = format!("cannot pin {num_pages} pages: {pinned} are pinned already, and {limit} may be with this local memory");
             return Err(Error::new(ErrorKind::PinLimit, message));
         }
-        if num_pages > 1 {
-            self.read_ahead();
-        }
+        let is_counted = self.read_ahead();
         let tick = pager.budget.tick();
         for page in self.pages() {
             if page.entry().pin(tick).is_ok() {
                 continue;
             }
-            if let Err(error) = make_resident(page) {
+            if let Err(error) = make_resident(page, is_counted) {
                 self.pages().take(page.index - self.indices.start).for_each(|page| assert!(swap_in::unpin(page)));
                 pager.give_pins_back(num_pages);
                 return Err(error);
@@ -167,19 +181,27 @@ impl PageRange {
 /// A pin that does not count towards the limit, for copies that do not suspend while they have it.
 pub(crate) fn pin_page(page: Page<'static>) -> Result<()> {
     if page.entry().pin(page.region.pager.budget.tick()).is_err() {
-        make_resident(page)?;
+        make_resident(page, false)?;
     }
     Ok(())
 }
 
-fn make_resident(page: Page<'static>) -> Result<()> {
+/// Adds to a counter of the calling worker, or of the other threads.
+fn count(pager: &Pager, counter: impl Fn(&Counters) -> &Counter, amount: u64) {
+    match worker::current_of(pager) {
+        Some(worker) => counter(&worker.stats().counters).add(amount),
+        None => counter(&pager.thread_stats.counters).add_shared(amount),
+    }
+}
+
+fn make_resident(page: Page<'static>, is_counted: bool) -> Result<()> {
     if page.region.is_inherited() {
         die(format_args!("this process is a fork of one with a Lightswap region and asked for a swapped-out page; only the parent can page it in"));
     }
     let pager = &page.region.pager;
-    match worker::current_of(pager) {
-        Some(worker) => worker.stats().counters.touch_misses.add(1),
-        None => pager.thread_stats.counters.touch_misses.add_shared(1),
+    count(pager, |counters| &counters.touch_misses, 1);
+    if !is_counted {
+        count(pager, |counters| &counters.missing_pages, 1);
     }
     swap_in::make_resident(page).map(drop).map_err(|cause| SwapFailure::new(cause, page, page.address()).into())
 }

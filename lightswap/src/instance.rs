@@ -108,7 +108,8 @@ impl Builder {
         self
     }
 
-    /// Where swapped-out pages live, such as `file:/mnt/ssd/swap?size=8GiB` or `memory:?size=8GiB`. Required. See docs/backends.md.
+    /// Where swapped-out pages live, such as `file:/mnt/ssd/swap?size=8GiB`, `memory:?size=8GiB`, or for tests `faulty(read%0.01=EIO):memory:?size=8GiB`.
+    /// Required. See docs/backends.md.
     pub fn backend(mut self, url: impl Into<String>) -> Self {
         self.0.backend_url = url.into();
         self

@@ -26,6 +26,8 @@
 //!   page of a transparent region may be write-protected for a moment even while it is pinned.)
 //! * LWTs of a worker share its thread: thread-local storage, and locks that the thread holds. Code that touches a region under a lock needs [`sync`].
 //! * Handlers of other signals must not touch region memory.
+//! * Any access to a region may run other LWTs of the worker. So what LWTs share is not read before such an access and written after it:
+//!   `total += array[i]` loses what others add.
 //! * An access to a page whose content cannot be had (the backend failed, memory is damaged) ends the process with a message, unless it is made in a block of
 //!   [`try_catch`]. Explicit requests ([`touch`], [`pin`], [`copy`]) return it as an error.
 //! * A child of fork() may read pages that were resident; a missing one ends the child with a message.

@@ -118,13 +118,16 @@ counters! {
     write_protect_faults,
     /// Pages asked for by touch, pin or a wrapped system call that were not mapped.
     touch_misses,
+    /// The same, those included that were being read ahead of their turn and had come in by then. What hardware faults ask for is in `faults`.
+    missing_pages,
     /// Pages that got their first, zeroed frame.
     zero_fills,
     /// Pages read back from the backend.
     swap_ins,
     /// Pages read ahead of use.
     prefetches,
-    /// Swap-ins that failed, of all causes that follow; also pages lost because memory was damaged.
+    /// Swap-ins that failed, of all causes that follow; also pages lost because memory was damaged. Prefetches are among them, which are not tried again: they
+    /// do no harm.
     swap_in_errors,
     /// Those where the backend, or mapping the page, returned an error.
     swap_in_errors_io,

@@ -107,6 +107,11 @@ impl Window {
     fn unprotect(&self) {
         self.pinned().for_each(|range| range.unprotect());
     }
+
+    /// The first of the pinned pages that cannot be read.
+    fn damage(&self) -> Option<SwapFailure> {
+        self.pinned().find_map(|range| range.damage())
+    }
 }
 
 fn pin(entry: &iovec) -> Result<(), NoWindow> {
@@ -157,7 +162,14 @@ fn with_window(vector: &[iovec], needs_whole: bool, lost: &Lost, call: impl Fn(&
             window.unprotect();
             result = call(&mut window.entries[..num_entries]);
         }
-        let errno = sys::errno();
+        let mut errno = sys::errno();
+        if result < 0 && errno == libc::EFAULT {
+            // The kernel refuses damaged memory without a word; whoever asks for such a page next shall know.
+            if let Some(failure) = window.damage() {
+                lost.set(Some(failure));
+                errno = libc::EIO;
+            }
+        }
         window.unpin();
         sys::set_errno(errno);
         return Some(result);

@@ -35,7 +35,8 @@ pub extern "C" fn lsw_status_text(status: c_int) -> *const c_char {
     of_kind.unwrap_or(if status == LSW_OK { c"success" } else { c"unknown status" }).as_ptr()
 }
 
-/// The sentence (what, cause, what to do) of this thread's last failed call. Never NULL; valid until this thread's next failure.
+/// The sentence (what, cause, what to do) of this thread's last failed call. Never NULL; valid until this thread's next failure (so not in the same
+/// expression as the call that fails). Of lsw_touch, lsw_pin, lsw_copy and lsw_compare it has all that lsw_last_failure tells.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_last_error() -> *const c_char {
     LAST_ERROR.with_borrow(|last| last.as_ptr())

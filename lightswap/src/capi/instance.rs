@@ -20,7 +20,7 @@ pub struct lsw_instance(pub(super) Lightswap);
 pub struct lsw_config {
     /// Bytes of DRAM that resident pages and I/O buffers together may take; a multiple of the page size.
     local_memory_bytes: u64,
-    /// Where swapped-out pages live: "file:/path?size=8GiB" or "memory:?size=8GiB".
+    /// Where swapped-out pages live: "file:/path?size=8GiB" or "memory:?size=8GiB"; in tests "faulty(read%0.01=EIO):memory:?size=8GiB". See docs/backends.md.
     backend_url: *const c_char,
     /// Most threads that will be workers at a time; 0 means 1.
     max_workers: u32,

@@ -4,7 +4,7 @@ use super::instance::lsw_instance;
 use libc::{c_char, c_void};
 use std::ffi::CString;
 
-/// Calls visit once for each counter; units are in the names. Stops nobody.
+/// Calls visit once for each counter; units are in the names, and docs/statistics.md says what they count. Stops nobody.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lsw_stats_visit(
     instance: *mut lsw_instance,

@@ -64,8 +64,12 @@ fn every_function_with_arguments_good_and_bad() {
 
 #[test]
 fn the_example_runs() {
-    if let Some(stdout) = passes("examples/scan.c", &[]) {
-        assert!(stdout.starts_with("sum 35184367894528, expected 35184367894528\n") && stdout.contains("dirty_evictions"), "{stdout}");
+    let swap = swap_path("scan");
+    let file = format!("file:{}?size=64MiB", swap.0.display());
+    for arguments in [&[][..], &[file.as_str()]] {
+        if let Some(stdout) = passes("examples/scan.c", arguments) {
+            assert!(stdout.starts_with("sum 35184367894528, expected 35184367894528\n") && stdout.contains("dirty_evictions"), "{stdout}");
+        }
     }
 }
 
