@@ -183,6 +183,7 @@ pub(crate) fn throw(failure: SwapFailure, stack_pointer: usize) -> ! {
     }
 }
 
+// SAFETY: as libc has it on Linux.
 unsafe extern "C" {
     /// longjmp that leaves the signal mask alone, in any C library. (longjmp itself does so in glibc and musl.)
     fn _longjmp(env: *mut c_void, value: c_int) -> !;
@@ -258,6 +259,7 @@ unsafe extern "C" fn run<F: FnOnce() -> R, R>(to_call: *mut c_void) {
 }
 
 /// Calls `body` with `argument`, having saved in `*resume_at` how to come back here without it: see [`resume`].
+// SAFETY: keeps to the C calling convention: registers that belong to the caller are saved, and the stack is aligned.
 #[unsafe(naked)]
 unsafe extern "C" fn call(body: unsafe extern "C" fn(*mut c_void), argument: *mut c_void, resume_at: *mut usize) {
     naked_asm!(
@@ -292,6 +294,7 @@ unsafe extern "C" fn call(body: unsafe extern "C" fn(*mut c_void), argument: *mu
 }
 
 /// Returns from the [`call`] that saved `resume_at`, instead of its body.
+// SAFETY: gives the caller of `call` back what that has saved.
 #[unsafe(naked)]
 unsafe extern "C" fn resume(resume_at: usize) -> ! {
     naked_asm!("lea rsp, [rdi + 8]", "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp", "cld", "ret",)

@@ -3,54 +3,25 @@
 mod common;
 
 use common::pages::Pages;
-use common::swap_file::SwapFile;
+use common::swap_file::{LOCAL_PAGES, NUM_PAGES, SwappedOut};
 use common::{DEFAULT_MODE, MODES, Mode, PAGE, Watchdog, builder, kernel_is_able, skip, stat, wait_until};
 use lightswap::{Cause, Contract, Error, ErrorKind, Lightswap, Region};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-const NUM_PAGES: usize = 200;
-const LOCAL_PAGES: u64 = 40;
-
-/// An instance over a file, whose first region is swapped out.
-struct Setup {
-    swap: Lightswap,
-    region: Region,
-    /// For evicting the first one.
-    _other: Region,
-    pages: Pages,
-    file: SwapFile,
-}
-
-impl Setup {
-    fn new(mode: Mode) -> Self {
-        let file = SwapFile::new(2 * NUM_PAGES);
-        let swap = mode.set(builder(LOCAL_PAGES, file.url())).open().unwrap();
-        let region = swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap();
-        let other = swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap();
-        let pages = Pages::of(&region);
-        (0..NUM_PAGES).for_each(|page| pages.fill(page, 1));
-        Pages::flush_through(&Pages::of(&other));
-        Pages::of(&other).discard(0, NUM_PAGES);
-        assert!((0..NUM_PAGES).all(|page| !pages.is_resident(page)));
-        Self { swap, region, _other: other, pages, file }
-    }
-
-    fn stat(&self, name: &str) -> u64 {
-        stat(&self.swap, name)
-    }
-
-    fn expect(&self, error: &Error, page: usize, cause: Cause) {
-        assert_eq!(error.kind(), ErrorKind::SwapIn, "{error}");
-        let failure = error.failure().expect("a failure to read has details");
-        assert_eq!((failure.cause(), failure.errno()), (cause, 0));
-        assert_eq!((failure.address(), failure.region()), (self.pages.address(page) as usize, (self.pages.address(0) as usize, self.region.len())));
-        assert_eq!(failure.backend(), self.file.url());
-        let message = error.to_string();
-        let (address, offset) = (format!("{:#x}", failure.address()), format!("offset {:#x}", page * PAGE));
-        assert!([&address, &offset, &self.file.url()].iter().all(|part| message.contains(*part)), "{message}");
-    }
+fn expect(setup: &SwappedOut, error: &Error, page: usize, cause: Cause) {
+    assert_eq!(error.kind(), ErrorKind::SwapIn, "{error}");
+    let failure = error.failure().expect("a failure to read has details");
+    assert_eq!((failure.cause(), failure.errno()), (cause, 0));
+    assert_eq!(
+        (failure.address(), failure.region()),
+        (setup.pages.address(page) as usize, (setup.pages.address(0) as usize, setup.regions[0].len()))
+    );
+    assert_eq!(failure.backend(), setup.file.url());
+    let message = error.to_string();
+    let (address, offset) = (format!("{:#x}", failure.address()), format!("offset {:#x}", page * PAGE));
+    assert!([&address, &offset, &setup.file.url()].iter().all(|part| message.contains(*part)), "{message}");
 }
 
 fn watchdog() -> Watchdog {
@@ -85,11 +56,11 @@ fn a_failure_says_everything_and_is_over_when_its_cause_is() {
     }
     let _watchdog = watchdog();
     for mode in MODES {
-        let setup = Setup::new(mode);
+        let setup = SwappedOut::new(mode);
         let (pages, file) = (setup.pages, &setup.file);
         file.flip(7);
         let errors = ask_in_every_way(pages, 7);
-        errors.iter().for_each(|error| setup.expect(error, 7, Cause::WrongHash));
+        errors.iter().for_each(|error| expect(&setup, error, 7, Cause::WrongHash));
         // Each time again, and each time three attempts.
         assert_eq!((setup.stat("swap_in_errors_hash"), setup.stat("swap_in_retries")), (errors.len() as u64, 2 * errors.len() as u64), "{mode:?}");
         file.flip(7);
@@ -101,7 +72,7 @@ fn a_failure_says_everything_and_is_over_when_its_cause_is() {
         worker.start(move || on_lwt.replace(ask_in_every_way(pages, 50)).clear()).unwrap();
         worker.run();
         drop(worker);
-        errors.borrow().iter().for_each(|error| setup.expect(error, 50, Cause::ShortRead));
+        errors.borrow().iter().for_each(|error| expect(&setup, error, 50, Cause::ShortRead));
         assert_eq!(setup.stat("swap_in_errors_short"), errors.borrow().len() as u64);
         assert_eq!(setup.stat("swap_in_errors"), setup.stat("swap_in_errors_short") + setup.stat("swap_in_errors_hash"));
         file.mend(&rest);
@@ -117,7 +88,7 @@ fn all_who_wait_for_a_read_get_its_error() {
         return;
     }
     let _watchdog = watchdog();
-    let setup = Setup::new(DEFAULT_MODE);
+    let setup = SwappedOut::new(DEFAULT_MODE);
     let pages = setup.pages;
     setup.file.flip(7);
     let worker = setup.swap.enter_worker().unwrap();
@@ -132,7 +103,7 @@ fn all_who_wait_for_a_read_get_its_error() {
     }
     worker.run();
     assert_eq!(errors.borrow().len(), 20);
-    errors.borrow().iter().for_each(|error| setup.expect(error, 7, Cause::WrongHash));
+    errors.borrow().iter().for_each(|error| expect(&setup, error, 7, Cause::WrongHash));
     assert_eq!((setup.stat("swap_in_errors"), setup.stat("swap_in_retries")), (1, 2));
 }
 
@@ -143,7 +114,7 @@ fn an_error_in_one_lwt_does_not_disturb_others() {
     }
     let _watchdog = watchdog();
     for mode in MODES {
-        let setup = Setup::new(mode);
+        let setup = SwappedOut::new(mode);
         let pages = setup.pages;
         setup.file.flip(7);
         let num_failed = Rc::new(RefCell::new(0));
@@ -176,7 +147,7 @@ fn a_prefetch_that_fails_leaves_no_trace() {
     }
     let _watchdog = watchdog();
     for mode in MODES {
-        let setup = Setup::new(mode);
+        let setup = SwappedOut::new(mode);
         setup.file.flip(7);
         wait_until("the prefetch fails", || {
             setup.pages.prefetch(7, 1);
@@ -452,7 +423,7 @@ fn copies_may_run_into_a_region() {
         return;
     }
     let _watchdog = watchdog();
-    let setup = Setup::new(DEFAULT_MODE);
+    let setup = SwappedOut::new(DEFAULT_MODE);
     let base = setup.pages.address(0);
     let before = base.wrapping_sub(PAGE);
     // SAFETY: new memory where there is none yet.
@@ -477,7 +448,7 @@ fn copies_may_run_into_a_region() {
             ]
         }
     };
-    ask(&mut bytes).into_iter().for_each(|result| setup.expect(&result.unwrap_err(), 0, Cause::WrongHash));
+    ask(&mut bytes).into_iter().for_each(|result| expect(&setup, &result.unwrap_err(), 0, Cause::WrongHash));
     assert!(bytes[..100].iter().all(|byte| *byte == 0) && bytes[100..].iter().all(|byte| *byte == 7));
     setup.file.flip(0);
     ask(&mut bytes).into_iter().for_each(Result::unwrap);

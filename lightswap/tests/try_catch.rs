@@ -4,36 +4,15 @@ mod common;
 
 use common::child::in_child;
 use common::pages::Pages;
-use common::swap_file::SwapFile;
+use common::swap_file::{NUM_PAGES, SwappedOut};
 use common::{Backend, DEFAULT_MODE, MODES, MONITOR, Mode, PAGE, POLL, Watchdog, builder, kernel_is_able, skip, stat};
-use lightswap::{Cause, Contract, ErrorKind, Lightswap, Region, SwapFailure, try_catch};
+use lightswap::{Cause, Contract, ErrorKind, SwapFailure, try_catch};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-const NUM_PAGES: usize = 200;
 /// Where page faults are handled in the faulting thread.
 const THROWING: [Mode; 2] = [DEFAULT_MODE, POLL];
-
-/// An instance over a file, whose first region is swapped out.
-struct Setup {
-    swap: Lightswap,
-    _regions: [Region; 2],
-    pages: Pages,
-    file: SwapFile,
-}
-
-impl Setup {
-    fn new(mode: Mode) -> Self {
-        let file = SwapFile::new(2 * NUM_PAGES);
-        let swap = mode.set(builder(40, file.url())).open().unwrap();
-        let regions = [0, 1].map(|_| swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap());
-        let pages = Pages::of(&regions[0]);
-        (0..NUM_PAGES).for_each(|page| pages.fill(page, 1));
-        Pages::flush_through(&Pages::of(&regions[1]));
-        Self { swap, _regions: regions, pages, file }
-    }
-}
 
 fn watchdog() -> Watchdog {
     Watchdog::new("a test of try_catch.rs", Duration::from_secs(40))
@@ -57,7 +36,7 @@ fn an_access_that_cannot_be_ends_its_block_only() {
     }
     let _watchdog = watchdog();
     for mode in THROWING {
-        let setup = Setup::new(mode);
+        let setup = SwappedOut::new(mode);
         let pages = setup.pages;
         [7, 57].iter().for_each(|page| setup.file.flip(*page));
         let try_both = move || {
@@ -89,7 +68,7 @@ fn the_innermost_block_catches() {
         return;
     }
     let _watchdog = watchdog();
-    let setup = Setup::new(DEFAULT_MODE);
+    let setup = SwappedOut::new(DEFAULT_MODE);
     let pages = setup.pages;
     setup.file.flip(7);
     let nest = move || {
@@ -124,7 +103,7 @@ fn explicit_requests_return_their_errors_in_a_block_too() {
     }
     let _watchdog = watchdog();
     for mode in MODES {
-        let setup = Setup::new(mode);
+        let setup = SwappedOut::new(mode);
         setup.file.flip(7);
         let address = setup.pages.address(7);
         // SAFETY: nothing is thrown.
@@ -139,7 +118,7 @@ fn die_of_damage(test: &str, mode: Mode, on_lwt: bool) {
         if !kernel_is_able() {
             std::process::abort();
         }
-        let setup = Setup::new(mode);
+        let setup = SwappedOut::new(mode);
         setup.file.flip(7);
         eprintln!("page {:p} of {}", setup.pages.address(7), setup.file.url());
         let pages = setup.pages;
@@ -195,7 +174,7 @@ fn memory_errors_are_thrown() {
     }
     let _watchdog = watchdog();
     for mode in MODES {
-        let setup = Setup::new(mode);
+        let setup = SwappedOut::new(mode);
         let pages = setup.pages;
         let lose = move |page: usize| {
             pages.touch(page, 1);
@@ -240,7 +219,7 @@ fn poisoned_memory_is_an_error_for_everybody() {
     }
     let _watchdog = watchdog();
     for mode in THROWING {
-        let setup = Setup::new(mode);
+        let setup = SwappedOut::new(mode);
         let pages = setup.pages;
         let ask: [fn(Pages, usize) -> Option<Cause>; 5] = [
             |pages, page| word(pages, page).err().map(|failure| failure.cause()),

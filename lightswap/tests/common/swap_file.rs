@@ -1,6 +1,8 @@
 //! A swap file that the test can damage and mend behind the back of the instance.
 
-use super::{PAGE, new_path};
+use super::pages::Pages;
+use super::{Mode, PAGE, builder, new_path, stat};
+use lightswap::{Contract, Lightswap, Region};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -50,5 +52,35 @@ impl SwapFile {
 impl Drop for SwapFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+pub const NUM_PAGES: usize = 200;
+pub const LOCAL_PAGES: u64 = 40;
+
+/// An instance over such a file, whose first region is swapped out.
+pub struct SwappedOut {
+    pub swap: Lightswap,
+    /// The second one is for evicting the first.
+    pub regions: [Region; 2],
+    pub pages: Pages,
+    pub file: SwapFile,
+}
+
+impl SwappedOut {
+    pub fn new(mode: Mode) -> Self {
+        let file = SwapFile::new(2 * NUM_PAGES);
+        let swap = mode.set(builder(LOCAL_PAGES, file.url())).open().unwrap();
+        let regions = [0, 1].map(|_| swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap());
+        let pages = Pages::of(&regions[0]);
+        (0..NUM_PAGES).for_each(|page| pages.fill(page, 1));
+        Pages::flush_through(&Pages::of(&regions[1]));
+        Pages::of(&regions[1]).discard(0, NUM_PAGES);
+        assert!((0..NUM_PAGES).all(|page| !pages.is_resident(page)));
+        Self { swap, regions, pages, file }
+    }
+
+    pub fn stat(&self, name: &str) -> u64 {
+        stat(&self.swap, name)
     }
 }
