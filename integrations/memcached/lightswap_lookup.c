@@ -56,7 +56,8 @@ static size_t pinned_len(const item *it, enum lightswap_part part) {
 bool lightswap_overwrite(item *it, const item *new_it) {
     const size_t key = (size_t)it->nkey + 1;
     /* Reading pages just to write them is not worth it. */
-    return lsw_is_resident(lightswap_body(it), body_len(new_it)) && lightswap_copy(lightswap_body(it) + key, lightswap_body(new_it) + key, body_len(new_it) - key);
+    return lsw_is_resident(lightswap_body(it), body_len(new_it)) &&
+        lightswap_copy(lightswap_body(it) + key, lightswap_body(new_it) + key, body_len(new_it) - key);
 }
 
 /* With a reference to the item, and no lock. False: a page cannot be read back. */

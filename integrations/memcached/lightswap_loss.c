@@ -8,30 +8,32 @@ enum { PAGE_BYTES = 4096 };
 
 enum { NUM_CAUSES = LSW_CAUSE_POISON + 1 };
 
+static const char *const cause_names[NUM_CAUSES] = {
+    [0] = "lost_items_other",
+    [LSW_CAUSE_IO] = "lost_items_io",
+    [LSW_CAUSE_TIMEOUT] = "lost_items_timeout",
+    [LSW_CAUSE_HASH] = "lost_items_hash",
+    [LSW_CAUSE_SHORT] = "lost_items_short",
+    [LSW_CAUSE_LOST_BACKEND] = "lost_items_lost",
+    [LSW_CAUSE_POISON] = "lost_items_poison",
+};
+
 /* All atomically. */
 static uint64_t items_lost[NUM_CAUSES];     /* unlinked because a page could not be read back; [0]: why is not known */
 static uint64_t pages_lost;                 /* given up and started anew */
 static uint64_t chunks_set_aside;           /* now */
 
-/* Chunks that were to be used and have a page that cannot be read back, while other items on it are in use. Under slabs_lock. */
+/* Chunks that were to be used and have a page that cannot be read back now: the device fails, or what is lost for good is still in use by
+ * another item. Under slabs_lock. */
 static item *set_aside;
 static rel_time_t retried_at;
 
 void lightswap_visit_losses(void (*visit)(void *arg, const char *name, uint64_t value), void *arg) {
-    static const char *const names[NUM_CAUSES] = {
-        [0] = "lost_items_other",
-        [LSW_CAUSE_IO] = "lost_items_io",
-        [LSW_CAUSE_TIMEOUT] = "lost_items_timeout",
-        [LSW_CAUSE_HASH] = "lost_items_hash",
-        [LSW_CAUSE_SHORT] = "lost_items_short",
-        [LSW_CAUSE_LOST_BACKEND] = "lost_items_lost",
-        [LSW_CAUSE_POISON] = "lost_items_poison",
-    };
     uint64_t all = 0;
     for (int cause = 0; cause < NUM_CAUSES; cause++) {
         const uint64_t items = __atomic_load_n(&items_lost[cause], __ATOMIC_RELAXED);
         all += items;
-        visit(arg, names[cause], items);
+        visit(arg, cause_names[cause], items);
     }
     visit(arg, "lost_items", all);
     visit(arg, "lost_pages", __atomic_load_n(&pages_lost, __ATOMIC_RELAXED));
@@ -42,12 +44,13 @@ void lightswap_lose(item *it, uint32_t hv) {
     if ((it->it_flags & ITEM_LINKED) != 0) {
         do_item_unlink(it, hv);
         struct lsw_error error;
-        const bool is_known = lsw_last_failure(&error) && error.cause < NUM_CAUSES;
-        static char is_said;
-        if (!__atomic_exchange_n(&is_said, 1, __ATOMIC_RELAXED)) {
-            fprintf(stderr, "memcached: an item is lost: %s. More of them are counted in stats lightswap only\n", lsw_last_error());
+        const uint32_t cause = lsw_last_failure(&error) && error.cause < NUM_CAUSES ? error.cause : 0;
+        __atomic_fetch_add(&items_lost[cause], 1, __ATOMIC_RELAXED);
+        static bool is_said;
+        if (!__atomic_exchange_n(&is_said, true, __ATOMIC_RELAXED)) {
+            fprintf(stderr, "memcached: an item is lost, as its page cannot be read back (%s). It and all others that follow are counted "
+                    "in stats lightswap\n", cause_names[cause]);
         }
-        __atomic_fetch_add(&items_lost[is_known ? error.cause : 0], 1, __ATOMIC_RELAXED);
     }
 }
 

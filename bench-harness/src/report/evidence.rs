@@ -25,7 +25,7 @@ pub struct CpuCell {
     pub threads: u32,
 }
 
-/// What CPU a fault is judged by: memcached's contract, and on a disk as many faults under way as keep it busy.
+/// What CPU a fault is judged by: the contract that asks nothing of a program, and on a disk as many faults under way as keep it busy.
 pub const CPU_CELLS: [CpuCell; 2] =
     [CpuCell { backend: "file", lwts: 128, device: "swap-ssd", threads: 8 }, CpuCell { backend: "memory", lwts: 1, device: "swap-zram", threads: 1 }];
 /// The contract that is judged.
