@@ -224,8 +224,14 @@ impl Connection {
         match action {
             Some(Action::CloseBefore) => return end(),
             Some(Action::Ignore) => return Ok(()),
-            Some(Action::Mute) => return Ok(self.with_outbox(|outbox| outbox.is_mute = true)),
-            Some(Action::Freeze) => return Ok(self.with_outbox(|outbox| outbox.is_frozen = true)),
+            Some(Action::Mute) => {
+                self.with_outbox(|outbox| outbox.is_mute = true);
+                return Ok(());
+            }
+            Some(Action::Freeze) => {
+                self.with_outbox(|outbox| outbox.is_frozen = true);
+                return Ok(());
+            }
             Some(Action::Errno(errno)) => {
                 self.shared.log(|log| log.answered(self.number, cookie));
                 return self.send(&header(errno));

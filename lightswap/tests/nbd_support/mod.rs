@@ -4,7 +4,9 @@
 pub mod client;
 pub mod connection;
 pub mod handshake;
+pub mod load;
 pub mod log;
+pub mod namespace;
 pub mod programs;
 pub mod protocol;
 pub mod script;
@@ -13,6 +15,7 @@ pub mod stream;
 
 pub use client::Client;
 pub use handshake::{Export, HandshakeFault, STEPS, Step};
+pub use load::{Load, watchdog};
 pub use programs::{Nbdkit, Server, is_installed, qemu_nbd};
 pub use protocol::Command;
 pub use script::{Action, Rule, Script};
