@@ -1,11 +1,16 @@
 //! The servers that other tests rely on: that they serve clients of others, and do each wrong thing that a test may ask for.
 
 mod common;
+mod faulty_support;
 mod nbd_support;
 
 use common::{PAGE, wait_until};
+use nbd_support::load::NUM_PAGES;
+use nbd_support::namespace::{Disturbance, Namespace};
 use nbd_support::programs::spawn;
-use nbd_support::{Action, Away, Client, HandshakeFault, Nbdkit, Place, Rule, STEPS, ScriptedServer, is_installed, qemu_nbd, short_path, tcp_place};
+use nbd_support::{
+    Action, Away, Client, HandshakeFault, Load, Nbdkit, Place, Rule, STEPS, ScriptedServer, is_installed, qemu_nbd, short_path, tcp_place, watchdog,
+};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
@@ -278,4 +283,41 @@ fn what_clients_do_wrong_is_recorded() {
     wait_until("all three are there", || server.log(|log| log.requests.len()) == 3);
     let violations = server.take_violations();
     assert!(violations.len() == 2 && violations[0].contains("does not wait") && violations[1].contains("has the cookie"), "{violations:?}");
+}
+
+/// A link that is cut says nothing, and all goes on when it is mended.
+#[test]
+fn links_can_be_cut_and_disturbed() {
+    let Some(namespace) = Namespace::new() else { return };
+    let Some(nbdkit) = Nbdkit::memory(64 * PAGE) else { return };
+    let server = nbdkit.at(namespace.place(10809)).run_by(namespace.wrapper()).start();
+    let mut client = Client::connect(server.place(), "swap").unwrap();
+    client.write(0, &page(1)).unwrap();
+    client.stream.set_timeout(Some(Duration::from_millis(300)));
+    namespace.cut();
+    let cookie = client.send(READ, 0, PAGE as u32, &[]).unwrap();
+    assert_eq!(client.reply().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    namespace.mend();
+    client.stream.set_timeout(Some(Duration::from_secs(20)));
+    assert_eq!(client.reply().unwrap(), (0, cookie));
+    assert_eq!(client.payload(PAGE).unwrap(), page(1));
+    for how in [Disturbance::Loss(5), Disturbance::Delay(3), Disturbance::Narrow(20)] {
+        if namespace.disturb(how) {
+            (0..64).for_each(|slot| client.write(slot * PAGE as u64, &page(2)).unwrap());
+            assert_eq!(client.read(0, 64 * PAGE as u32).unwrap(), vec![2; 64 * PAGE], "{how:?}");
+            namespace.calm();
+        }
+    }
+}
+
+/// The load that other tests put on servers does what they think: on a backend that cannot fail.
+#[test]
+fn the_load_itself() {
+    let Some(_watchdog) = watchdog(60) else { return };
+    let load = Load::written(format!("memory:?size={}", NUM_PAGES * PAGE));
+    assert!(load.missing().len() > NUM_PAGES / 2);
+    assert_eq!(load.work(500), 0);
+    let num_errors = load.work_during(|| wait_until("pages come and go", || load.stat("swap_ins") > 5000));
+    assert_eq!(num_errors, 0);
+    load.expect_all_right();
 }
