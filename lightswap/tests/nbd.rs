@@ -8,7 +8,7 @@ use common::pages::Pages;
 use common::{MODES, PAGE, builder, stat, wait_until};
 use lightswap::{Contract, ErrorKind};
 use nbd_support::load::NUM_PAGES;
-use nbd_support::{Command, Load, Nbdkit, ScriptedServer, Server, qemu_nbd, tcp_place, unix_place, watchdog};
+use nbd_support::{Action, Command, Load, Nbdkit, Rule, ScriptedServer, Server, qemu_nbd, tcp_place, unix_place, watchdog};
 use std::time::Duration;
 
 const NUM_BYTES: usize = NUM_PAGES * PAGE;
@@ -282,6 +282,27 @@ fn a_trim_never_hits_a_later_write() {
         assert_eq!((load.stat("swap_in_errors"), load.stat("swap_out_errors")), (0, 0));
         expect_no_trouble(&load);
     }
+}
+
+/// The same where a page is discarded once more, before it has been written, while the trim of the first time is still under way.
+#[test]
+fn a_trim_under_way_holds_writes_back_after_a_second_discard() {
+    let Some(_watchdog) = watchdog(100) else { return };
+    let server = ScriptedServer::new(2 * NUM_PAGES);
+    server.log(|log| log.strict = true);
+    let load = Load::written(server.url("timeout=20"));
+    let other = load.swap.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap();
+    let pages = load.pages();
+    server.add(Rule::new(Action::Delay(Duration::from_millis(500))).of(Command::Trim).always());
+    pages.discard(0, 32);
+    wait_until("the trim is under way", || server.count(Command::Trim) > 0);
+    // Resident again, and never written: what is discarded is a frame and an old content, of which the trim is under way.
+    (0..32).for_each(|page| pages.fill(page, 1));
+    pages.discard(0, 32);
+    (0..32).for_each(|page| pages.fill(page, 2));
+    Pages::flush_through(&Pages::of(&other));
+    (0..32).for_each(|page| pages.check(page, 2));
+    assert_eq!(load.stat("swap_in_errors"), 0);
 }
 
 /// Slots of a region that is gone, too.

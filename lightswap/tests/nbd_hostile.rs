@@ -68,7 +68,7 @@ fn cookies_of_no_request() {
 #[test]
 fn replies_that_are_none() {
     let Some(_watchdog) = watchdog(200) else { return };
-    survive_all([Action::WrongMagic, Action::Structured, Action::Garbage(16), Action::Garbage(9000)], &BOTH, "nbd_protocol_errors");
+    survive_all([Action::WrongMagic, Action::Mutated, Action::Structured, Action::Garbage(16), Action::Garbage(9000)], &BOTH, "nbd_protocol_errors");
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn duration() -> Duration {
 }
 
 fn any_action(random: &mut Random) -> Action {
-    match random.below(20) {
+    match random.below(21) {
         0 => Action::Errno([5, 28, 12, 22, 108][random.below(5)]),
         1 => Action::Delay(Duration::from_millis(random.below(300) as u64)),
         2 => Action::CloseBefore,
@@ -38,13 +38,14 @@ fn any_action(random: &mut Random) -> Action {
         16 => Action::ErrorWithPayload,
         17 => Action::Garbage(1 + random.below(10_000)),
         18 => Action::Flip,
+        19 => Action::Mutated,
         _ => Action::Misdirect,
     }
 }
 
 fn any_handshake_fault(random: &mut Random) -> HandshakeFault {
     let step = STEPS[random.below(3)];
-    match random.below(10) {
+    match random.below(11) {
         0 => HandshakeFault::CloseBefore(step),
         1 => HandshakeFault::CloseWithin(step),
         2 => HandshakeFault::SilentWithin(step),
@@ -53,6 +54,7 @@ fn any_handshake_fault(random: &mut Random) -> HandshakeFault {
         6 => HandshakeFault::WrongOption,
         7 => HandshakeFault::HugeReply,
         8 => HandshakeFault::NoInfo,
+        9 => HandshakeFault::Mutated,
         _ => HandshakeFault::Refuse(REP_ERR_SHUTDOWN, "not now"),
     }
 }

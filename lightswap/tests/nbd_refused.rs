@@ -192,6 +192,28 @@ fn whatever_is_wrong_with_the_handshake() {
     }
 }
 
+/// Bits of the handshake are wrong, here and there: it is refused, or was in order all the same.
+#[test]
+fn handshakes_with_wrong_bits() {
+    let Some(_watchdog) = watchdog(300) else { return };
+    let server = ScriptedServer::new(64);
+    let mut num_refused = 0;
+    for round in 0..150 {
+        server.fail_handshakes([HandshakeFault::Mutated]);
+        match builder(64, server.url("timeout=1")).open() {
+            Ok(_) => {}
+            Err(error) => {
+                let text = error.to_string();
+                assert!(error.kind() == ErrorKind::Backend && !text.chars().any(char::is_control), "round {round}: {text:?}");
+                num_refused += 1;
+            }
+        }
+    }
+    assert!((30..150).contains(&num_refused), "{num_refused} of 150");
+    // Who was told of a larger export, say, may ask for what is not there.
+    eprintln!("{:?}", server.take_violations());
+}
+
 /// Connections after the first, which workers make when they start, may meet anything, too: whether the worker is refused or does with the others' is not
 /// said here, but nothing may hang and no content suffer.
 #[test]

@@ -161,6 +161,7 @@ fn each_wrong_reply() {
         assert_eq!(result.unwrap(), page(1), "{action:?}");
         assert_eq!(client.read(0, 16).unwrap_err().kind(), std::io::ErrorKind::InvalidData, "{action:?}");
     }
+    assert!(read_with(Action::Mutated).2.is_err());
     assert_eq!(read_with(Action::Misdirect).2.unwrap(), page(2));
     assert_eq!(read_with(Action::Flip).2.unwrap().iter().filter(|byte| **byte != 1).count(), 1);
     assert_eq!(read_with(Action::Errno(28)).2.unwrap_err().raw_os_error(), Some(28));
@@ -242,6 +243,11 @@ fn each_handshake_fault_keeps_a_strict_client_out() {
         assert!(result.is_err(), "{fault:?}");
         assert_eq!(server.num_handshake_faults_left(), 0);
     }
+    let num_refused = (0..60).filter(|_| {
+        server.fail_handshakes([HandshakeFault::Mutated]);
+        Client::connect(server.place(), "swap").is_err()
+    });
+    assert!((10..60).contains(&num_refused.count()));
     server.fail_handshakes([HandshakeFault::UnknownInfo]);
     assert!(Client::connect(server.place(), "swap").is_ok(), "that is in order");
     assert!(Client::connect(server.place(), "other").is_err(), "there is no such export");

@@ -171,9 +171,7 @@ impl Connection {
         let left: Vec<Pending> = self.with_outbox(|outbox| std::mem::take(&mut outbox.pending));
         if let Some(delay) = self.shared.script(|script| script.stragglers) {
             std::thread::sleep(delay);
-            left.iter()
-                .filter(|pending| pending.request.command == Command::Write)
-                .for_each(|pending| self.shared.do_request(&pending.request, &pending.payload, TRIMMED).clear());
+            left.iter().for_each(|pending| drop(self.shared.do_request(&pending.request, &pending.payload, TRIMMED)));
         }
     }
 
@@ -256,6 +254,12 @@ impl Connection {
             Some(Action::OldCookie) => self.send(&reply(&reply_header(REPLY_MAGIC, 0, last_cookie.unwrap_or(!cookie)), &content)),
             Some(Action::Twice) => self.send(&reply(&header(0), &content).repeat(2)),
             Some(Action::WrongMagic) => self.send(&reply(&reply_header(REPLY_MAGIC ^ 0x100, 0, cookie), &content)),
+            Some(Action::Mutated) => {
+                let mut reply = reply(&header(0), &content);
+                let bit = self.shared.script(|script| script.random.below(64));
+                reply[bit / 8] ^= 1 << (bit % 8);
+                self.send(&reply)
+            }
             Some(Action::Structured) => self.send(&reply(&structured_header(cookie, content.len()), &content)),
             Some(Action::Longer(len)) => self.send(&[reply(&header(0), &content), random_bytes(len)].concat()),
             Some(Action::Shorter(len)) => {

@@ -58,6 +58,8 @@ pub enum HandshakeFault {
     SilentWithin(Step),
     /// Random bytes instead of the message, and then the connection is closed.
     GarbageFor(Step),
+    /// Some bits of the messages are wrong; and a client that says nothing for a while is left alone.
+    Mutated,
     /// A byte now and then of a message that never ends: each single wait is short.
     Drip,
     /// Messages without end, one after the other without delay.
@@ -253,6 +255,9 @@ impl Handshake<'_> {
 
     /// Sends a message as the fault demands.
     fn send(&mut self, step: Step, message: &[u8]) -> io::Result<Option<Ended>> {
+        if self.fault == Some(HandshakeFault::Mutated) {
+            return self.send_mutated(message).map(|()| None);
+        }
         let half = message.len() / 2;
         let ended = match &self.fault {
             Some(HandshakeFault::CloseBefore(at)) if *at == step => Ended::Closed,
@@ -276,6 +281,17 @@ impl Handshake<'_> {
             }
         };
         Ok(Some(ended))
+    }
+
+    fn send_mutated(&mut self, message: &[u8]) -> io::Result<()> {
+        let mut message = message.to_vec();
+        for _ in 0..self.random.below(3) {
+            let bit = self.random.below(message.len() * 8);
+            message[bit / 8] ^= 1 << (bit % 8);
+        }
+        // It may wait for more than there is.
+        self.stream.set_timeout(Some(Duration::from_millis(100)));
+        self.stream.write_all(&message)
     }
 
     fn violated(&mut self, what: String) -> Option<Ended> {

@@ -41,7 +41,9 @@ pub enum Action {
     ErrorWithPayload,
     /// So many random bytes instead of a reply.
     Garbage(usize),
-    /// Some bits of the payload are wrong.
+    /// A bit of the reply's magic number or error is wrong.
+    Mutated,
+    /// A byte of the payload is wrong.
     Flip,
     /// The payload is that of the pages behind.
     Misdirect,
@@ -100,7 +102,7 @@ pub struct Script {
     pub delay: Duration,
     /// Sockets are written and read in pieces of so many bytes; 0: as large as may be.
     pub piece: usize,
-    /// Writes that a lost connection leaves behind are still done some time later, as by a server whose disk is slow.
+    /// Writes and trims that a lost connection leaves behind are still done some time later, as by a server whose disk is slow.
     pub stragglers: Option<Duration>,
     pub random: Random,
     rules: Vec<Rule>,
