@@ -11,8 +11,6 @@ use nbd_support::load::NUM_PAGES;
 use nbd_support::{Action, Command, Load, Nbdkit, Rule, ScriptedServer, Server, qemu_nbd, tcp_place, unix_place, watchdog};
 use std::time::Duration;
 
-const NUM_BYTES: usize = NUM_PAGES * PAGE;
-
 /// Nothing went wrong, as far as the client tells.
 fn expect_no_trouble(load: &Load) {
     for name in ["nbd_reconnects", "nbd_protocol_errors", "nbd_timeouts", "swap_in_errors", "swap_out_errors"] {
@@ -39,40 +37,40 @@ fn round_trip_on(server: Option<Server>) {
 
 #[test]
 fn nbdkit_over_unix_sockets() {
-    round_trip_on(Nbdkit::memory(NUM_BYTES).map(Nbdkit::start));
+    round_trip_on(Nbdkit::memory(NUM_PAGES).map(Nbdkit::start));
 }
 
 #[test]
 fn nbdkit_over_tcp() {
-    round_trip_on(Nbdkit::memory(NUM_BYTES).map(|nbdkit| nbdkit.tcp().start()));
+    round_trip_on(Nbdkit::memory(NUM_PAGES).map(|nbdkit| nbdkit.tcp().start()));
 }
 
 /// One request at a time is all that this server works at.
 #[test]
 fn nbdkit_without_parallel_requests() {
-    round_trip_on(Nbdkit::memory(NUM_BYTES).map(|nbdkit| nbdkit.filter("noparallel", ["serialize=all-requests"]).start()));
+    round_trip_on(Nbdkit::memory(NUM_PAGES).map(|nbdkit| nbdkit.filter("noparallel", ["serialize=all-requests"]).start()));
 }
 
 #[test]
 fn nbdkit_that_is_particular_about_sizes() {
     let sizes = ["blocksize-minimum=4096", "blocksize-preferred=4096", "blocksize-maximum=16K", "blocksize-error-policy=error"];
-    round_trip_on(Nbdkit::memory(NUM_BYTES).map(|nbdkit| nbdkit.filter("blocksize-policy", sizes).start()));
+    round_trip_on(Nbdkit::memory(NUM_PAGES).map(|nbdkit| nbdkit.filter("blocksize-policy", sizes).start()));
 }
 
 #[test]
 fn nbdkit_without_multi_conn() {
-    round_trip_on(Nbdkit::memory(NUM_BYTES).map(|nbdkit| nbdkit.filter("multi-conn", ["multi-conn-mode=disable"]).start()));
+    round_trip_on(Nbdkit::memory(NUM_PAGES).map(|nbdkit| nbdkit.filter("multi-conn", ["multi-conn-mode=disable"]).start()));
 }
 
 /// It knows only the old way to name an export.
 #[test]
 fn nbdkit_of_old() {
-    round_trip_on(Nbdkit::memory(NUM_BYTES).map(|nbdkit| nbdkit.option("--mask-handshake=1").start()));
+    round_trip_on(Nbdkit::memory(NUM_PAGES).map(|nbdkit| nbdkit.option("--mask-handshake=1").start()));
 }
 
 #[test]
 fn qemu_nbd_with_a_file() {
-    round_trip_on(qemu_nbd(NUM_BYTES, &[]));
+    round_trip_on(qemu_nbd(NUM_PAGES, &[]));
 }
 
 #[test]
@@ -126,7 +124,7 @@ fn late_replies() {
     assert_eq!(load.work(30), 0);
     load.expect_all_right();
     expect_no_trouble(&load);
-    let Some(nbdkit) = Nbdkit::memory(NUM_BYTES) else { return };
+    let Some(nbdkit) = Nbdkit::memory(NUM_PAGES) else { return };
     let server = nbdkit.filter("delay", ["rdelay=5ms", "wdelay=10ms"]).start();
     let load = Load::open(server.url("timeout=10"));
     assert_eq!(load.work(60), 0);

@@ -183,7 +183,7 @@ fn a_server_that_stands_still_holds_up_nobody_else() {
     for is_tcp in [false, true] {
         let (server, load) = start("timeout=1&lost-after=20", is_tcp);
         nobody_is_held_up(&load, || server.pause(true), || server.pause(false));
-        let Some(nbdkit) = Nbdkit::memory(NUM_PAGES * PAGE) else { return };
+        let Some(nbdkit) = Nbdkit::memory(NUM_PAGES) else { return };
         let nbdkit = if is_tcp { nbdkit.tcp() } else { nbdkit }.start();
         let load = Load::written(nbdkit.url("timeout=1&lost-after=20"));
         nobody_is_held_up(&load, || nbdkit.pause(), || nbdkit.resume());
@@ -194,7 +194,7 @@ fn a_server_that_stands_still_holds_up_nobody_else() {
 #[test]
 fn a_server_that_stands_still_for_long() {
     let Some(_watchdog) = watchdog(100) else { return };
-    let Some(nbdkit) = Nbdkit::memory(NUM_PAGES * PAGE) else { return };
+    let Some(nbdkit) = Nbdkit::memory(NUM_PAGES) else { return };
     let nbdkit = nbdkit.start();
     let load = Load::written(nbdkit.url("timeout=1&lost-after=2"));
     let num_errors = load.work_during(|| {
@@ -269,7 +269,7 @@ fn attempts_have_pauses_between_them() {
 fn bad_networks() {
     let Some(_watchdog) = watchdog(300) else { return };
     let Some(namespace) = Namespace::new() else { return };
-    let Some(nbdkit) = Nbdkit::memory(NUM_PAGES * PAGE) else { return };
+    let Some(nbdkit) = Nbdkit::memory(NUM_PAGES) else { return };
     let server = nbdkit.at(namespace.place(10809)).run_by(namespace.wrapper()).start();
     for how in [Disturbance::Loss(2), Disturbance::Delay(5), Disturbance::Narrow(50)] {
         let load = Load::written(server.url("timeout=10&lost-after=60"));

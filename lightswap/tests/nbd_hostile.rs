@@ -282,7 +282,7 @@ fn an_export_that_has_changed() {
 #[test]
 fn servers_with_errors_of_their_own() {
     let Some(_watchdog) = watchdog(100) else { return };
-    let Some(nbdkit) = Nbdkit::memory(NUM_PAGES * 4096) else { return };
+    let Some(nbdkit) = Nbdkit::memory(NUM_PAGES) else { return };
     let server = nbdkit.filter("error", ["error=EIO", "error-pread-rate=10%", "error-pwrite-rate=10%", "error-trim-rate=50%"]).start();
     let load = Load::open(server.url(OPTIONS));
     let num_errors = load.work(500);
@@ -307,7 +307,7 @@ fn a_server_that_has_forgotten_everything() {
         server.forget();
         expect_wrong_hashes(&load, num_missing);
     }
-    let Some(nbdkit) = Nbdkit::memory(NUM_PAGES * 4096) else { return };
+    let Some(nbdkit) = Nbdkit::memory(NUM_PAGES) else { return };
     let mut server = nbdkit.start();
     let load = Load::written(server.url(OPTIONS));
     let num_missing = load.missing().len();
@@ -331,7 +331,7 @@ fn expect_wrong_hashes(load: &Load, num_missing: usize) {
 #[test]
 fn a_server_that_is_killed_and_keeps_its_file() {
     let Some(_watchdog) = watchdog(100) else { return };
-    let Some(mut server) = qemu_nbd(NUM_PAGES * 4096, &[]) else { return };
+    let Some(mut server) = qemu_nbd(NUM_PAGES, &[]) else { return };
     let load = Load::written(server.url(OPTIONS));
     let num_errors = load.work_during(|| {
         for _ in 0..5 {

@@ -53,7 +53,7 @@ fn wrong_exports() {
     export.knows_go = false;
     let old = ScriptedServer::start(unix_place(), export);
     refused(&old.place().url("other", ""), ErrorKind::Backend, &["other"]);
-    if let Some(server) = qemu_nbd(64 * PAGE, &[]) {
+    if let Some(server) = qemu_nbd(64, &[]) {
         refused(&server.place().url("other", ""), ErrorKind::Backend, &["other"]);
     }
 }
@@ -64,7 +64,7 @@ fn read_only_exports() {
     let mut export = ScriptedServer::export_of(64);
     export.read_only = true;
     refused(&ScriptedServer::start(tcp_place(), export).url(""), ErrorKind::Backend, &["read-only"]);
-    if let Some(nbdkit) = Nbdkit::memory(64 * PAGE) {
+    if let Some(nbdkit) = Nbdkit::memory(64) {
         refused(&nbdkit.read_only().start().url(""), ErrorKind::Backend, &["read-only"]);
     }
 }
@@ -73,20 +73,22 @@ fn read_only_exports() {
 fn exports_of_the_wrong_size() {
     let Some(_watchdog) = watchdog(100) else { return };
     let server = ScriptedServer::new(64);
-    refused(&server.url("size=260KiB"), ErrorKind::Backend, &["260 KiB", "256 KiB"]);
-    let swap = builder(64, server.url("")).open().unwrap();
-    assert_eq!(stat(&swap, "backend_bytes"), 64 * PAGE as u64);
-    assert_eq!(swap.create_region(65 * PAGE, Contract::Transparent).unwrap_err().kind(), ErrorKind::NoSpace);
-    drop(swap);
-    let swap = builder(64, server.url("size=128KiB")).open().unwrap();
-    assert_eq!(stat(&swap, "backend_bytes"), 32 * PAGE as u64);
-    assert_eq!(swap.create_region(33 * PAGE, Contract::Transparent).unwrap_err().kind(), ErrorKind::NoSpace);
-    drop(swap);
+    refused(&server.url("size=264KiB"), ErrorKind::Backend, &["264 KiB", "260 KiB"]);
+    for (options, room) in [("", 64), ("size=128KiB", 32)] {
+        let swap = builder(64, server.url(options)).open().unwrap();
+        // A page may be kept for the client's own mark, or not.
+        assert!((room..=room + 1).contains(&(stat(&swap, "backend_bytes") as usize / PAGE)), "{options}");
+        assert_eq!(swap.create_region((room + 2) * PAGE, Contract::Transparent).unwrap_err().kind(), ErrorKind::NoSpace);
+        swap.create_region(room * PAGE, Contract::Transparent).unwrap();
+    }
     for (num_bytes, slots) in [(0, None), (100, None), (PAGE as u64 * 3 + 77, Some(3)), (u64::MAX, None), (1 << 63, None)] {
         server.change_export(|export| export.num_bytes = num_bytes);
         match slots {
             None => refused(&server.url(""), ErrorKind::Backend, &[]),
-            Some(slots) => assert_eq!(stat(&builder(64, server.url("")).open().unwrap(), "backend_bytes"), slots * PAGE as u64),
+            Some(slots) => {
+                let num_bytes = stat(&builder(64, server.url("")).open().unwrap(), "backend_bytes");
+                assert!(num_bytes == slots * PAGE as u64 || num_bytes == (slots - 1) * PAGE as u64, "{num_bytes}");
+            }
         }
     }
 }
@@ -142,7 +144,7 @@ fn servers_that_refuse_say_why() {
     // An old server: NBD_OPT_GO is not known, and EXPORT_NAME works.
     server.fail_handshakes([HandshakeFault::Refuse(REP_ERR_UNSUP, "what?")]);
     assert!(builder(64, server.url("")).open().is_ok());
-    let Some(nbdkit) = Nbdkit::memory(64 * PAGE) else { return };
+    let Some(nbdkit) = Nbdkit::memory(64) else { return };
     let directory = new_path("no-certificates");
     std::fs::create_dir(&directory).unwrap();
     // nbdkit demands TLS and has a pre-shared key for nobody.
@@ -240,7 +242,7 @@ fn servers_that_do_not_answer() {
         server.come_back();
         assert!(builder(64, server.url("timeout=1")).open().is_ok());
     }
-    let Some(nbdkit) = Nbdkit::memory(64 * PAGE) else { return };
+    let Some(nbdkit) = Nbdkit::memory(64) else { return };
     let server = nbdkit.start();
     server.pause();
     refused(&server.url("timeout=1"), ErrorKind::Backend, &[]);

@@ -55,7 +55,7 @@ fn a_real_client_is_served() {
         let server = ScriptedServer::start(place, ScriptedServer::export_of(512));
         server.script(|script| (script.hold, script.piece) = (hold, piece));
         let (from, to) = (short_path("from"), short_path("to"));
-        let content: Vec<u8> = (0..512 * PAGE).map(|index| (index * 7 + index / PAGE) as u8).collect();
+        let content: Vec<u8> = (0..513 * PAGE).map(|index| (index * 7 + index / PAGE) as u8).collect();
         std::fs::write(&from, &content).unwrap();
         let url = match server.place() {
             Place::Unix(path) => format!("nbd+unix:///swap?socket={}", path.display()),
@@ -73,11 +73,11 @@ fn a_real_client_is_served() {
 
 #[test]
 fn real_servers_start_stop_and_stand_still() {
-    let servers = [Nbdkit::memory(64 * PAGE).map(Nbdkit::start), Nbdkit::memory(64 * PAGE).map(|it| it.tcp().start()), qemu_nbd(64 * PAGE, &[])];
+    let servers = [Nbdkit::memory(64).map(Nbdkit::start), Nbdkit::memory(64).map(|it| it.tcp().start()), qemu_nbd(64, &[])];
     for mut server in servers.into_iter().flatten() {
         let is_file = server.place().connect().is_ok() && server.url("").contains("qemu");
         let mut client = Client::connect(server.place(), "swap").unwrap();
-        assert_eq!(client.num_bytes, 64 * PAGE as u64);
+        assert_eq!(client.num_bytes, 65 * PAGE as u64);
         client.write(PAGE as u64, &page(3)).unwrap();
         assert_eq!(client.read(PAGE as u64, PAGE as u32).unwrap(), page(3));
         server.pause();
@@ -258,7 +258,7 @@ fn each_handshake_fault_keeps_a_strict_client_out() {
 fn what_clients_do_wrong_is_recorded() {
     let page_bytes = PAGE as u32;
     for (command, offset, length, part) in [
-        (READ, 2048 * PAGE as u64, page_bytes, "past the end"),
+        (READ, 2049 * PAGE as u64, page_bytes, "past the end"),
         (READ, u64::MAX - 100, page_bytes, "past the end"),
         (READ, 0, 0, "asks for nothing"),
         (READ, 0, 5 << 20, "longer than"),
@@ -295,7 +295,7 @@ fn what_clients_do_wrong_is_recorded() {
 #[test]
 fn links_can_be_cut_and_disturbed() {
     let Some(namespace) = Namespace::new() else { return };
-    let Some(nbdkit) = Nbdkit::memory(64 * PAGE) else { return };
+    let Some(nbdkit) = Nbdkit::memory(64) else { return };
     let server = nbdkit.at(namespace.place(10809)).run_by(namespace.wrapper()).start();
     let mut client = Client::connect(server.place(), "swap").unwrap();
     client.write(0, &page(1)).unwrap();

@@ -2,7 +2,7 @@
 
 use super::stream::Place;
 use super::{short_path, unix_place};
-use crate::common::skip;
+use crate::common::{PAGE, skip};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -143,12 +143,12 @@ pub struct Nbdkit {
 }
 
 impl Nbdkit {
-    /// Memory of so many bytes at a UNIX socket; `None`, with a message, where nbdkit is not installed.
-    pub fn memory(num_bytes: usize) -> Option<Self> {
+    /// Memory for so many pages, and one more for a client's mark, at a UNIX socket; `None`, with a message, where nbdkit is not installed.
+    pub fn memory(num_pages: usize) -> Option<Self> {
         is_installed("nbdkit").then(|| Self {
             place: unix_place(),
             filters: Vec::new(),
-            parameters: vec![num_bytes.to_string()],
+            parameters: vec![((num_pages + 1) * PAGE).to_string()],
             options: Vec::new(),
             wrapper: Vec::new(),
         })
@@ -201,13 +201,13 @@ impl Nbdkit {
     }
 }
 
-/// qemu-nbd with a raw file as the export "swap" at a UNIX socket; `None`, with a message, where it is not installed.
-pub fn qemu_nbd(num_bytes: usize, options: &[&str]) -> Option<Server> {
+/// qemu-nbd with a raw file for so many pages, and one more, as the export "swap" at a UNIX socket; `None`, with a message, where it is not installed.
+pub fn qemu_nbd(num_pages: usize, options: &[&str]) -> Option<Server> {
     if !is_installed("qemu-nbd") {
         return None;
     }
     let file = short_path("qemu");
-    std::fs::File::create(&file).unwrap().set_len(num_bytes as u64).unwrap();
+    std::fs::File::create(&file).unwrap().set_len(((num_pages + 1) * PAGE) as u64).unwrap();
     let place = unix_place();
     let Place::Unix(socket) = &place else { unreachable!("as asked for") };
     let path = |path: &Path| path.display().to_string();

@@ -111,15 +111,16 @@ pub struct ScriptedServer {
 }
 
 impl ScriptedServer {
-    /// An export of `num_pages` pages that may do everything, at a UNIX socket.
+    /// An export with room for `num_pages` pages that may do everything, at a UNIX socket.
     pub fn new(num_pages: usize) -> Self {
         Self::start(super::unix_place(), Self::export_of(num_pages))
     }
 
+    /// With a page more, where a client may leave a mark by which it knows the server again.
     pub fn export_of(num_pages: usize) -> Export {
         Export {
             name: "swap".into(),
-            num_bytes: (num_pages * PAGE) as u64,
+            num_bytes: ((num_pages + 1) * PAGE) as u64,
             multi_conn: true,
             read_only: false,
             can_flush: true,
