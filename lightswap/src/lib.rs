@@ -63,7 +63,6 @@ mod page_table;
 mod pager;
 mod parking;
 mod poison;
-mod read_runs;
 mod region;
 mod residency;
 mod size;

@@ -3,12 +3,14 @@
 //! Nothing of a worker is shared but [`WorkerShared`]: the inbox through which other threads wake its LWTs, and its statistics. One turn of the
 //! scheduler: take in remote wake-ups, reap completions (map what was read), run every ready LWT once, reclaim ahead of demand, submit.
 
+use crate::backend::{QueueBuilder, Queues, Read, Write, WriteRequest};
+use crate::budget::MAX_BATCH_PAGES;
 use crate::buffers::{Asker, Buffers, PendingRead};
 use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict::{self, Batch, MAX_BATCHES};
 use crate::failure::RawCause;
-use crate::io_queue::{IoQueue, Purpose, Token, event_fd};
+use crate::io_queue::{Completion, IoQueue, Purpose, Source, Token, event_fd};
 use crate::lwt::{self, Lwt, ReadyQueue};
 use crate::pager::Pager;
 use crate::parking;
@@ -47,6 +49,8 @@ pub(crate) fn current_of(pager: &Pager) -> Option<&'static Worker> {
 pub(crate) struct WorkerShared {
     inbox: AtomicPtr<Lwt>,
     requests: AtomicPtr<Request>,
+    /// Another thread left something with a node of the worker's backend.
+    is_poked: AtomicBool,
     /// The worker sleeps, or is about to, and wants a write to `wake_fd` when something comes in.
     is_sleeping: AtomicBool,
     pub(crate) must_stop: AtomicBool,
@@ -78,6 +82,7 @@ impl WorkerShared {
             None => Box::leak(Box::new(Self {
                 inbox: AtomicPtr::new(ptr::null_mut()),
                 requests: AtomicPtr::new(ptr::null_mut()),
+                is_poked: AtomicBool::new(false),
                 is_sleeping: AtomicBool::new(false),
                 must_stop: AtomicBool::new(false),
                 is_entered: AtomicBool::new(false),
@@ -108,6 +113,12 @@ impl WorkerShared {
         self.nudge();
     }
 
+    /// Makes the worker flush its backend's nodes soon. Async-signal-safe, from any thread.
+    pub(crate) fn poke(&self) {
+        self.is_poked.store(true, Release);
+        self.nudge();
+    }
+
     /// Makes the worker take a turn if it sleeps.
     pub(crate) fn nudge(&self) {
         fence(SeqCst);
@@ -118,7 +129,8 @@ impl WorkerShared {
     }
 
     fn has_incoming(&self) -> bool {
-        !self.inbox.load(Relaxed).is_null() || !self.requests.load(Relaxed).is_null() || self.must_stop.load(Relaxed)
+        let is_empty = self.inbox.load(Relaxed).is_null() && self.requests.load(Relaxed).is_null();
+        !is_empty || self.is_poked.load(Relaxed) || self.must_stop.load(Relaxed)
     }
 }
 
@@ -150,6 +162,7 @@ pub(crate) struct Worker {
     pager: Arc<Pager>,
     shared: &'static WorkerShared,
     queue: IoQueue,
+    backend: Queues,
     buffers: Buffers,
     batches: [UnsafeCell<Batch>; MAX_BATCHES],
     ready: ReadyQueue,
@@ -179,14 +192,18 @@ impl Worker {
         let num_buffers = pager.num_buffers(role);
         let buffers = Buffers::new(num_buffers)?;
         let times_reads = pager.config.step_times;
-        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), buffers.as_iovec(), pager.backend.file(), num_buffers, times_reads)?;
-        shared.is_entered.store(true, Relaxed);
         let is_pager_thread = role == Role::PagerThread;
+        let mut builder = QueueBuilder::new(num_buffers, MAX_BATCHES * MAX_BATCH_PAGES, is_pager_thread, shared);
+        let backend = Queues::new(&pager.backend, &mut builder)?;
+        let wake_fd = shared.wake_fd.as_raw_fd();
+        let queue = IoQueue::new(wake_fd, buffers.as_iovec(), builder.files(), num_buffers, times_reads, builder.num_finished())?;
+        shared.is_entered.store(true, Relaxed);
         let Config { notifier, waiting, .. } = pager.config;
         let worker = Self {
             pager: pager.clone(),
             shared,
             queue,
+            backend,
             buffers,
             batches: std::array::from_fn(|_| UnsafeCell::new(Batch::new())),
             ready: ReadyQueue::new(),
@@ -209,8 +226,12 @@ impl Worker {
         if !worker.current_lwt.get().is_null() || worker.num_lwts.get() > 0 {
             return Err(Error::new(ErrorKind::Busy, format!("{} LWTs of this worker have not ended", worker.num_lwts.get())));
         }
+        while worker.buffers.are_used() || worker.has_busy_batch() {
+            worker.poll(true);
+        }
+        worker.backend.close(&worker.queue);
         while worker.queue.num_in_flight() > 0 {
-            worker.queue.poll(true, |purpose, result| worker.complete(purpose, result));
+            worker.poll(true);
         }
         CURRENT.set(ptr::null());
         worker.shared.is_entered.store(false, Release);
@@ -228,7 +249,7 @@ impl Worker {
         self.shared.is_sleeping.store(false, SeqCst);
         self.take_in();
         let may_sleep = wait && self.ready.len() == 0 && self.prepare_sleep();
-        self.queue.poll(may_sleep, |purpose, result| self.complete(purpose, result));
+        self.poll(may_sleep);
         self.shared.is_sleeping.store(false, SeqCst);
         if may_sleep {
             self.take_in();
@@ -240,10 +261,10 @@ impl Worker {
         }
         let must_reclaim = self.reclaims && if self.pager.is_failing() { self.pager.may_retry() } else { self.pager.budget.is_low() };
         // The device works while this worker evicts.
-        self.queue.submit();
+        self.submit();
         if must_reclaim {
             evict::reclaim(self);
-            self.queue.submit();
+            self.submit();
         }
         // The caller may sleep on our descriptor now.
         let must_return = self.ready.len() == 0 && (!self.prepare_sleep() || self.queue.has_work());
@@ -252,8 +273,36 @@ impl Worker {
 
     /// Waiting by [`Waiting::Poll`], in the midst of an LWT: takes completions in, and lets another thread have the CPU.
     pub(crate) fn poll_in_place(&self) {
-        self.queue.poll(false, |purpose, result| self.complete(purpose, result));
+        self.poll(false);
         std::thread::yield_now();
+    }
+
+    fn flush(&self) {
+        if self.shared.is_poked.load(Relaxed) {
+            self.shared.is_poked.swap(false, Acquire);
+        }
+        self.backend.flush(&self.queue);
+    }
+
+    fn submit(&self) {
+        self.flush();
+        self.queue.submit();
+    }
+
+    /// Submits, and takes completions in; with `wait`, sleeps until there is one.
+    fn poll(&self, wait: bool) {
+        self.flush();
+        self.queue.poll(wait, |token, result| {
+            self.complete(token, Completion::of(result));
+            self.take_finished();
+        });
+        self.take_finished();
+    }
+
+    fn take_finished(&self) {
+        while let Some((token, completion)) = self.queue.take_finished() {
+            self.complete(token, completion);
+        }
     }
 
     /// Asks for a nudge; `false` if there is something already.
@@ -278,13 +327,13 @@ impl Worker {
         }
     }
 
-    fn complete(&self, purpose: Purpose, result: i32) {
-        match purpose {
+    fn complete(&self, token: Token, completion: Completion) {
+        match token.purpose() {
             Purpose::Lwt(lwt) => self.push_ready(lwt),
-            Purpose::Read { buffer } => swap_in::complete_read(self, buffer, result),
-            Purpose::Write { batch, run } => evict::complete_write(self, batch, run, result),
+            Purpose::Read { buffer } => swap_in::complete_read(self, buffer, completion),
+            Purpose::Write { batch, run } => evict::complete_write(self, batch, run, completion.result),
+            Purpose::Node { node, index } => self.backend.complete(&self.queue, node, index, completion),
             Purpose::Alarm => self.look_for_overdue(),
-            Purpose::Marked(token) => self.settle(token, result),
             Purpose::Wake => {}
         }
     }
@@ -311,15 +360,6 @@ impl Worker {
         }
     }
 
-    /// A read or write that the backend has marked completed: with what, or whether it will once more, is for the backend to say.
-    fn settle(&self, token: Token, result: i32) {
-        let purpose = token.unmarked().purpose();
-        let target = if let Purpose::Read { buffer } = purpose { Some(self.buffers.address(buffer)) } else { None };
-        if let Some(result) = self.pager.backend.settle(&self.queue, token, result, target) {
-            self.complete(purpose, result);
-        }
-    }
-
     /// Takes turns until no LWT of this worker is alive and its evictions are over, or it is told to stop.
     pub(crate) fn run(&self) {
         while (self.num_lwts.get() > 0 || self.has_busy_batch()) && !self.shared.must_stop.load(Relaxed) {
@@ -343,20 +383,25 @@ impl Worker {
             parking::park_for_pager(self.buffers_key(), || !self.buffers.has_free());
         };
         self.watch_time();
-        self.read_into(buffer, page);
+        self.read_into(buffer, page, false, Source(None));
         Ok(())
     }
 
-    /// A read failed: starts it again, into the same buffer, and alone: it may be for the sake of a neighbour only that it failed.
-    pub(crate) fn read_again(&self, buffer: usize, read: PendingRead) {
+    /// A read failed: starts it again, into the same buffer. `suspect` is who had wrong content.
+    pub(crate) fn read_again(&self, buffer: usize, read: PendingRead, suspect: Source) {
         self.buffers.resume(buffer, read);
-        self.queue.push_read_run();
-        self.read_into(buffer, read.page);
-        self.queue.push_read_run();
+        self.read_into(buffer, read.page, true, suspect);
     }
 
-    fn read_into(&self, buffer: usize, page: Page<'static>) {
-        self.pager.backend.start_read(&self.queue, page.slot(), buffer, self.buffers.address(buffer));
+    fn read_into(&self, buffer: usize, page: Page<'static>, is_retry: bool, suspect: Source) {
+        self.queue.note_read(buffer);
+        let (token, target) = (Token::read(buffer), self.buffers.address(buffer));
+        self.backend.read(&self.queue, Read { slot: page.slot(), target, token, is_retry, suspect });
+    }
+
+    /// Starts a write of a batch.
+    pub(crate) fn start_write(&self, write: WriteRequest) -> Write {
+        self.backend.write(&self.queue, write)
     }
 
     pub(crate) fn has_free_buffer(&self) -> bool {
