@@ -214,6 +214,18 @@ impl Pager {
         self.num_pinned.fetch_sub(num_pages, AcqRel);
     }
 
+    /// The backend's counters, those of its parts that have the same name added up.
+    pub(crate) fn backend_stats(&self) -> Vec<(&'static str, u64)> {
+        let mut sums: Vec<(&'static str, u64)> = Vec::new();
+        for (name, value) in self.backend.stats() {
+            match sums.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += value,
+                None => sums.push((name, value)),
+            }
+        }
+        sums
+    }
+
     pub(crate) fn num_pinned(&self) -> usize {
         self.num_pinned.load(Relaxed)
     }

@@ -3,6 +3,8 @@
 //! Nothing of a worker is shared but [`WorkerShared`]: the inbox through which other threads wake its LWTs, and its statistics. One turn of the
 //! scheduler: take in remote wake-ups, reap completions (map what was read), run every ready LWT once, reclaim ahead of demand, submit.
 
+mod shared;
+
 use crate::backend::{QueueBuilder, Queues, Read, Write, WriteRequest};
 use crate::budget::MAX_BATCH_PAGES;
 use crate::buffers::{Asker, Buffers, PendingRead};
@@ -10,22 +12,24 @@ use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict::{self, Batch, MAX_BATCHES};
 use crate::failure::RawCause;
-use crate::io_queue::{Completion, IoQueue, Purpose, Source, Token, event_fd};
+use crate::io_queue::{Completion, IoQueue, Purpose, Source, Token};
 use crate::lwt::{self, Lwt, ReadyQueue};
 use crate::pager::Pager;
 use crate::parking;
 use crate::region::Page;
 use crate::stack::StackPool;
 use crate::stats::Stats;
-use crate::swap_in::{self, Request};
+use crate::swap_in;
 use crate::sys;
 use std::cell::{Cell, RefCell, UnsafeCell};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicPtr, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::fence;
 use std::time::Duration;
+
+pub(crate) use shared::{WorkerShared, push_to_stack};
 
 thread_local! {
     /// The worker that this thread is, or null. Const and without destructor: reading it in a signal handler is safe.
@@ -41,111 +45,6 @@ pub(crate) fn current() -> Option<&'static Worker> {
 /// The same if it is a worker of `pager`.
 pub(crate) fn current_of(pager: &Pager) -> Option<&'static Worker> {
     current().filter(|worker| ptr::eq(worker.pager(), pager))
-}
-
-/// The part of a worker that other threads use. Never freed, but used again by later workers: whoever has just woken the last LWT of a worker may
-/// still be about to nudge it, and a nudge too many does no harm.
-#[derive(Debug)]
-pub(crate) struct WorkerShared {
-    inbox: AtomicPtr<Lwt>,
-    requests: AtomicPtr<Request>,
-    /// Another thread left something with a node of the worker's backend.
-    is_poked: AtomicBool,
-    /// The worker sleeps, or is about to, and wants a write to `wake_fd` when something comes in.
-    is_sleeping: AtomicBool,
-    pub(crate) must_stop: AtomicBool,
-    /// A thread is this worker now.
-    is_entered: AtomicBool,
-    wake_fd: OwnedFd,
-    /// Of all workers of its instance that it was.
-    pub(crate) stats: Stats,
-}
-
-/// Those that no instance uses.
-static UNUSED: Mutex<Vec<&'static WorkerShared>> = Mutex::new(Vec::new());
-
-fn unused() -> MutexGuard<'static, Vec<&'static WorkerShared>> {
-    UNUSED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl WorkerShared {
-    /// One that is not in use, from those of the instance, of earlier instances, or new.
-    fn take(of_instance: &mut Vec<&'static Self>) -> Result<&'static Self> {
-        if let Some(shared) = of_instance.iter().find(|shared| !shared.is_entered.load(Acquire)) {
-            return Ok(shared);
-        }
-        let shared = match unused().pop() {
-            Some(shared) => {
-                shared.stats.reset();
-                shared
-            }
-            None => Box::leak(Box::new(Self {
-                inbox: AtomicPtr::new(ptr::null_mut()),
-                requests: AtomicPtr::new(ptr::null_mut()),
-                is_poked: AtomicBool::new(false),
-                is_sleeping: AtomicBool::new(false),
-                must_stop: AtomicBool::new(false),
-                is_entered: AtomicBool::new(false),
-                wake_fd: event_fd()?,
-                stats: Stats::default(),
-            })),
-        };
-        of_instance.push(shared);
-        Ok(shared)
-    }
-
-    /// An instance ends: its workers, none of them entered any more, are free for others.
-    pub(crate) fn give_back(of_instance: &mut Vec<&'static Self>) {
-        of_instance.iter().for_each(|shared| shared.must_stop.store(false, Relaxed));
-        unused().append(of_instance);
-    }
-
-    /// Makes a suspended LWT of this worker ready. Async-signal-safe, from any thread.
-    pub(crate) fn push_inbox(&self, lwt: *mut Lwt) {
-        // SAFETY: a suspended LWT is alive, and whoever wakes it owns its link.
-        push(&self.inbox, lwt, unsafe { &(*lwt).next_inbox });
-        self.nudge();
-    }
-
-    /// Hands a request to the pager thread. Async-signal-safe, from any thread.
-    pub(crate) fn push_request(&self, request: &Request) {
-        push(&self.requests, ptr::from_ref(request).cast_mut(), &request.next);
-        self.nudge();
-    }
-
-    /// Makes the worker flush its backend's nodes soon. Async-signal-safe, from any thread.
-    pub(crate) fn poke(&self) {
-        self.is_poked.store(true, Release);
-        self.nudge();
-    }
-
-    /// Makes the worker take a turn if it sleeps.
-    pub(crate) fn nudge(&self) {
-        fence(SeqCst);
-        if self.is_sleeping.load(Relaxed) && self.is_sleeping.swap(false, SeqCst) {
-            // SAFETY: writes 8 bytes of a valid u64 to our eventfd; a full counter means that a wake-up is pending anyway.
-            unsafe { libc::write(self.wake_fd.as_raw_fd(), (&raw const ONE).cast(), 8) };
-        }
-    }
-
-    fn has_incoming(&self) -> bool {
-        let is_empty = self.inbox.load(Relaxed).is_null() && self.requests.load(Relaxed).is_null();
-        !is_empty || self.is_poked.load(Relaxed) || self.must_stop.load(Relaxed)
-    }
-}
-
-static ONE: u64 = 1;
-
-/// Pushes onto a lock-free stack that its consumer takes whole.
-fn push<T>(head: &AtomicPtr<T>, node: *mut T, next: &AtomicPtr<T>) {
-    let mut old = head.load(Relaxed);
-    loop {
-        next.store(old, Relaxed);
-        match head.compare_exchange_weak(old, node, Release, Relaxed) {
-            Ok(_) => return,
-            Err(now) => old = now,
-        }
-    }
 }
 
 /// What a worker is there for.
@@ -172,6 +71,7 @@ pub(crate) struct Worker {
     swaps_in: bool,
     reclaims: bool,
     polls: bool,
+    busy_poll_ns: u64,
 }
 
 impl Worker {
@@ -214,6 +114,7 @@ impl Worker {
             swaps_in: is_pager_thread || notifier == Notifier::Sigbus,
             reclaims: is_pager_thread || (notifier == Notifier::Sigbus && waiting == Waiting::Suspend),
             polls: !is_pager_thread && waiting == Waiting::Poll,
+            busy_poll_ns: pager.backend.busy_poll_us() * 1000,
         };
         let worker: &'static Self = Box::leak(Box::new(worker));
         CURRENT.set(worker);
@@ -226,12 +127,19 @@ impl Worker {
         if !worker.current_lwt.get().is_null() || worker.num_lwts.get() > 0 {
             return Err(Error::new(ErrorKind::Busy, format!("{} LWTs of this worker have not ended", worker.num_lwts.get())));
         }
-        while worker.buffers.are_used() || worker.has_busy_batch() {
+        let sleep = || {
+            // What others leave from here on nudges, and what they left before is found by the flush.
+            worker.shared.is_sleeping.store(true, SeqCst);
+            fence(SeqCst);
             worker.poll(true);
+            worker.shared.is_sleeping.store(false, SeqCst);
+        };
+        while worker.buffers.are_used() || worker.has_busy_batch() {
+            sleep();
         }
         worker.backend.close(&worker.queue);
         while worker.queue.num_in_flight() > 0 {
-            worker.poll(true);
+            sleep();
         }
         CURRENT.set(ptr::null());
         worker.shared.is_entered.store(false, Release);
@@ -266,6 +174,9 @@ impl Worker {
             evict::reclaim(self);
             self.submit();
         }
+        if self.busy_poll_ns > 0 && self.ready.len() == 0 {
+            self.spin();
+        }
         // The caller may sleep on our descriptor now.
         let must_return = self.ready.len() == 0 && (!self.prepare_sleep() || self.queue.has_work());
         if must_return { 1 } else { self.ready.len() }
@@ -275,6 +186,15 @@ impl Worker {
     pub(crate) fn poll_in_place(&self) {
         self.poll(false);
         std::thread::yield_now();
+    }
+
+    /// Polls for a while, where reads are under way.
+    fn spin(&self) {
+        let end_ns = sys::now_ns() + self.busy_poll_ns;
+        while self.ready.len() == 0 && self.buffers.are_used() && !self.shared.has_incoming() && sys::now_ns() < end_ns {
+            self.poll(false);
+            std::hint::spin_loop();
+        }
     }
 
     fn flush(&self) {
@@ -321,7 +241,7 @@ impl Worker {
             if lwt::start(move || swap_in::serve(request)).is_err() {
                 // No stack for it now: again at the next turn, when others have ended.
                 // SAFETY: as above.
-                push(&self.shared.requests, request, unsafe { &(*request).next });
+                push_to_stack(&self.shared.requests, request, unsafe { &(*request).next });
             }
             request = next;
         }

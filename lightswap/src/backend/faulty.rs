@@ -182,6 +182,10 @@ impl Backend for FaultyBackend {
         self.inner.staging_pages_per_read()
     }
 
+    fn busy_poll_us(&self) -> u64 {
+        self.inner.busy_poll_us()
+    }
+
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()> {
         self.inner.reserve(slot, num_slots)
     }

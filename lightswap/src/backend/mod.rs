@@ -9,6 +9,8 @@
 mod faulty;
 mod file;
 mod memory;
+mod nbd;
+mod parts;
 mod queue;
 mod read_runs;
 mod schedule;
@@ -71,6 +73,11 @@ pub(crate) trait Backend: Send + Sync + Debug {
         0
     }
 
+    /// Microseconds that a worker with reads under way polls for them before it sleeps.
+    fn busy_poll_us(&self) -> u64 {
+        0
+    }
+
     /// Makes sure that the slots have room; cheap when they have. Reserved once, writing them cannot fail for lack of space. Async-signal-safe, and may
     /// block when it has to allocate.
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()>;
@@ -106,6 +113,7 @@ fn open_tree(tree: Tree) -> Result<Arc<dyn Backend>> {
         Tree::Leaf(leaf) => match leaf.scheme.as_str() {
             "file" => Arc::new(file::FileBackend::open(&leaf)?),
             "memory" => Arc::new(memory::MemoryBackend::open(&leaf)?),
+            scheme if scheme.starts_with("nbd") => Arc::new(nbd::NbdBackend::open(&leaf)?),
             _ => unreachable!("the parser knows all schemes"),
         },
         Tree::Combined { how, members, text } => {

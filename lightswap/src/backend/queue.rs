@@ -102,6 +102,11 @@ impl QueueBuilder {
         node
     }
 
+    /// So many more requests can end at the same time.
+    pub(super) fn expect_finished(&mut self, num_requests: usize) {
+        self.num_finished += num_requests;
+    }
+
     /// Registers a file; its number.
     pub(super) fn add_file(&mut self, fd: RawFd) -> u32 {
         self.files.push(fd);

@@ -18,6 +18,10 @@ impl<T: Copy> Slab<T> {
         !self.free.borrow().is_empty()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.borrow().len() == self.records.len()
+    }
+
     /// Keeps a record; its number.
     ///
     /// # Panics

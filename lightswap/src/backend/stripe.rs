@@ -2,7 +2,7 @@
 //!
 //! Without any redundancy: what one of them loses is lost.
 
-use super::slab::Slab;
+use super::parts::PartWrites;
 use super::{Backend, BackendQueue, Health, Now, QueueBuilder, Read, Write, WriteRequest};
 use crate::budget::MAX_BATCH_PAGES;
 use crate::error::{Error, ErrorKind, Result};
@@ -67,7 +67,7 @@ impl Backend for StripeBackend {
         let number = builder.reserve();
         let (num_reads, num_writes) = (builder.num_reads, builder.num_writes);
         let members = self.members.iter().map(|member| builder.child(member, num_reads, num_writes * MAX_PARTS)).collect::<Result<_>>()?;
-        Ok(builder.add(number, Rc::new(StripeQueue { number, writes: Slab::new(num_writes), members, stripe: self })))
+        Ok(builder.add(number, Rc::new(StripeQueue { number, writes: PartWrites::new(num_writes), members, stripe: self })))
     }
 
     fn is_readable_now(&self, slot: usize) -> bool {
@@ -82,6 +82,10 @@ impl Backend for StripeBackend {
 
     fn staging_pages_per_read(&self) -> usize {
         self.members.iter().map(|member| member.staging_pages_per_read()).sum()
+    }
+
+    fn busy_poll_us(&self) -> u64 {
+        self.members.iter().map(|member| member.busy_poll_us()).max().unwrap_or(0)
     }
 
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()> {
@@ -112,26 +116,11 @@ impl Backend for StripeBackend {
     }
 }
 
-/// A write that fell into parts.
-#[derive(Clone, Copy, Debug)]
-struct SplitWrite {
-    token: Token,
-    num_pending: usize,
-    /// Bytes that were written, or the error of a part.
-    result: i32,
-}
-
-impl SplitWrite {
-    fn add(&mut self, result: i32) {
-        self.result = if self.result < 0 || result < 0 { self.result.min(result) } else { self.result + result };
-    }
-}
-
 struct StripeQueue {
     number: usize,
     stripe: Arc<StripeBackend>,
     members: Box<[Rc<dyn BackendQueue>]>,
-    writes: Slab<SplitWrite>,
+    writes: PartWrites,
 }
 
 impl BackendQueue for StripeQueue {
@@ -147,35 +136,20 @@ impl BackendQueue for StripeQueue {
             let (member, slot) = self.stripe.locate(write.slot);
             return self.members[member].write(io, WriteRequest { slot, ..write });
         }
-        let mut split = SplitWrite { token: write.token, num_pending: 0, result: 0 };
-        let index = self.writes.insert(split);
+        let index = self.writes.begin(write.token);
         let mut done = 0;
         for (member, slot, len) in parts() {
             let num_bytes = bytes_of(len).min(write.num_bytes - done);
             let part = WriteRequest { slot, source: write.source.wrapping_add(done), num_bytes, token: Token::node(self.number, index) };
-            match self.members[member].write(io, part) {
-                Write::Done => split.add(num_bytes as i32),
-                Write::Pending => split.num_pending += 1,
-                Write::Failed => split.add(-libc::EIO),
-            }
+            self.writes.add(index, num_bytes, self.members[member].write(io, part));
             done += num_bytes;
         }
-        if split.num_pending > 0 {
-            self.writes.set(index, split);
-            return Write::Pending;
-        }
-        self.writes.remove(index);
-        if split.result < 0 { Write::Failed } else { Write::Done }
+        self.writes.end(index)
     }
 
     fn complete(&self, io: &IoQueue, index: u32, completion: Completion) {
-        let mut split = self.writes.get(index).expect("as many completions as parts");
-        split.num_pending -= 1;
-        split.add(completion.result);
-        self.writes.set(index, split);
-        if split.num_pending == 0 {
-            self.writes.remove(index);
-            io.finish(split.token, Completion::of(split.result));
+        if let Some((token, result)) = self.writes.complete(index, completion.result) {
+            io.finish(token, Completion::of(result));
         }
     }
 }

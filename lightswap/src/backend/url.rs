@@ -7,12 +7,13 @@
 //! A leaf within parentheses ends at the first comma or parenthesis that is not inside parentheses of its own.
 
 use super::faulty;
+use super::nbd::NbdBackend;
 use super::schedule::Schedule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::size::parse_size;
 use std::ops::RangeInclusive;
 
-const SCHEMES: [&str; 2] = ["file", "memory"];
+const SCHEMES: [&str; 6] = ["file", "memory", "nbd", "nbd+unix", "nbds", "nbds+unix"];
 /// So deep may parentheses be nested.
 const MAX_DEPTH: usize = 8;
 
@@ -92,6 +93,7 @@ impl Tree {
     /// What can be said against it without opening anything.
     pub(super) fn check(&self) -> Result<()> {
         match self {
+            Self::Leaf(url) if url.scheme.starts_with("nbd") => NbdBackend::check(url),
             Self::Leaf(url) => url.size().map(drop),
             Self::Faulty(_, inner) => inner.check(),
             Self::Combined { members, .. } => members.iter().try_for_each(Self::check),
