@@ -129,11 +129,11 @@ mod tests {
         for step in [1, 27, 28, 29, 128, 200] {
             let outbox = Outbox::new();
             assert!(outbox.add([1; REQUEST_BYTES], std::ptr::null(), 0) && outbox.add([2; REQUEST_BYTES], payload.as_ptr(), 100));
-            let mut sent = Vec::new();
+            let mut sent: Vec<u8> = Vec::new();
             while !outbox.is_empty() {
                 // SAFETY: a message of valid vectors.
                 let message = unsafe { &*outbox.begin_send() };
-                let mut all = Vec::new();
+                let mut all: Vec<u8> = Vec::new();
                 for index in 0..message.msg_iovlen {
                     // SAFETY: as above.
                     all.extend(unsafe {
