@@ -7,7 +7,7 @@
 mod classify;
 mod frames;
 
-use crate::backend::Write;
+use crate::backend::{Write, WriteRequest};
 use crate::budget::MAX_BATCH_PAGES;
 use crate::hand::Claim;
 use crate::io_queue::Token;
@@ -246,7 +246,6 @@ fn protect(pager: &Pager, batch: &Batch) {
 
 /// Writes dirty victims from their place, contiguous ones in one request.
 fn write_dirty(worker: &Worker, number: usize, batch: &mut Batch) {
-    let pager = worker.pager();
     let mut first = 0;
     while first < batch.victims.len() {
         let len = dirty_run(&batch.victims[first..]);
@@ -259,7 +258,7 @@ fn write_dirty(worker: &Worker, number: usize, batch: &mut Batch) {
         batch.victims[run.clone()].iter().for_each(|victim| victim.page.entry().forget_stored());
         let page = batch.victims[first].page;
         let token = Token::write(number, batch.writes.len());
-        match pager.backend.write(worker.queue(), page.slot(), page.address() as *const u8, len, token) {
+        match worker.start_write(WriteRequest { slot: page.slot(), source: page.address() as *const u8, num_bytes: bytes_of(len), token }) {
             Write::Done => batch.victims[run].iter_mut().for_each(|victim| victim.fate = Fate::Stored),
             Write::Pending => {
                 batch.writes.push((first, len));

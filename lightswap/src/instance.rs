@@ -236,7 +236,7 @@ impl Lightswap {
             ("swap_out_failing", u64::from(pager.is_failing())),
         ];
         stats.extend(Counters::sum(sets().map(|set| &set.counters).collect::<Vec<_>>().into_iter()));
-        stats.extend(pager.backend.stats());
+        stats.extend(pager.backend_stats());
         let latency = |of: fn(&Stats) -> &Histogram, fraction| percentile_ns(sets().map(of), fraction);
         stats.extend([
             ("fault_handling_p50_ns", latency(|set| &set.fault_handling, 0.5)),

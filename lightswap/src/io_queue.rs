@@ -1,4 +1,4 @@
-//! A worker's io_uring: reads into registered buffers, writes from pages, timeouts, the alarm, and the wake-up from other threads.
+//! A worker's io_uring: requests of the backend's nodes, timeouts, the alarm, and the wake-up from other threads; and what ends without the kernel.
 //!
 //! Only the worker's thread uses the ring (SINGLE_ISSUER); completions are processed when it asks for them (DEFER_TASKRUN), never as an
 //! interruption.
@@ -9,13 +9,13 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lwt::Lwt;
-use crate::read_runs::{ReadRuns, Target};
-use crate::size::PAGE_SIZE;
 use crate::sys;
-use io_uring::types::{Fd, Fixed, Timespec};
+use io_uring::types::{Fd, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -32,20 +32,25 @@ pub(crate) enum Purpose {
     Read { buffer: usize },
     /// Write number `run` of this evict batch of the worker.
     Write { batch: usize, run: usize },
-    /// A read or write that the backend has marked.
-    Marked(Token),
+    /// A request that a node of the backend has made for itself.
+    Node { node: usize, index: u32 },
     /// Another thread left something in the worker's inbox.
     Wake,
     /// Time to look for requests that take too long.
     Alarm,
 }
 
-/// Bits of a token that a backend can use for itself.
-pub(crate) const MARK_BITS: u32 = u64::BITS - MARK_SHIFT;
-const MARK_SHIFT: u32 = 20;
 /// Of the number of a write, next to the kind of token; above it is that of the batch.
 const RUN_BITS: u32 = 10;
-const _: () = assert!(crate::budget::MAX_BATCH_PAGES <= 1 << RUN_BITS && crate::evict::MAX_BATCHES <= 1 << (MARK_SHIFT - RUN_BITS - 2));
+const _: () = assert!(crate::budget::MAX_BATCH_PAGES <= 1 << RUN_BITS);
+/// Of what is no read and no write of the worker's, next to the kind of token: what it is, or the number of a node after those.
+const NODE_SHIFT: u32 = 2;
+const INDEX_SHIFT: u32 = NODE_SHIFT + 8;
+const FIRST_NODE: u64 = 2;
+/// Most nodes that a backend can have.
+pub(crate) const MAX_NODES: usize = (1 << (INDEX_SHIFT - NODE_SHIFT)) - FIRST_NODE as usize;
+/// Nobody waits for this.
+const TIMER: u64 = 1 << 63;
 
 impl Token {
     pub(crate) fn lwt(lwt: *mut Lwt) -> Self {
@@ -54,7 +59,6 @@ impl Token {
     }
 
     pub(crate) fn read(buffer: usize) -> Self {
-        debug_assert!(buffer < 1 << (MARK_SHIFT - 2));
         Self((buffer as u64) << 2 | 1)
     }
 
@@ -62,33 +66,60 @@ impl Token {
         Self((batch as u64) << (RUN_BITS + 2) | (run as u64) << 2 | 2)
     }
 
+    /// Request `index` of a node.
+    pub(crate) fn node(node: usize, index: u32) -> Self {
+        debug_assert!(node < MAX_NODES);
+        Self(u64::from(index) << INDEX_SHIFT | (node as u64 + FIRST_NODE) << NODE_SHIFT | 3)
+    }
+
     const WAKE: Self = Self(3);
-    const ALARM: Self = Self(1 << 2 | 3);
-
-    /// The token of a read or write with a mark of the backend's, which must not be 0: [`crate::backend::Backend::settle`] will get its completion.
-    pub(crate) fn marked(self, mark: u64) -> Self {
-        debug_assert!(mark > 0 && mark >> MARK_BITS == 0 && self.mark() == 0 && matches!(self.0 & 3, 1 | 2));
-        Self(self.0 | mark << MARK_SHIFT)
-    }
-
-    pub(crate) fn mark(self) -> u64 {
-        self.0 >> MARK_SHIFT
-    }
-
-    pub(crate) fn unmarked(self) -> Self {
-        Self(self.0 & ((1 << MARK_SHIFT) - 1))
-    }
+    const ALARM: Self = Self(TIMER | 1 << NODE_SHIFT | 3);
 
     pub(crate) fn purpose(self) -> Purpose {
         let number = (self.0 >> 2) as usize;
         match self.0 & 3 {
             0 => Purpose::Lwt(self.0 as *mut Lwt),
-            1 | 2 if self.mark() != 0 => Purpose::Marked(self),
             1 => Purpose::Read { buffer: number },
             2 => Purpose::Write { batch: number >> RUN_BITS, run: number & ((1 << RUN_BITS) - 1) },
-            _ if self == Self::ALARM => Purpose::Alarm,
-            _ => Purpose::Wake,
+            _ => match (self.0 >> NODE_SHIFT) & ((1 << (INDEX_SHIFT - NODE_SHIFT)) - 1) {
+                0 => Purpose::Wake,
+                1 => Purpose::Alarm,
+                node => Purpose::Node { node: (node - FIRST_NODE) as usize, index: (self.0 >> INDEX_SHIFT) as u32 },
+            },
         }
+    }
+
+    /// Its number if it is a request of this node.
+    pub(crate) fn index_of(self, node: usize) -> Option<u32> {
+        match self.purpose() {
+            Purpose::Node { node: of, index } if of == node => Some(index),
+            _ => None,
+        }
+    }
+
+    fn is_counted(self) -> bool {
+        self.0 & TIMER == 0 && self != Self::WAKE
+    }
+}
+
+/// How a request has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Completion {
+    /// Bytes, or a negative errno.
+    pub(crate) result: i32,
+    /// Where the page lies that was read, until the node that read it is flushed; null: where it was to be read to.
+    pub(crate) content: *mut u8,
+    /// Which member of a mirror it was read from; see [`crate::backend::Read::suspect`].
+    pub(crate) source: Source,
+}
+
+/// A member of a mirror, or nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Source(pub(crate) Option<u8>);
+
+impl Completion {
+    pub(crate) fn of(result: i32) -> Self {
+        Self { result, content: std::ptr::null_mut(), source: Source(None) }
     }
 }
 
@@ -100,8 +131,8 @@ const SUBMIT_BATCH: usize = 8;
 /// The ring; all methods are for the worker's thread only.
 pub(crate) struct IoQueue {
     ring: UnsafeCell<IoUring>,
-    /// Buffers are registered (RLIMIT_MEMLOCK may forbid it).
-    has_fixed_buffers: bool,
+    /// Addresses of the buffers, if they are registered (RLIMIT_MEMLOCK may forbid it).
+    fixed_buffers: Range<usize>,
     wake_fd: RawFd,
     /// The ring polls `wake_fd`.
     is_armed: Cell<bool>,
@@ -112,7 +143,8 @@ pub(crate) struct IoQueue {
     is_alarm_set: Cell<bool>,
     num_idle_polls: Cell<u32>,
     read_clock: Option<ReadClock>,
-    read_runs: ReadRuns,
+    /// What has ended without the kernel, or has consequences; never grows past its capacity.
+    finished: RefCell<VecDeque<(Token, Completion)>>,
 }
 
 /// When reads were submitted, by the number of their buffer.
@@ -144,22 +176,32 @@ const IDLE_POLLS_PER_CLEAR: u32 = 16;
 
 impl IoQueue {
     /// Makes the ring of the calling thread; `wake_fd` is the eventfd other threads write to, `buffers` is registered when the limits allow it.
-    /// They are `num_buffers`; `times_reads` remembers when their reads are submitted.
-    pub(crate) fn new(wake_fd: RawFd, buffers: Option<libc::iovec>, file: Option<RawFd>, num_buffers: usize, times_reads: bool) -> Result<Self> {
+    /// They are `num_buffers`; `times_reads` remembers when their reads are submitted. At most `num_finished` requests end without being taken.
+    pub(crate) fn new(
+        wake_fd: RawFd,
+        buffers: Option<libc::iovec>,
+        files: &[RawFd],
+        num_buffers: usize,
+        times_reads: bool,
+        num_finished: usize,
+    ) -> Result<Self> {
         let ring = build_ring()?;
         // SAFETY: the caller keeps the buffers alive longer than this queue.
         let registered = buffers.map_or(Ok(()), |buffers| unsafe { ring.submitter().register_buffers(&[buffers]) });
         if let Err(cause) = &registered {
             tracing::debug!(%cause, "I/O buffers are not registered (RLIMIT_MEMLOCK?): reads pin them one by one");
         }
-        if let Some(fd) = file {
+        if !files.is_empty() {
             ring.submitter()
-                .register_files(&[fd])
+                .register_files(files)
                 .map_err(|cause| Error::io(ErrorKind::NoIoUring, "cannot register the swap file with io_uring", &cause))?;
         }
         Ok(Self {
             ring: UnsafeCell::new(ring),
-            has_fixed_buffers: registered.is_ok(),
+            fixed_buffers: buffers.filter(|_| registered.is_ok()).map_or(0..0, |buffers| {
+                let start = buffers.iov_base as usize;
+                start..start + buffers.iov_len
+            }),
             wake_fd,
             is_armed: Cell::new(false),
             is_watched: Cell::new(false),
@@ -167,7 +209,7 @@ impl IoQueue {
             is_alarm_set: Cell::new(false),
             num_idle_polls: Cell::new(0),
             read_clock: times_reads.then(|| ReadClock::new(num_buffers)),
-            read_runs: ReadRuns::new(num_buffers),
+            finished: RefCell::new(VecDeque::with_capacity(num_finished)),
         })
     }
 
@@ -189,150 +231,107 @@ impl IoQueue {
         unsafe { libc::read(self.wake_fd, (&raw mut count).cast(), 8) };
     }
 
-    fn push(&self, entry: &squeue::Entry) {
-        self.push_read_run();
-        self.push_entry(entry);
-    }
-
-    /// Sees to it that the next entry can be pushed.
-    fn make_room(&self) {
-        // SAFETY: as in `fd`.
-        while unsafe { (*self.ring.get()).submission().is_full() } {
-            self.submit_entries();
+    /// Queues a request; it goes to the kernel with the next submission. Async-signal-safe.
+    ///
+    /// # Safety
+    /// What the entry points to stays until its completion.
+    pub(crate) unsafe fn push(&self, entry: squeue::Entry, token: Token) {
+        let entry = entry.user_data(token.0);
+        // SAFETY: as in `fd`: each borrow of the ring ends before the next; the rest is the caller's promise.
+        while unsafe { (*self.ring.get()).submission().push(&entry).is_err() } {
+            self.submit();
         }
-    }
-
-    fn push_entry(&self, entry: &squeue::Entry) {
-        // SAFETY: as in `fd`: each borrow of the ring ends before the next; what the entry points to lives until its completion (each caller's duty).
-        while unsafe { (*self.ring.get()).submission().push(entry).is_err() } {
-            self.submit_entries();
+        if token.is_counted() {
+            self.num_in_flight.set(self.num_in_flight.get() + 1);
         }
-        self.num_in_flight.set(self.num_in_flight.get() + 1);
         // SAFETY: as above.
         if unsafe { (*self.ring.get()).submission().len() } >= SUBMIT_BATCH {
-            self.submit_entries();
+            self.submit();
         }
     }
 
-    /// Pushes the reads that were gathered: those that follow are of another request.
-    pub(crate) fn push_read_run(&self) {
-        while !self.read_runs.is_empty() {
-            // Before the vectors are taken: a submission between that and the push would free them too early.
-            self.make_room();
-            if self.read_runs.must_submit() {
-                self.submit_entries();
-            }
-            let Some(run) = self.read_runs.take() else { return };
-            let entry = match run.target {
-                Target::Contiguous(target, len) if self.has_fixed_buffers => {
-                    opcode::ReadFixed::new(Fixed(0), target, len, 0).offset(run.offset).build()
-                }
-                Target::Contiguous(target, len) => opcode::Read::new(Fixed(0), target, len).offset(run.offset).build(),
-                Target::Scattered(vectors, num_pages) => opcode::Readv::new(Fixed(0), vectors, num_pages).offset(run.offset).build(),
-            };
-            self.push_entry(&entry.user_data(Token::read(run.buffer).0));
-        }
+    /// Whether memory lies in the registered buffers, so that requests for it can say so.
+    pub(crate) fn is_fixed(&self, start: *const u8, num_bytes: usize) -> bool {
+        let start = start as usize;
+        self.fixed_buffers.start <= start && start + num_bytes <= self.fixed_buffers.end
     }
 
-    /// Reads the page at `offset` of the registered file into buffer number `buffer`, which is at `target`. Async-signal-safe, as all pushes.
-    pub(crate) fn push_read(&self, buffer: usize, target: *mut u8, offset: u64) {
-        self.note_read(buffer);
-        if !self.read_runs.add(buffer, target, offset) {
-            self.push_read_run();
-            self.read_runs.add(buffer, target, offset);
-        }
-    }
-
-    fn note_read(&self, buffer: usize) {
+    /// The read into a buffer is about to be begun.
+    pub(crate) fn note_read(&self, buffer: usize) {
         if let Some(clock) = &self.read_clock {
             clock.waiting.borrow_mut().push(buffer);
         }
     }
 
-    /// The same with a marked token: a request of its own.
-    pub(crate) fn push_marked_read(&self, token: Token, target: *mut u8, offset: u64) {
-        if let Purpose::Read { buffer } = token.unmarked().purpose() {
-            self.note_read(buffer);
-        }
-        self.push(&opcode::Read::new(Fixed(0), target, PAGE_SIZE as u32).offset(offset).build().user_data(token.0));
-    }
-
-    /// Completes without any I/O, with 0: for a marked read or write that is over already.
-    pub(crate) fn push_nothing(&self, token: Token) {
-        if let Purpose::Read { buffer } = token.unmarked().purpose() {
-            self.note_read(buffer);
-        }
-        self.push(&opcode::Nop::new().build().user_data(token.0));
-    }
-
-    /// Writes `len` bytes at `source` to `offset` of the registered file.
-    pub(crate) fn push_write(&self, token: Token, source: *const u8, len: u32, offset: u64) {
-        self.push(&opcode::Write::new(Fixed(0), source, len).offset(offset).build().user_data(token.0));
-    }
-
     /// Completes after `duration`.
     pub(crate) fn push_timeout(&self, duration: Duration, token: Token) {
         let time = Timespec::new().sec(duration.as_secs()).nsec(duration.subsec_nanos());
-        self.push(&opcode::Timeout::new(&time).build().user_data(token.0));
-        // The kernel reads `time` at submission, so that must happen while it lives.
+        // SAFETY: the kernel reads `time` at submission, which happens here, while it lives.
+        unsafe { self.push(opcode::Timeout::new(&raw const time).build(), token) };
         // SAFETY: as in `fd`.
         while unsafe { !(*self.ring.get()).submission().is_empty() } {
             self.submit();
         }
     }
 
+    /// The same where nobody waits for it: a worker that ends does not.
+    pub(crate) fn push_timer(&self, duration: Duration, token: Token) {
+        self.push_timeout(duration, Token(token.0 | TIMER));
+    }
+
+    /// The request with this token has ended. Async-signal-safe.
+    pub(crate) fn finish(&self, token: Token, completion: Completion) {
+        let mut finished = self.finished.borrow_mut();
+        debug_assert!(finished.len() < finished.capacity());
+        finished.push_back((token, completion));
+    }
+
+    /// What has ended so.
+    pub(crate) fn take_finished(&self) -> Option<(Token, Completion)> {
+        self.finished.borrow_mut().pop_front()
+    }
+
     /// Lets [`Purpose::Alarm`] come up after `duration`, unless it will already. One load then. Async-signal-safe.
     pub(crate) fn set_alarm(&self, duration: Duration) {
         if !self.is_alarm_set.replace(true) {
             self.push_timeout(duration, Token::ALARM);
-            // Nobody waits for it.
-            self.num_in_flight.set(self.num_in_flight.get() - 1);
         }
     }
 
     /// Hands what was pushed to the kernel. Async-signal-safe.
     pub(crate) fn submit(&self) {
-        self.push_read_run();
-        self.submit_entries();
-    }
-
-    fn submit_entries(&self) {
         // SAFETY: as in `fd`.
         let ring = unsafe { &mut *self.ring.get() };
         if ring.submission().is_empty() {
             return;
         }
         self.note_submission();
-        match ring.submit() {
-            Ok(_) => self.note_vectors(),
-            Err(error) => expect_transient(&error),
+        if let Err(error) = ring.submit() {
+            expect_transient(&error);
         }
     }
 
     /// Submits, lets the kernel post completions, and hands some to `complete`; [`Self::has_work`] tells whether there are more. Does not block unless
     /// `wait` is set: then until there is one.
-    pub(crate) fn poll(&self, wait: bool, mut complete: impl FnMut(Purpose, i32)) {
+    pub(crate) fn poll(&self, wait: bool, mut complete: impl FnMut(Token, i32)) {
         self.enter(wait);
         for _ in 0..COMPLETIONS_PER_POLL {
             // SAFETY: as in `fd`; the borrow ends before `complete`, which may push.
             let Some(entry) = (unsafe { (*self.ring.get()).completion().next() }) else { return };
-            match Token(entry.user_data()).purpose() {
+            let token = Token(entry.user_data());
+            if token.is_counted() {
+                self.num_in_flight.set(self.num_in_flight.get() - 1);
+            }
+            match token.purpose() {
                 Purpose::Wake => {
                     self.is_armed.set(false);
                     self.clear_wake();
                 }
                 Purpose::Alarm => {
                     self.is_alarm_set.set(false);
-                    complete(Purpose::Alarm, 0);
+                    complete(token, 0);
                 }
-                Purpose::Read { buffer } => {
-                    self.num_in_flight.set(self.num_in_flight.get() - 1);
-                    self.read_runs.complete(buffer, entry.result(), |buffer, result| complete(Purpose::Read { buffer }, result));
-                }
-                purpose => {
-                    self.num_in_flight.set(self.num_in_flight.get() - 1);
-                    complete(purpose, entry.result());
-                }
+                _ => complete(token, entry.result()),
             }
         }
         self.get_events(0, false);
@@ -345,11 +344,14 @@ impl IoQueue {
         let submission = ring.submission();
         let deferred = submission.taskrun() || submission.cq_overflow();
         drop(submission);
-        deferred || !ring.completion().is_empty()
+        deferred || !ring.completion().is_empty() || self.has_finished()
+    }
+
+    fn has_finished(&self) -> bool {
+        !self.finished.borrow().is_empty()
     }
 
     fn enter(&self, wait: bool) {
-        self.push_read_run();
         let mut has_work = self.has_work();
         if self.is_watched.get() {
             if wait && !has_work {
@@ -364,9 +366,8 @@ impl IoQueue {
                 has_work = self.has_work();
             }
         } else if wait && !has_work && !self.is_armed.replace(true) {
-            let entry = opcode::PollAdd::new(Fd(self.wake_fd), libc::POLLIN as u32).build();
-            self.push(&entry.user_data(Token::WAKE.0));
-            self.num_in_flight.set(self.num_in_flight.get() - 1);
+            // SAFETY: the entry points to nothing.
+            unsafe { self.push(opcode::PollAdd::new(Fd(self.wake_fd), libc::POLLIN as u32).build(), Token::WAKE) };
         }
         // SAFETY: as in `fd`.
         let num_to_submit = unsafe { (*self.ring.get()).submission().len() };
@@ -393,17 +394,8 @@ impl IoQueue {
             let submitter = (*self.ring.get()).submitter();
             submitter.enter::<libc::sigset_t>(num_to_submit as u32, u32::from(wait), ENTER_GETEVENTS, None)
         };
-        match entered {
-            Ok(_) => self.note_vectors(),
-            Err(error) => expect_transient(&error),
-        }
-    }
-
-    /// After a submission: the kernel has read the vectors of what it took.
-    fn note_vectors(&self) {
-        // SAFETY: as in `fd`.
-        if unsafe { (*self.ring.get()).submission().is_empty() } {
-            self.read_runs.submitted();
+        if let Err(error) = entered {
+            expect_transient(&error);
         }
     }
 
@@ -420,7 +412,7 @@ impl IoQueue {
 
     /// Requests not completed yet.
     pub(crate) fn num_in_flight(&self) -> usize {
-        self.num_in_flight.get() + usize::from(!self.read_runs.is_empty())
+        self.num_in_flight.get()
     }
 }
 
@@ -474,10 +466,10 @@ mod tests {
         assert_eq!(Token::read(255).purpose(), Purpose::Read { buffer: 255 });
         assert_eq!(Token::write(3, 255).purpose(), Purpose::Write { batch: 3, run: 255 });
         assert_eq!((Token::WAKE.purpose(), Token::ALARM.purpose()), (Purpose::Wake, Purpose::Alarm));
-        let most = (1 << MARK_BITS) - 1;
-        for token in [Token::read(255), Token::read(0), Token::write(3, 255), Token::write(0, 0)] {
-            let marked = token.marked(most);
-            assert_eq!((marked.purpose(), marked.mark(), marked.unmarked()), (Purpose::Marked(marked), most, token));
+        for (node, index) in [(0, 0), (MAX_NODES - 1, u32::MAX), (1, 7)] {
+            for token in [Token::node(node, index), Token(Token::node(node, index).0 | TIMER)] {
+                assert_eq!(token.purpose(), Purpose::Node { node, index });
+            }
         }
     }
 }

@@ -63,7 +63,8 @@ mod page_table;
 mod pager;
 mod parking;
 mod poison;
-mod read_runs;
+#[doc(hidden)]
+pub mod raw_backend;
 mod region;
 mod residency;
 mod size;

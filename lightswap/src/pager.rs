@@ -13,7 +13,7 @@ use crate::sys::uffd::Uffd;
 use crate::worker::{Role, WorkerShared};
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use twox_hash::XxHash3_64;
 
 /// Most workers of an instance.
@@ -37,7 +37,7 @@ pub(crate) struct Pager {
     pub(crate) config: Config,
     pub(crate) uffd: Uffd,
     pub(crate) remover: Remover,
-    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) backend: Arc<dyn Backend>,
     pub(crate) budget: Budget,
     pub(crate) hand: Hand,
     /// Of the threads that are no workers.
@@ -71,9 +71,11 @@ pub(crate) static ZERO_PAGE: ZeroPage = ZeroPage([0; PAGE_SIZE]);
 impl Pager {
     pub(crate) fn open(config: Config) -> Result<Self> {
         config.check()?;
-        let (capacity, num_buffers) = divide_memory(&config)?;
+        // Before anything is opened; again when it is known what the backend needs.
+        divide_memory(&config, 0)?;
         let uffd = Uffd::open(config.faults_sleep())?;
         let backend = backend::open(&config.backend_url)?;
+        let (capacity, num_buffers) = divide_memory(&config, backend.staging_pages_per_read())?;
         let secret = random_secret()?;
         Ok(Self {
             uffd,
@@ -212,6 +214,18 @@ impl Pager {
         self.num_pinned.fetch_sub(num_pages, AcqRel);
     }
 
+    /// The backend's counters, those of its parts that have the same name added up.
+    pub(crate) fn backend_stats(&self) -> Vec<(&'static str, u64)> {
+        let mut sums: Vec<(&'static str, u64)> = Vec::new();
+        for (name, value) in self.backend.stats() {
+            match sums.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += value,
+                None => sums.push((name, value)),
+            }
+        }
+        sums
+    }
+
     pub(crate) fn num_pinned(&self) -> usize {
         self.num_pinned.load(Relaxed)
     }
@@ -267,6 +281,8 @@ fn random_secret() -> Result<[u8; SECRET_BYTES]> {
 struct NumBuffers {
     of_worker: usize,
     of_pager_thread: usize,
+    /// Pages that each of them takes: itself, and what the backend needs beside it.
+    pages_per_buffer: usize,
 }
 
 impl NumBuffers {
@@ -274,28 +290,30 @@ impl NumBuffers {
     /// - `Sigbus` and `Suspend`: each worker reads for all its LWTs, the pager thread for all ordinary threads. Equal parts.
     /// - `Poll`: a worker's LWTs do not run while one waits. The pager thread suspends its LWTs, so its part is as above.
     /// - `Monitor`: the pager thread does all paging (see [`crate::worker::Worker::swaps_in`]), so workers need none, however many there are.
-    fn of(config: &Config, num_pages: usize) -> Self {
+    fn of(config: &Config, num_pages: usize, staging_pages: usize) -> Self {
+        let pages_per_buffer = 1 + staging_pages;
         let num_sharing = match config.notifier {
             Notifier::Sigbus => config.max_workers + 1,
             Notifier::Monitor => 1,
         };
         // Of what the smallest local memory leaves.
-        let part = num_pages.saturating_sub(MIN_LOCAL_PAGES) / (BUFFER_SHARE * num_sharing);
+        let part = num_pages.saturating_sub(MIN_LOCAL_PAGES) / (BUFFER_SHARE * num_sharing * pages_per_buffer);
         let of_worker = match (config.notifier, config.waiting) {
             (Notifier::Monitor, _) => 0,
             (Notifier::Sigbus, Waiting::Poll) => part.clamp(1, MAX_BUFFERS_OF_POLLING),
             (Notifier::Sigbus, Waiting::Suspend) => part.clamp(1, MAX_BUFFERS),
         };
-        Self { of_worker, of_pager_thread: part.clamp(1, MAX_BUFFERS) }
+        Self { of_worker, of_pager_thread: part.clamp(1, MAX_BUFFERS), pages_per_buffer }
     }
 
+    /// Pages of all.
     fn total(self, num_workers: usize) -> usize {
-        self.of_worker * num_workers + self.of_pager_thread
+        (self.of_worker * num_workers + self.of_pager_thread) * self.pages_per_buffer
     }
 }
 
-/// Divides local memory into frames for pages, whose number comes first, and buffers for I/O.
-fn divide_memory(config: &Config) -> Result<(usize, NumBuffers)> {
+/// Divides local memory into frames for pages, whose number comes first, and buffers for I/O, with `staging_pages` beside each.
+fn divide_memory(config: &Config, staging_pages: usize) -> Result<(usize, NumBuffers)> {
     let bad = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
     let bytes = config.local_memory_bytes;
     if bytes == 0 {
@@ -312,10 +330,10 @@ fn divide_memory(config: &Config) -> Result<(usize, NumBuffers)> {
         return bad(format!("{} workers: there can be 1 to {MAX_WORKERS}", config.max_workers));
     }
     let num_pages = pages_in(bytes as usize);
-    let num_buffers = NumBuffers::of(config, num_pages);
+    let num_buffers = NumBuffers::of(config, num_pages, staging_pages);
     let num_frames = num_pages.saturating_sub(num_buffers.total(config.max_workers));
     if num_frames < MIN_LOCAL_PAGES {
-        let least = format_size(((MIN_LOCAL_PAGES + NumBuffers::of(config, 0).total(config.max_workers)) * PAGE_SIZE) as u64);
+        let least = format_size(((MIN_LOCAL_PAGES + NumBuffers::of(config, 0, staging_pages).total(config.max_workers)) * PAGE_SIZE) as u64);
         return bad(format!("local memory of {} is too small for {} workers: at least {least} is needed", format_size(bytes), config.max_workers));
     }
     Ok((num_frames, num_buffers))
@@ -338,11 +356,11 @@ mod tests {
     #[test]
     fn memory_is_divided_without_remainder_or_refused() {
         for num_pages in [18u64, 19, 64, 100, 10_000, 1 << 18] {
-            let (frames, buffers) = divide_memory(&config(num_pages * 4096, 1)).unwrap();
+            let (frames, buffers) = divide_memory(&config(num_pages * 4096, 1), 0).unwrap();
             assert_eq!(frames + buffers.total(1), num_pages as usize);
         }
         for (bytes, workers) in [(0, 1), (4097, 1), (1 << 60, 1), (17 * 4096, 1), (1 << 20, 0), (1 << 20, 5000)] {
-            assert!(divide_memory(&config(bytes, workers)).is_err(), "{bytes} {workers}");
+            assert!(divide_memory(&config(bytes, workers), 0).is_err(), "{bytes} {workers}");
         }
     }
 
@@ -350,7 +368,7 @@ mod tests {
     fn the_least_that_is_asked_for_is_enough() {
         for (notifier, waiting) in [(Notifier::Sigbus, Waiting::Suspend), (Notifier::Sigbus, Waiting::Poll), (Notifier::Monitor, Waiting::Suspend)] {
             for num_workers in [1, 16, MAX_WORKERS] {
-                let of = |num_pages: usize| divide_memory(&Config { notifier, waiting, ..config((num_pages * PAGE_SIZE) as u64, num_workers) });
+                let of = |num_pages: usize| divide_memory(&Config { notifier, waiting, ..config((num_pages * PAGE_SIZE) as u64, num_workers) }, 0);
                 let num_readers = if notifier == Notifier::Monitor { 1 } else { num_workers + 1 };
                 assert_eq!(of(MIN_LOCAL_PAGES + num_readers).unwrap().0, MIN_LOCAL_PAGES, "{notifier:?} {waiting:?} {num_workers}");
                 assert!(of(MIN_LOCAL_PAGES + num_readers - 1).is_err(), "{notifier:?} {waiting:?} {num_workers}");
@@ -361,7 +379,7 @@ mod tests {
     #[test]
     fn buffers_are_for_those_who_read() {
         // 100 MiB with 16 threads, as in comparisons.
-        let of = |notifier, waiting| NumBuffers::of(&Config { notifier, waiting, ..config(100 << 20, 16) }, 25_600);
+        let of = |notifier, waiting| NumBuffers::of(&Config { notifier, waiting, ..config(100 << 20, 16) }, 25_600, 0);
         let suspend = of(Notifier::Sigbus, Waiting::Suspend);
         assert_eq!((suspend.of_worker, suspend.of_pager_thread), (188, 188));
         let poll = of(Notifier::Sigbus, Waiting::Poll);

@@ -10,19 +10,23 @@
 //! A read that fails is begun again at once, a few times. If that does not help, the page is Failed, and those who wait for it learn why. The next who
 //! asks for the page tries again: what was wrong may be over by then.
 
+use crate::backend::Now;
 use crate::buffers::{Asker, Outcome, PendingRead};
 use crate::config::Notifier;
 use crate::evict;
 use crate::failure::RawCause;
+use crate::io_queue::{Completion, Source};
 use crate::lwt;
 use crate::page_table::{PageState, Pinned, Word};
 use crate::pager::{Pager, ZERO_PAGE};
 use crate::parking;
 use crate::region::Page;
+use crate::size::PAGE_SIZE;
 use crate::stats::Counters;
 use crate::sys;
 use crate::worker::{self, Worker};
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr};
 
@@ -100,16 +104,16 @@ fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), RawC
         return Err(cause);
     }
     let stats = worker.stats();
+    let framed_ns = pager.step_clock();
     if !word.is_stored() {
         install_zeroes(page, 1)?;
         stats.counters.zero_fills.add(1);
-    } else if let Some(content) = pager.backend.content(page.slot()) {
-        let found_ns = pager.step_clock();
-        install(page, content, 1)?;
+    } else if let Some(result) = install_now(page, 1) {
+        result?;
         stats.counters.swap_ins.add(1);
         if pager.config.step_times {
-            stats.steps.queue.record(found_ns - start_ns);
-            stats.steps.map.record(sys::now_ns() - found_ns);
+            stats.steps.queue.record(framed_ns - start_ns);
+            stats.steps.map.record(sys::now_ns() - framed_ns);
         }
     } else {
         let (mapped_ns, outcome) = (Cell::new(0), Outcome::new(None));
@@ -140,22 +144,21 @@ fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, RawCause>
     let pager = &*page.region.pager;
     let entry = page.entry();
     let may_swap_in = pager.config.notifier == Notifier::Sigbus;
-    let content = pager.backend.content(page.slot());
-    if may_swap_in && (!word.is_stored() || content.is_some()) && pager.budget.try_take_in_turn() {
+    if may_swap_in && (!word.is_stored() || pager.backend.is_readable_now(page.slot())) && pager.budget.try_take_in_turn() {
         if !entry.begin_swap_in(word) {
             pager.budget.give_back(1);
             return Ok(false);
         }
         let counters = &pager.thread_stats.counters;
-        match content.filter(|_| word.is_stored()) {
-            Some(content) => {
-                install(page, content, 1)?;
-                counters.swap_ins.add_shared(1);
-            }
-            None => {
-                install_zeroes(page, 1)?;
-                counters.zero_fills.add_shared(1);
-            }
+        if !word.is_stored() {
+            install_zeroes(page, 1)?;
+            counters.zero_fills.add_shared(1);
+        } else if let Some(result) = install_now(page, 1) {
+            result?;
+            counters.swap_ins.add_shared(1);
+        } else {
+            give_up(page);
+            return Ok(false);
         }
         if pager.budget.is_low() {
             pager.pager_thread().nudge();
@@ -187,9 +190,23 @@ fn install_zeroes(page: Page<'_>, pins: u32) -> Result<(), RawCause> {
     finish(page, result, pins)
 }
 
-/// Verifies and maps a page whose content is at `content`; on failure gives the frame back.
-fn install(page: Page<'_>, content: *const u8, pins: u32) -> Result<(), RawCause> {
-    finish(page, map(page, content), pins)
+/// Verifies and maps a page whose content can be had without I/O; on failure gives the frame back. `None` if it takes I/O.
+fn install_now(page: Page<'_>, pins: u32) -> Option<Result<(), RawCause>> {
+    let mut buffer = MaybeUninit::<[u8; PAGE_SIZE]>::uninit();
+    let result = match page.region.pager.backend.read_now(page.slot(), buffer.as_mut_ptr().cast()) {
+        Now::Content(content) => map(page, content),
+        Now::Failed(cause) => Err(cause),
+        Now::NeedsIo => return None,
+    };
+    Some(finish(page, result, pins))
+}
+
+/// The caller cannot bring the page in after all: gives it and its frame back.
+fn give_up(page: Page<'_>) {
+    page.region.pager.budget.give_back(1);
+    if page.entry().abort_swap_in() {
+        parking::unpark_all(page.key());
+    }
 }
 
 /// Verifies the content at `content` and maps the page with it.
@@ -257,8 +274,8 @@ pub(crate) fn prefetch(page: Page<'static>) {
         let request = Box::leak(Box::new(Request::new(page, true)));
         return pager.pager_thread().push_request(request);
     };
-    let content = pager.backend.content(page.slot());
-    if !(content.is_some() || worker.has_free_buffer()) || !pager.may_prefetch() || !pager.budget.try_take() {
+    let is_readable = pager.backend.is_readable_now(page.slot());
+    if !(is_readable || worker.has_free_buffer()) || !pager.may_prefetch() || !pager.budget.try_take() {
         return;
     }
     if !page.entry().begin_swap_in(word) {
@@ -268,14 +285,12 @@ pub(crate) fn prefetch(page: Page<'static>) {
     if !worker.reclaims() && pager.budget.is_low() {
         pager.pager_thread().nudge();
     }
-    match content {
-        Some(content) => {
-            // After a failure, whoever needs the page will try again.
-            if install(page, content, 0).is_ok() {
-                worker.stats().counters.swap_ins.add(1);
-            }
-        }
-        None => worker.start_read(page, 0, None).expect("there is a free buffer"),
+    match install_now(page, 0) {
+        Some(Ok(())) => worker.stats().counters.swap_ins.add(1),
+        // Whoever needs the page will try again.
+        Some(Err(_)) => {}
+        None if worker.has_free_buffer() => worker.start_read(page, 0, None).expect("there is a free buffer"),
+        None => give_up(page),
     }
 }
 
@@ -325,11 +340,12 @@ pub(crate) fn serve(request: *mut Request) {
 }
 
 /// A read of the worker's queue completed: verifies and maps the page.
-pub(crate) fn complete_read(worker: &Worker, buffer: usize, result: i32) {
-    let Some((read, content)) = worker.finish_read(buffer) else { return worker.release_buffer(buffer) };
+pub(crate) fn complete_read(worker: &Worker, buffer: usize, completion: Completion) {
+    let Some((read, target)) = worker.finish_read(buffer) else { return worker.release_buffer(buffer) };
     let reaped_ns = worker.pager().step_clock();
-    let is_whole = result == crate::size::PAGE_SIZE as i32;
-    let mapped = if is_whole { map(read.page, content) } else { Err(RawCause::of_read(result)) };
+    let content = if completion.content.is_null() { target } else { completion.content };
+    let is_whole = completion.result == PAGE_SIZE as i32;
+    let mapped = if is_whole { map(read.page, content) } else { Err(RawCause::of_read(completion.result)) };
     match mapped {
         Ok(()) => {
             worker.stats().counters.swap_ins.add(1);
@@ -341,7 +357,8 @@ pub(crate) fn complete_read(worker: &Worker, buffer: usize, result: i32) {
         // Not for a prefetch: whoever needs the page has attempts of their own.
         Err(cause) if cause.may_heal() && read.pins > 0 && read.num_retries < MAX_RETRIES => {
             worker.stats().counters.swap_in_retries.add(1);
-            return worker.read_again(buffer, PendingRead { num_retries: read.num_retries + 1, ..read });
+            let suspect = if cause == RawCause::WRONG_HASH { completion.source } else { Source(None) };
+            return worker.read_again(buffer, PendingRead { num_retries: read.num_retries + 1, ..read }, suspect);
         }
         Err(_) => {}
     }

@@ -3,27 +3,33 @@
 //! Nothing of a worker is shared but [`WorkerShared`]: the inbox through which other threads wake its LWTs, and its statistics. One turn of the
 //! scheduler: take in remote wake-ups, reap completions (map what was read), run every ready LWT once, reclaim ahead of demand, submit.
 
+mod shared;
+
+use crate::backend::{QueueBuilder, Queues, Read, Write, WriteRequest};
+use crate::budget::MAX_BATCH_PAGES;
 use crate::buffers::{Asker, Buffers, PendingRead};
 use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict::{self, Batch, MAX_BATCHES};
 use crate::failure::RawCause;
-use crate::io_queue::{IoQueue, Purpose, Token, event_fd};
+use crate::io_queue::{Completion, IoQueue, Purpose, Source, Token};
 use crate::lwt::{self, Lwt, ReadyQueue};
 use crate::pager::Pager;
 use crate::parking;
 use crate::region::Page;
 use crate::stack::StackPool;
 use crate::stats::Stats;
-use crate::swap_in::{self, Request};
+use crate::swap_in;
 use crate::sys;
 use std::cell::{Cell, RefCell, UnsafeCell};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicPtr, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::fence;
 use std::time::Duration;
+
+pub(crate) use shared::{WorkerShared, push_to_stack};
 
 thread_local! {
     /// The worker that this thread is, or null. Const and without destructor: reading it in a signal handler is safe.
@@ -41,101 +47,6 @@ pub(crate) fn current_of(pager: &Pager) -> Option<&'static Worker> {
     current().filter(|worker| ptr::eq(worker.pager(), pager))
 }
 
-/// The part of a worker that other threads use. Never freed, but used again by later workers: whoever has just woken the last LWT of a worker may
-/// still be about to nudge it, and a nudge too many does no harm.
-#[derive(Debug)]
-pub(crate) struct WorkerShared {
-    inbox: AtomicPtr<Lwt>,
-    requests: AtomicPtr<Request>,
-    /// The worker sleeps, or is about to, and wants a write to `wake_fd` when something comes in.
-    is_sleeping: AtomicBool,
-    pub(crate) must_stop: AtomicBool,
-    /// A thread is this worker now.
-    is_entered: AtomicBool,
-    wake_fd: OwnedFd,
-    /// Of all workers of its instance that it was.
-    pub(crate) stats: Stats,
-}
-
-/// Those that no instance uses.
-static UNUSED: Mutex<Vec<&'static WorkerShared>> = Mutex::new(Vec::new());
-
-fn unused() -> MutexGuard<'static, Vec<&'static WorkerShared>> {
-    UNUSED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl WorkerShared {
-    /// One that is not in use, from those of the instance, of earlier instances, or new.
-    fn take(of_instance: &mut Vec<&'static Self>) -> Result<&'static Self> {
-        if let Some(shared) = of_instance.iter().find(|shared| !shared.is_entered.load(Acquire)) {
-            return Ok(shared);
-        }
-        let shared = match unused().pop() {
-            Some(shared) => {
-                shared.stats.reset();
-                shared
-            }
-            None => Box::leak(Box::new(Self {
-                inbox: AtomicPtr::new(ptr::null_mut()),
-                requests: AtomicPtr::new(ptr::null_mut()),
-                is_sleeping: AtomicBool::new(false),
-                must_stop: AtomicBool::new(false),
-                is_entered: AtomicBool::new(false),
-                wake_fd: event_fd()?,
-                stats: Stats::default(),
-            })),
-        };
-        of_instance.push(shared);
-        Ok(shared)
-    }
-
-    /// An instance ends: its workers, none of them entered any more, are free for others.
-    pub(crate) fn give_back(of_instance: &mut Vec<&'static Self>) {
-        of_instance.iter().for_each(|shared| shared.must_stop.store(false, Relaxed));
-        unused().append(of_instance);
-    }
-
-    /// Makes a suspended LWT of this worker ready. Async-signal-safe, from any thread.
-    pub(crate) fn push_inbox(&self, lwt: *mut Lwt) {
-        // SAFETY: a suspended LWT is alive, and whoever wakes it owns its link.
-        push(&self.inbox, lwt, unsafe { &(*lwt).next_inbox });
-        self.nudge();
-    }
-
-    /// Hands a request to the pager thread. Async-signal-safe, from any thread.
-    pub(crate) fn push_request(&self, request: &Request) {
-        push(&self.requests, ptr::from_ref(request).cast_mut(), &request.next);
-        self.nudge();
-    }
-
-    /// Makes the worker take a turn if it sleeps.
-    pub(crate) fn nudge(&self) {
-        fence(SeqCst);
-        if self.is_sleeping.load(Relaxed) && self.is_sleeping.swap(false, SeqCst) {
-            // SAFETY: writes 8 bytes of a valid u64 to our eventfd; a full counter means that a wake-up is pending anyway.
-            unsafe { libc::write(self.wake_fd.as_raw_fd(), (&raw const ONE).cast(), 8) };
-        }
-    }
-
-    fn has_incoming(&self) -> bool {
-        !self.inbox.load(Relaxed).is_null() || !self.requests.load(Relaxed).is_null() || self.must_stop.load(Relaxed)
-    }
-}
-
-static ONE: u64 = 1;
-
-/// Pushes onto a lock-free stack that its consumer takes whole.
-fn push<T>(head: &AtomicPtr<T>, node: *mut T, next: &AtomicPtr<T>) {
-    let mut old = head.load(Relaxed);
-    loop {
-        next.store(old, Relaxed);
-        match head.compare_exchange_weak(old, node, Release, Relaxed) {
-            Ok(_) => return,
-            Err(now) => old = now,
-        }
-    }
-}
-
 /// What a worker is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -150,6 +61,7 @@ pub(crate) struct Worker {
     pager: Arc<Pager>,
     shared: &'static WorkerShared,
     queue: IoQueue,
+    backend: Queues,
     buffers: Buffers,
     batches: [UnsafeCell<Batch>; MAX_BATCHES],
     ready: ReadyQueue,
@@ -159,6 +71,7 @@ pub(crate) struct Worker {
     swaps_in: bool,
     reclaims: bool,
     polls: bool,
+    busy_poll_ns: u64,
 }
 
 impl Worker {
@@ -179,14 +92,18 @@ impl Worker {
         let num_buffers = pager.num_buffers(role);
         let buffers = Buffers::new(num_buffers)?;
         let times_reads = pager.config.step_times;
-        let queue = IoQueue::new(shared.wake_fd.as_raw_fd(), buffers.as_iovec(), pager.backend.file(), num_buffers, times_reads)?;
-        shared.is_entered.store(true, Relaxed);
         let is_pager_thread = role == Role::PagerThread;
+        let mut builder = QueueBuilder::new(num_buffers, MAX_BATCHES * MAX_BATCH_PAGES, is_pager_thread, shared);
+        let backend = Queues::new(&pager.backend, &mut builder)?;
+        let wake_fd = shared.wake_fd.as_raw_fd();
+        let queue = IoQueue::new(wake_fd, buffers.as_iovec(), builder.files(), num_buffers, times_reads, builder.num_finished())?;
+        shared.is_entered.store(true, Relaxed);
         let Config { notifier, waiting, .. } = pager.config;
         let worker = Self {
             pager: pager.clone(),
             shared,
             queue,
+            backend,
             buffers,
             batches: std::array::from_fn(|_| UnsafeCell::new(Batch::new())),
             ready: ReadyQueue::new(),
@@ -197,6 +114,7 @@ impl Worker {
             swaps_in: is_pager_thread || notifier == Notifier::Sigbus,
             reclaims: is_pager_thread || (notifier == Notifier::Sigbus && waiting == Waiting::Suspend),
             polls: !is_pager_thread && waiting == Waiting::Poll,
+            busy_poll_ns: pager.backend.busy_poll_us() * 1000,
         };
         let worker: &'static Self = Box::leak(Box::new(worker));
         CURRENT.set(worker);
@@ -209,8 +127,19 @@ impl Worker {
         if !worker.current_lwt.get().is_null() || worker.num_lwts.get() > 0 {
             return Err(Error::new(ErrorKind::Busy, format!("{} LWTs of this worker have not ended", worker.num_lwts.get())));
         }
+        let sleep = || {
+            // What others leave from here on nudges, and what they left before is found by the flush.
+            worker.shared.is_sleeping.store(true, SeqCst);
+            fence(SeqCst);
+            worker.poll(true);
+            worker.shared.is_sleeping.store(false, SeqCst);
+        };
+        while worker.buffers.are_used() || worker.has_busy_batch() {
+            sleep();
+        }
+        worker.backend.close(&worker.queue);
         while worker.queue.num_in_flight() > 0 {
-            worker.queue.poll(true, |purpose, result| worker.complete(purpose, result));
+            sleep();
         }
         CURRENT.set(ptr::null());
         worker.shared.is_entered.store(false, Release);
@@ -228,7 +157,7 @@ impl Worker {
         self.shared.is_sleeping.store(false, SeqCst);
         self.take_in();
         let may_sleep = wait && self.ready.len() == 0 && self.prepare_sleep();
-        self.queue.poll(may_sleep, |purpose, result| self.complete(purpose, result));
+        self.poll(may_sleep);
         self.shared.is_sleeping.store(false, SeqCst);
         if may_sleep {
             self.take_in();
@@ -240,10 +169,13 @@ impl Worker {
         }
         let must_reclaim = self.reclaims && if self.pager.is_failing() { self.pager.may_retry() } else { self.pager.budget.is_low() };
         // The device works while this worker evicts.
-        self.queue.submit();
+        self.submit();
         if must_reclaim {
             evict::reclaim(self);
-            self.queue.submit();
+            self.submit();
+        }
+        if self.busy_poll_ns > 0 && self.ready.len() == 0 {
+            self.spin();
         }
         // The caller may sleep on our descriptor now.
         let must_return = self.ready.len() == 0 && (!self.prepare_sleep() || self.queue.has_work());
@@ -252,8 +184,45 @@ impl Worker {
 
     /// Waiting by [`Waiting::Poll`], in the midst of an LWT: takes completions in, and lets another thread have the CPU.
     pub(crate) fn poll_in_place(&self) {
-        self.queue.poll(false, |purpose, result| self.complete(purpose, result));
+        self.poll(false);
         std::thread::yield_now();
+    }
+
+    /// Polls for a while, where reads are under way.
+    fn spin(&self) {
+        let end_ns = sys::now_ns() + self.busy_poll_ns;
+        while self.ready.len() == 0 && self.buffers.are_used() && !self.shared.has_incoming() && sys::now_ns() < end_ns {
+            self.poll(false);
+            std::hint::spin_loop();
+        }
+    }
+
+    fn flush(&self) {
+        if self.shared.is_poked.load(Relaxed) {
+            self.shared.is_poked.swap(false, Acquire);
+        }
+        self.backend.flush(&self.queue);
+    }
+
+    fn submit(&self) {
+        self.flush();
+        self.queue.submit();
+    }
+
+    /// Submits, and takes completions in; with `wait`, sleeps until there is one.
+    fn poll(&self, wait: bool) {
+        self.flush();
+        self.queue.poll(wait, |token, result| {
+            self.complete(token, Completion::of(result));
+            self.take_finished();
+        });
+        self.take_finished();
+    }
+
+    fn take_finished(&self) {
+        while let Some((token, completion)) = self.queue.take_finished() {
+            self.complete(token, completion);
+        }
     }
 
     /// Asks for a nudge; `false` if there is something already.
@@ -272,19 +241,19 @@ impl Worker {
             if lwt::start(move || swap_in::serve(request)).is_err() {
                 // No stack for it now: again at the next turn, when others have ended.
                 // SAFETY: as above.
-                push(&self.shared.requests, request, unsafe { &(*request).next });
+                push_to_stack(&self.shared.requests, request, unsafe { &(*request).next });
             }
             request = next;
         }
     }
 
-    fn complete(&self, purpose: Purpose, result: i32) {
-        match purpose {
+    fn complete(&self, token: Token, completion: Completion) {
+        match token.purpose() {
             Purpose::Lwt(lwt) => self.push_ready(lwt),
-            Purpose::Read { buffer } => swap_in::complete_read(self, buffer, result),
-            Purpose::Write { batch, run } => evict::complete_write(self, batch, run, result),
+            Purpose::Read { buffer } => swap_in::complete_read(self, buffer, completion),
+            Purpose::Write { batch, run } => evict::complete_write(self, batch, run, completion.result),
+            Purpose::Node { node, index } => self.backend.complete(&self.queue, node, index, completion),
             Purpose::Alarm => self.look_for_overdue(),
-            Purpose::Marked(token) => self.settle(token, result),
             Purpose::Wake => {}
         }
     }
@@ -311,15 +280,6 @@ impl Worker {
         }
     }
 
-    /// A read or write that the backend has marked completed: with what, or whether it will once more, is for the backend to say.
-    fn settle(&self, token: Token, result: i32) {
-        let purpose = token.unmarked().purpose();
-        let target = if let Purpose::Read { buffer } = purpose { Some(self.buffers.address(buffer)) } else { None };
-        if let Some(result) = self.pager.backend.settle(&self.queue, token, result, target) {
-            self.complete(purpose, result);
-        }
-    }
-
     /// Takes turns until no LWT of this worker is alive and its evictions are over, or it is told to stop.
     pub(crate) fn run(&self) {
         while (self.num_lwts.get() > 0 || self.has_busy_batch()) && !self.shared.must_stop.load(Relaxed) {
@@ -343,20 +303,25 @@ impl Worker {
             parking::park_for_pager(self.buffers_key(), || !self.buffers.has_free());
         };
         self.watch_time();
-        self.read_into(buffer, page);
+        self.read_into(buffer, page, false, Source(None));
         Ok(())
     }
 
-    /// A read failed: starts it again, into the same buffer, and alone: it may be for the sake of a neighbour only that it failed.
-    pub(crate) fn read_again(&self, buffer: usize, read: PendingRead) {
+    /// A read failed: starts it again, into the same buffer. `suspect` is who had wrong content.
+    pub(crate) fn read_again(&self, buffer: usize, read: PendingRead, suspect: Source) {
         self.buffers.resume(buffer, read);
-        self.queue.push_read_run();
-        self.read_into(buffer, read.page);
-        self.queue.push_read_run();
+        self.read_into(buffer, read.page, true, suspect);
     }
 
-    fn read_into(&self, buffer: usize, page: Page<'static>) {
-        self.pager.backend.start_read(&self.queue, page.slot(), buffer, self.buffers.address(buffer));
+    fn read_into(&self, buffer: usize, page: Page<'static>, is_retry: bool, suspect: Source) {
+        self.queue.note_read(buffer);
+        let (token, target) = (Token::read(buffer), self.buffers.address(buffer));
+        self.backend.read(&self.queue, Read { slot: page.slot(), target, token, is_retry, suspect });
+    }
+
+    /// Starts a write of a batch.
+    pub(crate) fn start_write(&self, write: WriteRequest) -> Write {
+        self.backend.write(&self.queue, write)
     }
 
     pub(crate) fn has_free_buffer(&self) -> bool {

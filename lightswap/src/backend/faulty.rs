@@ -1,20 +1,21 @@
 //! `faulty(SCHEDULE):URL`: any other backend, and faults on purpose: errors, short transfers, flipped bits, pages of other slots, torn writes, delays.
 //!
-//! What goes wrong follows from the [`Schedule`], the number of the I/O and a seed. It is decided when the I/O is started, and what is left to do at its
-//! completion travels with its token ([`Mark`]): nothing is kept for an I/O in flight, and those that nothing befalls go as they would without this backend.
+//! What goes wrong follows from the [`Schedule`], the number of the I/O and a seed. It is decided when the I/O is started; what is left to do at its
+//! completion is kept for it ([`Pending`]), and those that nothing befalls go as they would without this backend.
 //!
-//! Around a backend without I/O, reads and writes complete through the queue all the same, with a request that does nothing.
+//! Around a backend without I/O, reads and writes complete through the worker's queue all the same.
 
-use super::mark::{Flips, Mark, Outcome};
-use super::schedule::{Fault, Misfit, Operation, Schedule};
-use super::{Backend, Write};
+use super::schedule::{Fault, MAX_FLIPPED_BITS, Misfit, Operation, Schedule};
+use super::slab::Slab;
+use super::{Backend, BackendQueue, Health, QueueBuilder, Read, Write, WriteRequest};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io_queue::{IoQueue, Token};
+use crate::io_queue::{Completion, IoQueue, Token};
 use crate::parking::SpinLock;
 use crate::size::{PAGE_SIZE, pages_in};
 use crate::sys;
 use std::io;
-use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Duration;
@@ -56,9 +57,9 @@ const INJECTED_NAMES: [&str; 9] = [
 
 #[derive(Debug)]
 pub(super) struct FaultyBackend {
-    inner: Box<dyn Backend>,
+    inner: Arc<dyn Backend>,
     schedule: Schedule,
-    /// The inner backend copies at once; otherwise it has a file, and takes requests.
+    /// The inner backend copies at once.
     is_immediate: bool,
     /// Around copies of an immediate backend: a read that goes astray may meet a write. No region memory that could be missing is touched meanwhile.
     copying: SpinLock,
@@ -101,9 +102,9 @@ fn explain(url: &str, at: usize, what: &str) -> Error {
 }
 
 impl FaultyBackend {
-    pub(super) fn new(inner: Box<dyn Backend>, schedule: Schedule) -> Self {
+    pub(super) fn new(inner: Arc<dyn Backend>, schedule: Schedule) -> Self {
         Self {
-            is_immediate: inner.file().is_none(),
+            is_immediate: inner.is_readable_now(0),
             inner,
             schedule,
             copying: SpinLock::new(),
@@ -153,13 +154,15 @@ impl FaultyBackend {
         written.unwrap_or((slot + 1) % self.num_slots())
     }
 
-    /// Reads a slot of an immediate backend.
-    fn copy_out(&self, slot: usize, target: *mut u8) {
-        let content = self.inner.content(slot).expect("a backend without a file has its slots in memory");
+    /// Runs `action`, which copies at once if the inner backend does so: a read that goes astray must not meet a write.
+    fn copying<R>(&self, action: impl FnOnce() -> R) -> R {
+        if !self.is_immediate {
+            return action();
+        }
         self.copying.lock();
-        // SAFETY: the slot and the worker's buffer are a page each; no slot is written without the lock, and the buffer is of the caller alone.
-        unsafe { std::ptr::copy_nonoverlapping(content, target, PAGE_SIZE) };
+        let result = action();
         self.copying.unlock();
+        result
     }
 }
 
@@ -168,129 +171,19 @@ impl Backend for FaultyBackend {
         self.inner.num_slots()
     }
 
-    fn file(&self) -> Option<RawFd> {
-        self.inner.file()
+    fn queue(self: Arc<Self>, builder: &mut QueueBuilder) -> Result<Rc<dyn BackendQueue>> {
+        let number = builder.reserve();
+        let inner = builder.child(&self.inner, builder.num_reads, builder.num_writes)?;
+        let pending = Slab::new(builder.num_reads + builder.num_writes);
+        Ok(builder.add(number, Rc::new(FaultyQueue { number, faulty: self, inner, pending })))
     }
 
-    fn start_read(&self, queue: &IoQueue, slot: usize, buffer: usize, target: *mut u8) {
-        let (fault, delay_ms, random) = self.next(Operation::Read);
-        let (mut from, mut outcome) = (Some(slot), Outcome::AsItIs);
-        match fault {
-            // Torn writes are none of ours.
-            None | Some(Fault::Torn) => {}
-            Some(Fault::Errno(errno)) => {
-                self.count(Injected::ReadErrors);
-                (from, outcome) = (None, Outcome::Report(-errno));
-            }
-            Some(Fault::Dead { .. }) => {
-                self.count(Injected::Dead);
-                (from, outcome) = (None, Outcome::Report(-libc::ENODEV));
-            }
-            Some(Fault::Short(num_bytes)) => {
-                self.count(Injected::ShortReads);
-                outcome = Outcome::Report(num_bytes.unwrap_or(PAGE_SIZE as u32 / 2) as i32);
-            }
-            Some(Fault::Flip(num_bits)) => {
-                self.count(Injected::Flips);
-                outcome = Outcome::Flip(Flips::new(random, num_bits));
-            }
-            Some(Fault::Misdirect) => {
-                let other = self.other_slot(slot, random);
-                if other != slot {
-                    self.count(Injected::Misdirects);
-                }
-                from = Some(other);
-            }
-        }
-        let token = Token::read(buffer);
-        match from {
-            None => queue.push_nothing(token.marked(Mark { outcome, delay_ms }.encode())),
-            Some(from) if self.is_immediate => {
-                self.copy_out(from, target);
-                // The request that does nothing returns 0, so the flipping is done here.
-                if let Outcome::Flip(flips) = outcome {
-                    // SAFETY: the buffer is a page, and the caller's alone.
-                    flips.apply(unsafe { std::slice::from_raw_parts_mut(target, PAGE_SIZE) });
-                }
-                let reported = if let Outcome::Report(reported) = outcome { reported } else { PAGE_SIZE as i32 };
-                queue.push_nothing(token.marked(Mark { outcome: Outcome::Report(reported), delay_ms }.encode()));
-            }
-            Some(from) => {
-                let mark = Mark { outcome, delay_ms };
-                if mark.is_plain() {
-                    self.inner.start_read(queue, from, buffer, target);
-                } else {
-                    self.inner.start_marked_read(queue, from, token.marked(mark.encode()), target);
-                }
-            }
-        }
+    fn staging_pages_per_read(&self) -> usize {
+        self.inner.staging_pages_per_read()
     }
 
-    fn start_marked_read(&self, _: &IoQueue, _: usize, _: Token, _: *mut u8) {
-        unreachable!("no backend is around this one");
-    }
-
-    fn write_bytes(&self, queue: &IoQueue, slot: usize, source: *const u8, num_bytes: usize, token: Token) -> Write {
-        let (fault, delay_ms, random) = self.next(Operation::Write);
-        let to_sector = |num_bytes: usize| num_bytes / SECTOR_BYTES * SECTOR_BYTES;
-        // Bytes that reach the slots, and what is said of that.
-        let (arriving, outcome) = match fault {
-            Some(Fault::Errno(errno)) => {
-                self.count(Injected::WriteErrors);
-                (0, Outcome::Report(-errno))
-            }
-            Some(Fault::Dead { .. }) => {
-                self.count(Injected::Dead);
-                (0, Outcome::Report(-libc::ENODEV))
-            }
-            Some(Fault::Short(wanted)) => {
-                self.count(Injected::ShortWrites);
-                let wanted = wanted.map_or(num_bytes / 2, |wanted| wanted as usize).min(num_bytes - 1);
-                (to_sector(wanted), Outcome::Report(wanted as i32))
-            }
-            Some(Fault::Torn) => {
-                self.count(Injected::TornWrites);
-                (to_sector(random as usize % num_bytes), Outcome::Report(num_bytes as i32))
-            }
-            // Flips and misdirections are for reads.
-            None | Some(Fault::Flip(_) | Fault::Misdirect) => (num_bytes, Outcome::AsItIs),
-        };
-        let written = slot + random as usize % pages_in(num_bytes).max(1);
-        self.recent[(random >> 32) as usize % NUM_RECENT].store(written, Relaxed);
-        let mark = Mark { outcome, delay_ms };
-        if arriving > 0 && !self.is_immediate {
-            let token = if mark.is_plain() { token } else { token.marked(mark.encode()) };
-            return self.inner.write_bytes(queue, slot, source, arriving, token);
-        }
-        if arriving > 0 {
-            self.copying.lock();
-            let result = self.inner.write_bytes(queue, slot, source, arriving, token);
-            self.copying.unlock();
-            if matches!(result, Write::Failed) {
-                return result;
-            }
-        }
-        let reported = if let Outcome::Report(reported) = outcome { reported } else { num_bytes as i32 };
-        queue.push_nothing(token.marked(Mark { outcome: Outcome::Report(reported), delay_ms }.encode()));
-        Write::Pending
-    }
-
-    fn settle(&self, queue: &IoQueue, token: Token, result: i32, target: Option<*mut u8>) -> Option<i32> {
-        let Mark { outcome, delay_ms } = Mark::decode(token.mark());
-        let result = if let Outcome::Report(reported) = outcome { reported } else { result };
-        // SAFETY: the target is a buffer of the calling worker, whose read is not over before this returns.
-        let page = target.map(|target| unsafe { std::slice::from_raw_parts_mut(target, PAGE_SIZE) });
-        match (outcome, page) {
-            (Outcome::Flip(flips), Some(page)) if result == PAGE_SIZE as i32 => flips.apply(page),
-            (Outcome::Report(0..), Some(page)) => page[result as usize..].fill(JUNK),
-            _ => {}
-        }
-        if delay_ms == 0 {
-            return Some(result);
-        }
-        let later = Mark { outcome: Outcome::Report(result), delay_ms: 0 };
-        queue.push_timeout(Duration::from_millis(delay_ms.into()), token.unmarked().marked(later.encode()));
-        None
+    fn busy_poll_us(&self) -> u64 {
+        self.inner.busy_poll_us()
     }
 
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()> {
@@ -298,9 +191,15 @@ impl Backend for FaultyBackend {
     }
 
     fn discard(&self, slot: usize, num_slots: usize) {
-        self.copying.lock();
-        self.inner.discard(slot, num_slots);
-        self.copying.unlock();
+        self.copying(|| self.inner.discard(slot, num_slots));
+    }
+
+    fn health(&self) -> Health {
+        self.inner.health()
+    }
+
+    fn set_mirrored(&self) {
+        self.inner.set_mirrored();
     }
 
     fn stats(&self) -> Vec<(&'static str, u64)> {
@@ -313,6 +212,199 @@ impl Backend for FaultyBackend {
     fn stop_faults(&self) {
         self.is_stopped.store(true, Relaxed);
         self.dead_until_ns.store(0, Relaxed);
+        self.inner.stop_faults();
+    }
+}
+
+/// What is made of an I/O when it completes.
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    /// Its result.
+    AsItIs,
+    /// This result: bytes, or a negative errno.
+    Report(i32),
+    /// Its result, and some bits of the page read are flipped.
+    Flip(Flips),
+    /// How it has ended, some time ago.
+    Late(Completion),
+}
+
+/// An I/O that something befalls.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    token: Token,
+    /// Of a read.
+    target: Option<*mut u8>,
+    outcome: Outcome,
+    /// How much later it completes.
+    delay_ms: u32,
+}
+
+struct FaultyQueue {
+    number: usize,
+    faulty: Arc<FaultyBackend>,
+    inner: Rc<dyn BackendQueue>,
+    pending: Slab<Pending>,
+}
+
+impl FaultyQueue {
+    /// The token for the inner backend: the parent's own if nothing befalls the I/O.
+    fn token(&self, pending: Pending) -> Token {
+        if matches!(pending, Pending { outcome: Outcome::AsItIs, delay_ms: 0, .. }) {
+            return pending.token;
+        }
+        Token::node(self.number, self.pending.insert(pending))
+    }
+
+    /// An I/O that does not reach the inner backend, or is over there.
+    fn skip(&self, io: &IoQueue, pending: Pending, result: i32) {
+        let index = self.pending.insert(pending);
+        self.complete(io, index, Completion::of(result));
+    }
+}
+
+impl BackendQueue for FaultyQueue {
+    fn read(&self, io: &IoQueue, read: Read) {
+        let faulty = &*self.faulty;
+        let (fault, delay_ms, random) = faulty.next(Operation::Read);
+        let (mut from, mut outcome) = (Some(read.slot), Outcome::AsItIs);
+        match fault {
+            // Torn writes are none of ours.
+            None | Some(Fault::Torn) => {}
+            Some(Fault::Errno(errno)) => {
+                faulty.count(Injected::ReadErrors);
+                (from, outcome) = (None, Outcome::Report(-errno));
+            }
+            Some(Fault::Dead { .. }) => {
+                faulty.count(Injected::Dead);
+                (from, outcome) = (None, Outcome::Report(-libc::ENODEV));
+            }
+            Some(Fault::Short(num_bytes)) => {
+                faulty.count(Injected::ShortReads);
+                outcome = Outcome::Report(num_bytes.unwrap_or(PAGE_SIZE as u32 / 2) as i32);
+            }
+            Some(Fault::Flip(num_bits)) => {
+                faulty.count(Injected::Flips);
+                outcome = Outcome::Flip(Flips::new(random, num_bits));
+            }
+            Some(Fault::Misdirect) => {
+                let other = faulty.other_slot(read.slot, random);
+                if other != read.slot {
+                    faulty.count(Injected::Misdirects);
+                }
+                from = Some(other);
+            }
+        }
+        let pending = Pending { token: read.token, target: Some(read.target), outcome, delay_ms };
+        match from {
+            None => self.skip(io, pending, 0),
+            Some(slot) => faulty.copying(|| self.inner.read(io, Read { slot, token: self.token(pending), ..read })),
+        }
+    }
+
+    fn write(&self, io: &IoQueue, write: WriteRequest) -> Write {
+        let faulty = &*self.faulty;
+        let WriteRequest { slot, num_bytes, token, .. } = write;
+        let (fault, delay_ms, random) = faulty.next(Operation::Write);
+        let to_sector = |num_bytes: usize| num_bytes / SECTOR_BYTES * SECTOR_BYTES;
+        // Bytes that reach the slots, and what is said of that.
+        let (arriving, outcome) = match fault {
+            Some(Fault::Errno(errno)) => {
+                faulty.count(Injected::WriteErrors);
+                (0, Outcome::Report(-errno))
+            }
+            Some(Fault::Dead { .. }) => {
+                faulty.count(Injected::Dead);
+                (0, Outcome::Report(-libc::ENODEV))
+            }
+            Some(Fault::Short(wanted)) => {
+                faulty.count(Injected::ShortWrites);
+                let wanted = wanted.map_or(num_bytes / 2, |wanted| wanted as usize).min(num_bytes - 1);
+                (to_sector(wanted), Outcome::Report(wanted as i32))
+            }
+            Some(Fault::Torn) => {
+                faulty.count(Injected::TornWrites);
+                (to_sector(random as usize % num_bytes), Outcome::Report(num_bytes as i32))
+            }
+            // Flips and misdirections are for reads.
+            None | Some(Fault::Flip(_) | Fault::Misdirect) => (num_bytes, Outcome::AsItIs),
+        };
+        let written = slot + random as usize % pages_in(num_bytes).max(1);
+        faulty.recent[(random >> 32) as usize % NUM_RECENT].store(written, Relaxed);
+        let pending = Pending { token, target: None, outcome, delay_ms };
+        if arriving == 0 {
+            self.skip(io, pending, num_bytes as i32);
+            return Write::Pending;
+        }
+        let token = self.token(pending);
+        match faulty.copying(|| self.inner.write(io, WriteRequest { num_bytes: arriving, token, ..write })) {
+            Write::Pending => {}
+            Write::Done => io.finish(token, Completion::of(num_bytes as i32)),
+            Write::Failed => {
+                if let Some(index) = token.index_of(self.number) {
+                    self.pending.remove(index);
+                }
+                return Write::Failed;
+            }
+        }
+        Write::Pending
+    }
+
+    fn complete(&self, io: &IoQueue, index: u32, completion: Completion) {
+        let pending = self.pending.get(index).expect("it completes once");
+        let mut completion = completion;
+        match pending.outcome {
+            Outcome::Report(reported) => completion.result = reported,
+            Outcome::Late(earlier) => completion = earlier,
+            _ => {}
+        }
+        if let Some(target) = pending.target {
+            let content = if completion.content.is_null() { target } else { completion.content };
+            // SAFETY: the page just read is the reader's, and the read not over before this returns.
+            let page = unsafe { std::slice::from_raw_parts_mut(content, PAGE_SIZE) };
+            match pending.outcome {
+                Outcome::Flip(flips) if completion.result == PAGE_SIZE as i32 => flips.apply(page),
+                Outcome::Report(result @ 0..) => page[(result as usize).min(PAGE_SIZE)..].fill(JUNK),
+                _ => {}
+            }
+            if pending.delay_ms > 0 && content != target {
+                // It will be gone by then.
+                // SAFETY: as above; the target is another page.
+                unsafe { std::ptr::copy_nonoverlapping(content, target, PAGE_SIZE) };
+                completion.content = target;
+            }
+        }
+        if pending.delay_ms == 0 {
+            self.pending.remove(index);
+            return io.finish(pending.token, completion);
+        }
+        self.pending.set(index, Pending { outcome: Outcome::Late(completion), delay_ms: 0, ..pending });
+        io.push_timeout(Duration::from_millis(pending.delay_ms.into()), Token::node(self.number, index));
+    }
+}
+
+/// Some bits of a page, all different.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Flips {
+    first: u32,
+    count: u32,
+}
+
+impl Flips {
+    /// `count` bits from one that `random` chooses on.
+    fn new(random: u64, count: u32) -> Self {
+        debug_assert!(count <= MAX_FLIPPED_BITS);
+        Self { first: (random >> 20) as u32, count }
+    }
+
+    /// Flips them.
+    fn apply(self, page: &mut [u8]) {
+        // An odd step comes back to the first bit only after all of them.
+        const STEP: u32 = 4099;
+        for index in 0..self.count {
+            let bit = (self.first as usize + (index * STEP) as usize) % (8 * PAGE_SIZE);
+            page[bit / 8] ^= 1 << (bit % 8);
+        }
     }
 }
 
@@ -328,6 +420,17 @@ mod tests {
         let (schedule, inner) = split("faulty(seed=3;read@1=EIO):file:/a(b):c?size=1").unwrap().unwrap();
         assert_eq!((schedule, inner), (Schedule::parse("seed=3;read@1=EIO").unwrap(), "file:/a(b):c?size=1"));
         assert_eq!(split("faulty():memory:").unwrap().unwrap().1, "memory:");
+    }
+
+    #[test]
+    fn as_many_bits_are_flipped_as_were_asked_for() {
+        for (random, count) in [(0, 1), (u64::MAX, 1), (7 << 30, 2), (u64::MAX, MAX_FLIPPED_BITS)] {
+            let mut page = [0; PAGE_SIZE];
+            Flips::new(random, count).apply(&mut page);
+            assert_eq!(page.iter().map(|byte| byte.count_ones()).sum::<u32>(), count);
+            Flips::new(random, count).apply(&mut page);
+            assert_eq!(page, [0; PAGE_SIZE]);
+        }
     }
 
     #[test]

@@ -4,19 +4,23 @@
 //! block device is used as it is, up to its size. `reserve=start` (default) allocates all room at open, as a kernel swap file does;
 //! `reserve=grow` allocates in steps as regions fill, so a full disk shows when memory is handed out, never when a page must leave.
 
+use super::read_runs::{self, ReadRuns};
 use super::url::BackendUrl;
-use super::{Backend, Write, offset_of, slots_in};
+use super::{Backend, BackendQueue, QueueBuilder, Read, Write, WriteRequest, offset_of, slots_in};
 use crate::error::{ErrorKind, Result};
-use crate::io_queue::{IoQueue, Token};
+use crate::io_queue::{Completion, IoQueue, Token};
 use crate::size::{bytes_of, format_size};
+use io_uring::opcode;
+use io_uring::types::Fixed;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Mutex;
+use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::{Arc, Mutex};
 
 /// Slots allocated at a time by `reserve=grow`: 16 MiB.
 const GROW_SLOTS: usize = 4096;
@@ -150,21 +154,10 @@ impl Backend for FileBackend {
         self.num_slots
     }
 
-    fn file(&self) -> Option<RawFd> {
-        Some(self.file.as_raw_fd())
-    }
-
-    fn start_read(&self, queue: &IoQueue, slot: usize, buffer: usize, target: *mut u8) {
-        queue.push_read(buffer, target, offset_of(slot));
-    }
-
-    fn start_marked_read(&self, queue: &IoQueue, slot: usize, token: Token, target: *mut u8) {
-        queue.push_marked_read(token, target, offset_of(slot));
-    }
-
-    fn write_bytes(&self, queue: &IoQueue, slot: usize, source: *const u8, num_bytes: usize, token: Token) -> Write {
-        queue.push_write(token, source, num_bytes as u32, offset_of(slot));
-        Write::Pending
+    fn queue(self: Arc<Self>, builder: &mut QueueBuilder) -> Result<Rc<dyn BackendQueue>> {
+        let (number, file) = (builder.reserve(), Fixed(builder.add_file(self.file.as_raw_fd())));
+        let runs = ReadRuns::new(builder.num_reads);
+        Ok(builder.add(number, Rc::new(FileQueue { number, file, runs, _backend: self })))
     }
 
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()> {
@@ -183,5 +176,59 @@ impl Backend for FileBackend {
             }
         }
         Ok(())
+    }
+}
+
+struct FileQueue {
+    number: usize,
+    file: Fixed,
+    runs: ReadRuns,
+    _backend: Arc<FileBackend>,
+}
+
+impl FileQueue {
+    /// Reads what was gathered: what follows does not continue it.
+    fn push_run(&self, io: &IoQueue) {
+        let Some((index, run)) = self.runs.take() else { return };
+        let offset = offset_of(run.slot);
+        let num_bytes = run.num_bytes() as u32;
+        let entry = match run.piece() {
+            Some(target) if io.is_fixed(target, run.num_bytes()) => opcode::ReadFixed::new(self.file, target, num_bytes, 0).offset(offset).build(),
+            Some(target) => opcode::Read::new(self.file, target, num_bytes).offset(offset).build(),
+            None => opcode::Readv::new(self.file, run.targets().as_ptr(), run.targets().len() as u32).offset(offset).build(),
+        };
+        // SAFETY: targets are the readers' until the run has ended, and the run stays until it is released, at its completion.
+        unsafe { io.push(entry, Token::node(self.number, index)) };
+    }
+}
+
+impl BackendQueue for FileQueue {
+    fn read(&self, io: &IoQueue, read: Read) {
+        if read.is_retry || !self.runs.add(read) {
+            self.push_run(io);
+            self.runs.add(read);
+        }
+        if read.is_retry {
+            self.push_run(io);
+        }
+    }
+
+    fn write(&self, io: &IoQueue, write: WriteRequest) -> Write {
+        let entry = opcode::Write::new(self.file, write.source, write.num_bytes as u32).offset(offset_of(write.slot)).build();
+        // SAFETY: the source is the writer's until the write has ended.
+        unsafe { io.push(entry, write.token) };
+        Write::Pending
+    }
+
+    fn complete(&self, io: &IoQueue, index: u32, completion: Completion) {
+        let run = self.runs.release(index);
+        let result = read_runs::results(completion.result);
+        for (page, token) in run.tokens().iter().enumerate() {
+            io.finish(*token, Completion::of(result(page)));
+        }
+    }
+
+    fn flush(&self, io: &IoQueue) {
+        self.push_run(io);
     }
 }

@@ -1,13 +1,15 @@
 //! `memory:?size=8GiB`: slots in ordinary memory of this process, the backend without a device: for tests and as the floor of measurements.
 
 use super::url::BackendUrl;
-use super::{Backend, Write, slots_in};
+use super::{Backend, BackendQueue, Now, QueueBuilder, Read, Write, WriteRequest, slots_in};
 use crate::error::{ErrorKind, Result};
-use crate::io_queue::{IoQueue, Token};
+use crate::io_queue::{Completion, IoQueue};
 use crate::size::{PAGE_SIZE, bytes_of};
 use crate::sys::mapping::Mapping;
 use crate::try_catch;
 use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
 
 #[derive(Debug)]
 pub(super) struct MemoryBackend {
@@ -39,26 +41,17 @@ impl Backend for MemoryBackend {
         self.num_slots
     }
 
-    fn content(&self, slot: usize) -> Option<*const u8> {
-        Some(self.slot(slot))
+    fn queue(self: Arc<Self>, builder: &mut QueueBuilder) -> Result<Rc<dyn BackendQueue>> {
+        let number = builder.reserve();
+        Ok(builder.add(number, Rc::new(MemoryQueue { memory: self })))
     }
 
-    fn start_read(&self, _: &IoQueue, _: usize, _: usize, _: *mut u8) {
-        unreachable!("every slot has its content in memory");
+    fn is_readable_now(&self, _: usize) -> bool {
+        true
     }
 
-    fn start_marked_read(&self, _: &IoQueue, _: usize, _: Token, _: *mut u8) {
-        unreachable!("every slot has its content in memory");
-    }
-
-    fn write_bytes(&self, _: &IoQueue, slot: usize, source: *const u8, num_bytes: usize, _: Token) -> Write {
-        debug_assert!(bytes_of(slot) + num_bytes <= bytes_of(self.num_slots));
-        let target = self.slot(slot);
-        // The source was readable when it was hashed, but may have been damaged since: what that leads to must not be the program's try block.
-        // SAFETY: the slots belong to the pages being written, whose evictor is the only one to access them; source is mapped and stable; a copy has nothing
-        // to clean up.
-        let result = unsafe { try_catch::try_without_paging(|| std::ptr::copy_nonoverlapping(source, target, num_bytes)) };
-        if result.is_ok() { Write::Done } else { Write::Failed }
+    fn read_now(&self, slot: usize, _: *mut u8) -> Now {
+        Now::Content(self.slot(slot))
     }
 
     fn reserve(&self, _: usize, _: usize) -> io::Result<()> {
@@ -70,10 +63,35 @@ impl Backend for MemoryBackend {
     }
 }
 
+struct MemoryQueue {
+    memory: Arc<MemoryBackend>,
+}
+
+impl BackendQueue for MemoryQueue {
+    /// Only for those around this backend: the pager uses [`Backend::read_now`].
+    fn read(&self, io: &IoQueue, read: Read) {
+        // SAFETY: the slot and the target are a page each, and of this read's owner alone.
+        unsafe { std::ptr::copy_nonoverlapping(self.memory.slot(read.slot), read.target, PAGE_SIZE) };
+        io.finish(read.token, Completion::of(PAGE_SIZE as i32));
+    }
+
+    fn write(&self, _: &IoQueue, write: WriteRequest) -> Write {
+        let WriteRequest { slot, source, num_bytes, .. } = write;
+        debug_assert!(bytes_of(slot) + num_bytes <= bytes_of(self.memory.num_slots));
+        let target = self.memory.slot(slot);
+        // The source was readable when it was hashed, but may have been damaged since: what that leads to must not be the program's try block.
+        // SAFETY: the slots belong to the pages being written, whose evictor is the only one to access them; source is mapped and stable; a copy has nothing
+        // to clean up.
+        let result = unsafe { try_catch::try_without_paging(|| std::ptr::copy_nonoverlapping(source, target, num_bytes)) };
+        if result.is_ok() { Write::Done } else { Write::Failed }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Lightswap;
+    use crate::io_queue::Token;
     use crate::region::{self, Contract};
     use crate::worker;
 
@@ -90,15 +108,15 @@ mod tests {
                 return eprintln!("skipped: the kernel cannot poison pages: {error}");
             }
             let handle = swap.enter_worker().unwrap();
-            let queue = worker::current().unwrap().queue();
+            let worker = worker::current().unwrap();
             // SAFETY: nothing is thrown this far.
             let result = unsafe {
                 try_catch::try_catch(|| {
-                    let write = || page.region.pager.backend.write(queue, page.slot(), address, 1, Token::write(0, 0));
-                    [write(), write()].map(|result| matches!(result, Write::Failed))
+                    let write = WriteRequest { slot: page.slot(), source: address, num_bytes: PAGE_SIZE, token: Token::write(0, 0) };
+                    [worker.start_write(write), worker.start_write(write)]
                 })
             };
-            assert_eq!(result, Ok([true, true]));
+            assert_eq!(result, Ok([Write::Failed; 2]));
             drop(handle);
         }
     }

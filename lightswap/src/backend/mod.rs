@@ -1,78 +1,99 @@
 //! Where swapped-out pages live.
 //!
-//! A backend is an array of page-sized slots. Requests go through the calling worker's [`IoQueue`]; those that need no I/O are done at once.
+//! A backend is an array of page-sized slots, or a tree of such: those that wrap others (`mirror(a,b)`, `faulty(...):a`) are nodes, files and servers leaves.
 //! Regions own contiguous ranges of slots, page `i` of a region always in the same one: no slot table is needed, neighbouring pages are
 //! neighbours in the backend, and a batch of victims from one span is written with few, large requests.
+//!
+//! [`Backend`] is the part of a node that all threads share, [`BackendQueue`] (see [`queue`]) that of one worker, which does its I/O.
 
 mod faulty;
 mod file;
-mod mark;
 mod memory;
+mod nbd;
+mod parts;
+mod queue;
+mod read_runs;
 mod schedule;
+mod slab;
+mod stripe;
 mod url;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::io_queue::{IoQueue, Token};
+use crate::failure::RawCause;
 use crate::size::{bytes_of, format_size, pages_in};
 use faulty::FaultyBackend;
-use schedule::Schedule;
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::RawFd;
-use url::BackendUrl;
+use std::rc::Rc;
+use std::sync::Arc;
+use url::{Combination, Tree};
 
-/// What became of a write request.
-pub(crate) enum Write {
-    /// The slots hold the pages.
-    Done,
-    /// They will when the token completes.
-    Pending,
-    /// They do not, and nothing completes: the memory of a page is damaged.
-    Failed,
+pub(crate) use queue::{BackendQueue, QueueBuilder, Queues, Read, Write, WriteRequest};
+
+/// Where the content of a slot is.
+#[derive(Debug)]
+pub(crate) enum Now {
+    /// Here, until the slot is written again or, if it is in the buffer given, that is used otherwise.
+    Content(*const u8),
+    /// It cannot be had.
+    Failed(RawCause),
+    /// It takes a [`BackendQueue::read`].
+    NeedsIo,
 }
 
-/// An array of slots. All methods are async-signal-safe; only `reserve` may block, when it has to allocate.
+/// How a backend is that can come and go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Health {
+    /// It cannot be reached now.
+    pub(crate) is_away: bool,
+    /// Changes whenever it may have lost its content.
+    pub(crate) generation: u64,
+}
+
+/// An array of slots, as all threads see it. No slot is ever used by two of them at once: its page's owner is the only one.
 pub(crate) trait Backend: Send + Sync + Debug {
     /// Number of slots.
     fn num_slots(&self) -> usize;
 
-    /// The file that each worker's queue registers.
-    fn file(&self) -> Option<RawFd> {
-        None
+    /// Makes the part of one worker, and those of the nodes below.
+    fn queue(self: Arc<Self>, builder: &mut QueueBuilder) -> Result<Rc<dyn BackendQueue>>;
+
+    /// Whether [`Self::read_now`] will most likely do for this slot. Async-signal-safe.
+    fn is_readable_now(&self, _slot: usize) -> bool {
+        false
     }
 
-    /// Where the content of a slot can be read without any I/O, until the slot is written again; `None`: it takes [`Self::start_read`].
-    fn content(&self, _slot: usize) -> Option<*const u8> {
-        None
+    /// The content of a slot, if it can be had without any I/O, perhaps in the page at `buffer`. Async-signal-safe, for any thread.
+    fn read_now(&self, _slot: usize, _buffer: *mut u8) -> Now {
+        Now::NeedsIo
     }
 
-    /// Starts reading a slot into buffer number `buffer` of the worker, which is at `target`; done when [`Token::read`] of the buffer completes.
-    fn start_read(&self, queue: &IoQueue, slot: usize, buffer: usize, target: *mut u8);
-
-    /// The same with a token that a backend around this one has marked.
-    fn start_marked_read(&self, queue: &IoQueue, slot: usize, token: Token, target: *mut u8);
-
-    /// Starts writing `num_pages` pages at `source` to the slots from `slot` on. The pages do not change until the write is done.
-    fn write(&self, queue: &IoQueue, slot: usize, source: *const u8, num_pages: usize, token: Token) -> Write {
-        self.write_bytes(queue, slot, source, bytes_of(num_pages), token)
+    /// Pages of memory that a worker's part needs for each read that it can have in flight, beside the worker's own buffers.
+    fn staging_pages_per_read(&self) -> usize {
+        0
     }
 
-    /// The same for bytes, which may end within a page.
-    fn write_bytes(&self, queue: &IoQueue, slot: usize, source: *const u8, num_bytes: usize, token: Token) -> Write;
-
-    /// What the completion of an I/O whose token this backend has marked comes to, from the `result` of its request; `None`: it will complete once
-    /// more. Of a read, `target` is the page read.
-    fn settle(&self, _queue: &IoQueue, _token: Token, result: i32, _target: Option<*mut u8>) -> Option<i32> {
-        Some(result)
+    /// Microseconds that a worker with reads under way polls for them before it sleeps.
+    fn busy_poll_us(&self) -> u64 {
+        0
     }
 
-    /// Makes sure that the slots have room; cheap when they have. Reserved once, writing them cannot fail for lack of space.
+    /// Makes sure that the slots have room; cheap when they have. Reserved once, writing them cannot fail for lack of space. Async-signal-safe, and may
+    /// block when it has to allocate.
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()>;
 
-    /// The content of the slots is not needed any more: a chance to give memory back.
+    /// The content of the slots is not needed any more: a chance to give memory back. Async-signal-safe.
     fn discard(&self, _slot: usize, _num_slots: usize) {}
 
-    /// Counters of its own, for the instance's statistics.
+    /// Whether it works, for a mirror around it.
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    /// A mirror is around it, so others have the content: while it is away, its requests fail at once instead of waiting for it.
+    fn set_mirrored(&self) {}
+
+    /// Counters of its own, for the instance's statistics; those of the same name are added up.
     fn stats(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
@@ -81,43 +102,33 @@ pub(crate) trait Backend: Send + Sync + Debug {
     fn stop_faults(&self) {}
 }
 
-/// A URL taken apart.
-struct Parsed {
-    /// Of the `faulty(...)` around the rest.
-    schedule: Option<Schedule>,
-    rest: BackendUrl,
-}
-
-impl Parsed {
-    fn of(url: &str) -> Result<Self> {
-        let (schedule, rest) = match faulty::split(url)? {
-            Some((schedule, rest)) => (Some(schedule), rest),
-            None => (None, url),
-        };
-        Ok(Self { schedule, rest: BackendUrl::parse(rest)? })
-    }
-}
-
 /// Opens the backend that `url` describes; see `docs/backends.md` for the grammar.
-pub(crate) fn open(url: &str) -> Result<Box<dyn Backend>> {
-    let Parsed { schedule, rest } = Parsed::of(url)?;
-    let backend: Box<dyn Backend> = match rest.scheme.as_str() {
-        "file" => Box::new(file::FileBackend::open(&rest)?),
-        "memory" => Box::new(memory::MemoryBackend::open(&rest)?),
-        other => {
-            let message = format!("backend URL \"{}\": unknown backend \"{other}\" (there are file:, memory: and faulty(SCHEDULE):)", rest.text);
-            return Err(Error::new(ErrorKind::BackendUrl, message));
+pub(crate) fn open(url: &str) -> Result<Arc<dyn Backend>> {
+    open_tree(Tree::parse(url)?)
+}
+
+fn open_tree(tree: Tree) -> Result<Arc<dyn Backend>> {
+    Ok(match tree {
+        Tree::Faulty(schedule, inner) => Arc::new(FaultyBackend::new(open_tree(*inner)?, schedule)),
+        Tree::Leaf(leaf) => match leaf.scheme.as_str() {
+            "file" => Arc::new(file::FileBackend::open(&leaf)?),
+            "memory" => Arc::new(memory::MemoryBackend::open(&leaf)?),
+            scheme if scheme.starts_with("nbd") => Arc::new(nbd::NbdBackend::open(&leaf)?),
+            _ => unreachable!("the parser knows all schemes"),
+        },
+        Tree::Combined { how, members, text } => {
+            let members = members.into_iter().map(open_tree).collect::<Result<Vec<_>>>()?;
+            match how {
+                Combination::Stripe => Arc::new(stripe::StripeBackend::new(members, &text)?),
+                _ => return Err(Error::new(ErrorKind::BackendUrl, format!("backend \"{text}\": not yet"))),
+            }
         }
-    };
-    Ok(match schedule {
-        Some(schedule) => Box::new(FaultyBackend::new(backend, schedule)),
-        None => backend,
     })
 }
 
 /// Whether `url` parses, as far as that can be said without opening anything.
 pub(crate) fn check(url: &str) -> Result<()> {
-    Parsed::of(url)?.rest.size().map(drop)
+    Tree::parse(url)?.check()
 }
 
 /// Whole slots in a backend of `num_bytes`; refuses one without any.

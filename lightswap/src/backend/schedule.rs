@@ -9,10 +9,13 @@
 //! ```
 //! Reads and writes are counted apart, from 1. What happens to an I/O follows from the seed, its kind and its number, and from nothing else.
 
-use super::mark::{MAX_DELAY_MS, MAX_FLIPPED_BITS};
 use crate::size::PAGE_SIZE;
 use std::ops::RangeInclusive;
 
+/// Longest delay of a completion.
+pub(super) const MAX_DELAY_MS: u32 = 200_000;
+/// Most bits of a page that one fault flips.
+pub(super) const MAX_FLIPPED_BITS: u32 = 255;
 /// Every I/O is held against all rules.
 const MAX_RULES: usize = 100;
 /// Most bytes of a write that comes out short.

@@ -1,7 +1,124 @@
-//! The URL-like grammar of backends: `scheme:path?name=value&name=value`.
+//! The URL-like grammar of backends:
+//!
+//! ```text
+//! backend := "faulty(" SCHEDULE "):" backend | NAME "(" backend { "," backend } ")" | leaf
+//! leaf    := SCHEME ":" PATH [ "?" name "=" value { "&" name "=" value } ]
+//! ```
+//! A leaf within parentheses ends at the first comma or parenthesis that is not inside parentheses of its own.
 
+use super::faulty;
+use super::nbd::NbdBackend;
+use super::schedule::Schedule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::size::parse_size;
+use std::ops::RangeInclusive;
+
+const SCHEMES: [&str; 6] = ["file", "memory", "nbd", "nbd+unix", "nbds", "nbds+unix"];
+/// So deep may parentheses be nested.
+const MAX_DEPTH: usize = 8;
+
+/// A backend made of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Combination {
+    Mirror,
+    Stripe,
+    Encrypted,
+    Tier,
+}
+
+impl Combination {
+    const ALL: [(&str, Self); 4] = [("mirror", Self::Mirror), ("stripe", Self::Stripe), ("encrypted", Self::Encrypted), ("tier", Self::Tier)];
+
+    /// How many members it takes.
+    fn num_members(self) -> RangeInclusive<usize> {
+        match self {
+            Self::Mirror => 2..=4,
+            Self::Stripe => 2..=16,
+            Self::Encrypted => 1..=1,
+            Self::Tier => 2..=2,
+        }
+    }
+}
+
+/// A URL taken apart.
+#[derive(Debug)]
+pub(super) enum Tree {
+    Leaf(BackendUrl),
+    Faulty(Schedule, Box<Tree>),
+    Combined { how: Combination, members: Vec<Tree>, text: String },
+}
+
+impl Tree {
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        Self::parse_at(text, 0)
+    }
+
+    fn parse_at(text: &str, depth: usize) -> Result<Self> {
+        let bad = |what: &str| Err(Error::new(ErrorKind::BackendUrl, format!("backend URL \"{text}\": {what}")));
+        if depth > MAX_DEPTH {
+            return bad("parentheses are nested too deep");
+        }
+        if let Some((schedule, rest)) = faulty::split(text)? {
+            return Ok(Self::Faulty(schedule, Box::new(Self::parse_at(rest, depth + 1)?)));
+        }
+        let Some((how, rest)) = Combination::ALL.iter().find_map(|(name, how)| Some((*how, text.strip_prefix(name)?.strip_prefix('(')?))) else {
+            return Self::leaf(text);
+        };
+        let Some(inner) = rest.strip_suffix(')') else { return bad("\")\" is expected at its end") };
+        let Some(members) = split_members(inner) else { return bad("its parentheses do not match") };
+        if !how.num_members().contains(&members.len()) {
+            let (least, most) = how.num_members().into_inner();
+            let wanted = if least == most { least.to_string() } else { format!("{least} to {most}") };
+            return bad(&format!("it takes {wanted} backends between its parentheses, not {}", members.len()));
+        }
+        let members = members.into_iter().map(|member| Self::parse_at(member.trim(), depth + 1)).collect::<Result<_>>()?;
+        Ok(Self::Combined { how, members, text: text.into() })
+    }
+
+    fn leaf(text: &str) -> Result<Self> {
+        let url = BackendUrl::parse(text)?;
+        if SCHEMES.contains(&url.scheme.as_str()) {
+            return Ok(Self::Leaf(url));
+        }
+        let names: Vec<String> = SCHEMES
+            .iter()
+            .map(|scheme| format!("{scheme}:"))
+            .chain(Combination::ALL.iter().map(|(name, _)| format!("{name}(...)")))
+            .chain(["faulty(SCHEDULE):".into()])
+            .collect();
+        let known = names.join(", ");
+        Err(Error::new(ErrorKind::BackendUrl, format!("backend URL \"{text}\": unknown backend \"{}\" (there are {known})", url.scheme)))
+    }
+
+    /// What can be said against it without opening anything.
+    pub(super) fn check(&self) -> Result<()> {
+        match self {
+            Self::Leaf(url) if url.scheme.starts_with("nbd") => NbdBackend::check(url),
+            Self::Leaf(url) => url.size().map(drop),
+            Self::Faulty(_, inner) => inner.check(),
+            Self::Combined { members, .. } => members.iter().try_for_each(Self::check),
+        }
+    }
+}
+
+/// The parts between commas outside parentheses; `None` if those do not match.
+fn split_members(text: &str) -> Option<Vec<&str>> {
+    let mut members = Vec::new();
+    let (mut depth, mut start) = (0usize, 0);
+    for (at, c) in text.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.checked_sub(1)?,
+            ',' if depth == 0 => {
+                members.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    members.push(&text[start..]);
+    (depth == 0).then_some(members)
+}
 
 /// A backend URL taken apart. Each option is taken out by the backend that knows it; what is left over is an error.
 #[derive(Debug)]
@@ -36,7 +153,7 @@ impl BackendUrl {
         Error::new(kind, format!("backend \"{}\": {what}", self.text))
     }
 
-    fn option(&self, name: &str) -> Option<&str> {
+    pub(super) fn option(&self, name: &str) -> Option<&str> {
         self.options.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 

@@ -1,0 +1,452 @@
+//! A worker's own connection: requests in the order of their making, many under way, replies in any order; and what happens when it breaks.
+//!
+//! A connection that breaks is shut down, and given up when nothing uses it any more. Its requests, all of which can be repeated, wait for the next one. After
+//! `lost-after` they fail, and with them all that come; in a mirror they do so at once.
+
+use super::connection::{Broken, Connection};
+use super::inbox::Inbox;
+use super::keeper::Link;
+use super::outbox::Outbox;
+use super::proxy::{Forwarded, Forwards};
+use super::wire::{Command, errno_of, request};
+use super::{Counter, NbdBackend};
+use crate::backend::parts::PartWrites;
+use crate::backend::read_runs::{MAX_RUN_PAGES, ReadRuns};
+use crate::backend::slab::Slab;
+use crate::backend::{BackendQueue, QueueBuilder, Read, Write, WriteRequest, offset_of};
+use crate::error::Result;
+use crate::io_queue::{Completion, IoQueue, Token};
+use crate::size::{PAGE_SIZE, bytes_of, pages_in};
+use crate::sys;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// The kinds of this node's own tokens, above their numbers.
+const KIND_SHIFT: u32 = 28;
+const SEND: u32 = 0;
+const RECEIVE: u32 = 1;
+const TIMER: u32 = 2;
+/// A part of a write.
+pub(super) const PART: u32 = 1 << KIND_SHIFT;
+/// A request of another worker.
+pub(super) const FORWARDED: u32 = 2 << KIND_SHIFT;
+/// TRIM requests under way.
+const MAX_TRIMS: usize = 4;
+/// Looks at the time so many times in the shortest limit.
+const LOOKS: u32 = 4;
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug)]
+enum Task {
+    /// A run of reads.
+    Read {
+        run: u32,
+    },
+    Write(WriteRequest),
+    Trim {
+        first: usize,
+        end: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    task: Task,
+    /// Rising; the upper half of its cookie, so that a late answer to an earlier request of the same number is not taken for its own.
+    serial: u32,
+    /// When it was made, or made ready to be sent again.
+    since_ns: u64,
+    /// Over this connection.
+    is_sent: bool,
+}
+
+enum Line {
+    Up(Connection),
+    /// Broken; something still uses it.
+    Closing(Connection),
+    Down,
+}
+
+pub(super) struct NbdQueue {
+    number: usize,
+    backend: Arc<NbdBackend>,
+    link: Arc<Link>,
+    line: RefCell<Line>,
+    inbox: Inbox,
+    outbox: Outbox,
+    runs: ReadRuns,
+    parts: PartWrites,
+    requests: Slab<Request>,
+    /// Numbers of those to send; never grows past its capacity.
+    unsent: RefCell<VecDeque<u32>>,
+    /// Writes of slots that are being trimmed.
+    put_off: RefCell<Vec<WriteRequest>>,
+    next_serial: Cell<u32>,
+    num_trims: Cell<usize>,
+    /// Since when there is no connection, and when the last reply came.
+    down_since_ns: Cell<u64>,
+    last_reply_ns: Cell<u64>,
+    is_timer_set: Cell<bool>,
+    is_closed: Cell<bool>,
+    /// Of the pager thread.
+    forwards: Option<Forwards>,
+}
+
+impl NbdQueue {
+    pub(super) fn new(backend: Arc<NbdBackend>, link: Arc<Link>, builder: &mut QueueBuilder, forwards: Option<Forwards>) -> Result<Self> {
+        let of_others = if forwards.is_some() { super::proxy::MAX_TAKEN } else { 0 };
+        let (num_reads, num_writes) = (builder.num_reads + of_others, builder.num_writes + of_others);
+        let num_parts = num_writes * backend.max_parts();
+        let num_requests = num_reads + num_parts + MAX_TRIMS;
+        Ok(Self {
+            number: builder.reserve(),
+            inbox: Inbox::new(num_reads, num_reads.min(MAX_RUN_PAGES))?,
+            outbox: Outbox::new(),
+            runs: ReadRuns::new(num_reads),
+            parts: PartWrites::new(num_writes),
+            requests: Slab::new(num_requests),
+            unsent: RefCell::new(VecDeque::with_capacity(num_requests)),
+            put_off: RefCell::new(Vec::with_capacity(num_parts)),
+            next_serial: Cell::new(0),
+            num_trims: Cell::new(0),
+            down_since_ns: Cell::new(sys::now_ns()),
+            last_reply_ns: Cell::new(0),
+            is_timer_set: Cell::new(false),
+            is_closed: Cell::new(false),
+            line: RefCell::new(Line::Down),
+            backend,
+            link,
+            forwards,
+        })
+    }
+
+    pub(super) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// The errno for requests that cannot wait for a connection.
+    fn refusal(&self) -> Option<i32> {
+        if !matches!(*self.line.borrow(), Line::Down) {
+            return None;
+        }
+        let is_lost = || sys::now_ns() - self.down_since_ns.get() > self.backend.lost_after_ns();
+        if self.backend.is_mirrored.load(Relaxed) || self.is_closed.get() { Some(libc::ENOTCONN) } else { is_lost().then_some(libc::ENODEV) }
+    }
+
+    fn add(&self, task: Task) {
+        let serial = self.next_serial.get();
+        self.next_serial.set(serial.wrapping_add(1));
+        let index = self.requests.insert(Request { task, serial, since_ns: sys::now_ns(), is_sent: false });
+        self.unsent.borrow_mut().push_back(index);
+    }
+
+    fn close_run(&self) {
+        if let Some((run, _)) = self.runs.take() {
+            self.add(Task::Read { run });
+        }
+    }
+
+    /// A write that the server takes in one request.
+    fn start_write(&self, write: WriteRequest) -> Write {
+        let slots = write.slot..write.slot + pages_in(write.num_bytes + PAGE_SIZE - 1);
+        if self.backend.trims.as_ref().is_none_or(|trims| trims.take_back(slots)) {
+            self.add(Task::Write(write));
+        } else {
+            self.put_off.borrow_mut().push(write);
+        }
+        Write::Pending
+    }
+
+    /// Moves requests to the outbox, as far as there is room.
+    fn fill_outbox(&self) {
+        let mut unsent = self.unsent.borrow_mut();
+        let mut num_added = 0;
+        while let Some(&index) = unsent.front() {
+            let waiting = self.requests.get(index).expect("it waits to be sent");
+            let cookie = u64::from(waiting.serial) << 32 | u64::from(index);
+            let (command, slot, source, num_bytes) = match waiting.task {
+                Task::Read { run } => {
+                    let run = self.runs.get(run);
+                    (Command::Read, run.slot, std::ptr::null(), run.num_bytes())
+                }
+                Task::Write(write) => (Command::Write, write.slot, write.source, write.num_bytes),
+                Task::Trim { first, end } => (Command::Trim, first, std::ptr::null(), bytes_of(end - first)),
+            };
+            if !self.outbox.add(request(command, cookie, offset_of(slot), num_bytes as u32), source, if source.is_null() { 0 } else { num_bytes }) {
+                break;
+            }
+            unsent.pop_front();
+            self.requests.set(index, Request { is_sent: true, ..waiting });
+            num_added += 1;
+        }
+        if num_added > 0 {
+            self.backend.count(Counter::Requests, num_added);
+        }
+    }
+
+    /// Takes whole replies out of the inbox.
+    fn take_replies(&self, io: &IoQueue, keeps_payloads: bool) -> std::result::Result<(), Broken> {
+        let payload_bytes = |cookie: u64| {
+            let request = self.requests.get(cookie as u32).filter(|request| request.is_sent && request.serial == (cookie >> 32) as u32)?;
+            Some(if let Task::Read { run } = request.task { self.runs.get(run).num_bytes() } else { 0 })
+        };
+        self.last_reply_ns.set(sys::now_ns());
+        while let Some(reply) = self.inbox.take(payload_bytes).map_err(Broken::Violation)? {
+            let result = -errno_of(reply.error) * i32::from(reply.error != 0);
+            if result == -libc::ESHUTDOWN {
+                return Err(Broken::ShuttingDown);
+            }
+            let payload = (result == 0).then_some(reply.payload);
+            self.end(io, reply.cookie as u32, result, payload.filter(|_| keeps_payloads), payload.filter(|_| !keeps_payloads));
+        }
+        Ok(())
+    }
+
+    /// A request is over, with 0 or a negative errno. What was read is at `content`, to be taken from there, or at `passing`, to be copied.
+    fn end(&self, io: &IoQueue, index: u32, result: i32, content: Option<*mut u8>, passing: Option<*mut u8>) {
+        match self.requests.remove(index).task {
+            Task::Read { run } => {
+                let run = self.runs.release(run);
+                for (page, (token, target)) in run.tokens().iter().zip(run.targets()).enumerate() {
+                    let mut completion = Completion::of(if result < 0 { result } else { PAGE_SIZE as i32 });
+                    if let Some(content) = content {
+                        completion.content = content.wrapping_add(bytes_of(page));
+                    } else if let Some(passing) = passing {
+                        // SAFETY: the payload has all pages of the run, and the target is the reader's.
+                        unsafe { std::ptr::copy_nonoverlapping(passing.add(bytes_of(page)), target.iov_base.cast(), PAGE_SIZE) };
+                    }
+                    io.finish(*token, completion);
+                }
+            }
+            Task::Write(write) => io.finish(write.token, Completion::of(if result < 0 { result } else { write.num_bytes as i32 })),
+            Task::Trim { first, end } => {
+                self.num_trims.set(self.num_trims.get() - 1);
+                if let Some(trims) = &self.backend.trims {
+                    trims.end(first..end);
+                }
+            }
+        }
+    }
+
+    /// All requests fail.
+    fn fail_all(&self, io: &IoQueue, errno: i32) {
+        self.close_run();
+        self.unsent.borrow_mut().clear();
+        self.requests.indices().for_each(|index| self.end(io, index, -errno, None, None));
+        self.put_off.borrow_mut().drain(..).for_each(|write| io.finish(write.token, Completion::of(-errno)));
+    }
+
+    /// All requests are sent again, in their order, with the next connection.
+    fn send_all_again(&self) {
+        let mut unsent = self.unsent.borrow_mut();
+        let num_unsent = unsent.len();
+        unsent.clear();
+        unsent.extend(self.requests.indices());
+        // Serial numbers wrap around; those in use are near each other.
+        let serial = |index: &u32| self.requests.get(*index).expect("in use").serial.wrapping_sub(self.next_serial.get());
+        unsent.make_contiguous().sort_unstable_by_key(serial);
+        self.backend.count(Counter::Resent, (unsent.len() - num_unsent) as u64);
+        let now_ns = sys::now_ns();
+        for index in unsent.iter() {
+            let request = self.requests.get(*index).expect("in use");
+            self.requests.set(*index, Request { since_ns: now_ns, is_sent: false, ..request });
+        }
+    }
+
+    fn break_line(&self, why: &Broken) {
+        let mut line = self.line.borrow_mut();
+        let Line::Up(connection) = std::mem::replace(&mut *line, Line::Down) else { unreachable!("only a connection that is up breaks") };
+        if why.is_violation() {
+            self.backend.count(Counter::ProtocolErrors, 1);
+        }
+        tracing::warn!(server = %self.backend.address, "the connection is dropped: {why}");
+        connection.shut_down();
+        *line = Line::Closing(connection);
+    }
+
+    /// If nothing uses a broken connection any more, it is gone.
+    fn end_closing(&self, io: &IoQueue) {
+        if !matches!(&*self.line.borrow(), Line::Closing(connection) if connection.is_idle()) {
+            return;
+        }
+        *self.line.borrow_mut() = Line::Down;
+        self.down_since_ns.set(sys::now_ns());
+        self.inbox.clear();
+        self.outbox.clear();
+        if let Some(errno) = self.refusal() {
+            self.fail_all(io, errno);
+        } else {
+            self.close_run();
+            self.send_all_again();
+        }
+        if !self.is_closed.get() {
+            self.link.want();
+        }
+    }
+
+    fn token(&self, index: u32) -> Token {
+        Token::node(self.number, index)
+    }
+
+    /// Something is to be done for others or for later.
+    fn take_up(&self, io: &IoQueue) {
+        if let Some(forwards) = &self.forwards {
+            forwards.take(|forwarded, index| self.start_forwarded(io, forwarded, self.token(FORWARDED | index)));
+        }
+        let Some(trims) = &self.backend.trims else { return };
+        if !self.put_off.borrow().is_empty() {
+            let mut put_off = self.put_off.borrow_mut();
+            put_off.retain(|write| {
+                let is_free = trims.take_back(write.slot..write.slot + pages_in(write.num_bytes + PAGE_SIZE - 1));
+                if is_free {
+                    self.add(Task::Write(*write));
+                }
+                !is_free
+            });
+        }
+        while self.forwards.is_some() && self.num_trims.get() < MAX_TRIMS {
+            let Some(Range { start, end }) = trims.begin() else { break };
+            self.num_trims.set(self.num_trims.get() + 1);
+            self.backend.count(Counter::Trims, 1);
+            self.add(Task::Trim { first: start, end });
+        }
+    }
+
+    fn start_forwarded(&self, io: &IoQueue, forwarded: &Forwarded, token: Token) {
+        match forwarded.write() {
+            None => self.read(io, Read { token, ..forwarded.read() }),
+            Some(write) => {
+                let write = self.write(io, WriteRequest { token, ..write });
+                debug_assert_eq!(write, Write::Pending);
+            }
+        }
+    }
+
+    /// Looks at the time, again and again while there are requests.
+    fn set_timer(&self, io: &IoQueue) {
+        let has_requests = !self.requests.is_empty() || !self.put_off.borrow().is_empty();
+        if has_requests && !self.is_timer_set.replace(true) {
+            let limit_ns = self.backend.timeout_ns().min(self.backend.lost_after_ns());
+            io.push_timer(Duration::from_nanos(limit_ns / u64::from(LOOKS)).max(Duration::from_millis(1)), self.token(TIMER));
+        }
+    }
+
+    fn look_at_time(&self, io: &IoQueue) {
+        let now_ns = sys::now_ns();
+        let is_up = matches!(*self.line.borrow(), Line::Up(_));
+        if is_up {
+            let timeout_ns = self.backend.timeout_ns();
+            let oldest_ns = self.requests.indices().filter_map(|index| Some(self.requests.get(index)?.since_ns)).min().unwrap_or(now_ns);
+            let age_ns = now_ns.saturating_sub(oldest_ns);
+            // A server that answers others is slow, but there; for some time.
+            let is_silent = now_ns.saturating_sub(self.last_reply_ns.get()) > timeout_ns;
+            if age_ns > timeout_ns && (is_silent || age_ns > 4 * timeout_ns) {
+                self.backend.count(Counter::Timeouts, 1);
+                self.break_line(&Broken::TimedOut(age_ns / 1_000_000));
+                self.end_closing(io);
+            }
+        } else if let Some(errno) = self.refusal() {
+            self.fail_all(io, errno);
+        }
+    }
+}
+
+impl BackendQueue for NbdQueue {
+    fn read(&self, io: &IoQueue, read: Read) {
+        if let Some(errno) = self.refusal() {
+            return io.finish(read.token, Completion::of(-errno));
+        }
+        if read.is_retry || !self.runs.add(read) {
+            self.close_run();
+            self.runs.add(read);
+        }
+        if read.is_retry {
+            self.close_run();
+        }
+    }
+
+    fn write(&self, io: &IoQueue, write: WriteRequest) -> Write {
+        if let Some(errno) = self.refusal() {
+            io.finish(write.token, Completion::of(-errno));
+            return Write::Pending;
+        }
+        let most = self.backend.max_write_bytes();
+        if write.num_bytes <= most {
+            return self.start_write(write);
+        }
+        let index = self.parts.begin(write.token);
+        for done in (0..write.num_bytes).step_by(most) {
+            let (slot, source) = (write.slot + pages_in(done), write.source.wrapping_add(done));
+            let num_bytes = most.min(write.num_bytes - done);
+            let part = WriteRequest { slot, source, num_bytes, token: self.token(PART | index) };
+            self.parts.add(index, num_bytes, self.start_write(part));
+        }
+        self.parts.end(index)
+    }
+
+    fn complete(&self, io: &IoQueue, index: u32, completion: Completion) {
+        let number = index & (PART - 1);
+        match index & !(PART - 1) {
+            PART => {
+                if let Some((token, result)) = self.parts.complete(number, completion.result) {
+                    io.finish(token, Completion::of(result));
+                }
+                return;
+            }
+            FORWARDED => return self.forwards.as_ref().expect("only the pager thread takes those").give_back(number, completion),
+            _ => {}
+        }
+        if number == TIMER {
+            self.is_timer_set.set(false);
+            return self.look_at_time(io);
+        }
+        let outcome = match &*self.line.borrow() {
+            Line::Up(connection) if number == SEND => connection.sent(&self.outbox, completion.result),
+            Line::Up(connection) => connection.received(&self.inbox, completion.result, || self.take_replies(io, connection.keeps_payloads())),
+            Line::Closing(connection) if number == SEND => connection.sent(&self.outbox, completion.result).or(Ok(())),
+            Line::Closing(connection) => connection.received(&self.inbox, 0, || Ok(())).or(Ok(())),
+            Line::Down => unreachable!("nothing is under way without a connection"),
+        };
+        if let Err(why) = outcome {
+            self.break_line(&why);
+        }
+        self.end_closing(io);
+    }
+
+    fn flush(&self, io: &IoQueue) {
+        self.take_up(io);
+        self.close_run();
+        if matches!(*self.line.borrow(), Line::Down)
+            && let Some(connected) = self.link.take()
+        {
+            self.last_reply_ns.set(sys::now_ns());
+            *self.line.borrow_mut() = Line::Up(Connection::new(connected));
+            self.send_all_again();
+        }
+        if let Line::Up(connection) = &*self.line.borrow() {
+            if !connection.is_sending() {
+                self.fill_outbox();
+                connection.send(io, &self.outbox, self.token(SEND));
+            }
+            if !connection.is_receiving() {
+                connection.receive(io, &self.inbox, self.token(RECEIVE));
+            }
+        }
+        self.set_timer(io);
+    }
+
+    fn close(&self, _: &IoQueue) {
+        self.is_closed.set(true);
+        self.link.close();
+        let mut line = self.line.borrow_mut();
+        if let Line::Up(connection) = std::mem::replace(&mut *line, Line::Down) {
+            connection.say_goodbye();
+            connection.shut_down();
+            *line = Line::Closing(connection);
+        }
+    }
+}
