@@ -13,7 +13,7 @@ use nbd_support::{Away, Load, Nbdkit, ScriptedServer, tcp_place, unix_place, wat
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const ALL: [Away; 3] = [Away::Unbound, Away::Closing, Away::Deaf];
 
@@ -47,9 +47,12 @@ fn away_for_longer() {
     let Some(_watchdog) = watchdog(200) else { return };
     for (how, is_tcp) in ALL.into_iter().flat_map(|how| [(how, false), (how, true)]) {
         let (server, load) = start("timeout=1&lost-after=2", is_tcp);
-        let missing = load.missing();
-        server.go_away(how, None);
         let pages = load.pages();
+        let missing = load.missing();
+        let resident: Vec<usize> = (0..NUM_PAGES).filter(|page| !missing.contains(page)).take(8).collect();
+        // Clean ones may leave without a server.
+        resident.iter().for_each(|page| pages.pin(*page, 1).unwrap());
+        server.go_away(how, None);
         // More than could each wait for the time limit.
         for page in &missing[..50] {
             let error = lightswap::touch(pages.address(*page), 1).expect_err("there is no server");
@@ -58,9 +61,9 @@ fn away_for_longer() {
             assert!(matches!(cause, Cause::LostBackend | Cause::TimedOut), "{how:?}: {error}");
         }
         assert!(load.stat("swap_in_errors_lost") + load.stat("swap_in_errors_timeout") >= 50);
-        let resident: Vec<usize> = (0..NUM_PAGES).filter(|page| !missing.contains(page)).collect();
-        assert!(!resident.is_empty());
+        assert_eq!(resident.len(), 8);
         resident.iter().for_each(|page| assert!(load.model.check(*page), "resident pages need no server"));
+        resident.iter().for_each(|page| pages.unpin(*page, 1));
         server.come_back();
         wait_until("pages can be had again", || load.model.check(missing[0]));
         load.expect_all_right();
@@ -187,6 +190,43 @@ fn a_server_that_stands_still_holds_up_nobody_else() {
         let nbdkit = if is_tcp { nbdkit.tcp() } else { nbdkit }.start();
         let load = Load::written(nbdkit.url("timeout=1&lost-after=20"));
         nobody_is_held_up(&load, || nbdkit.pause(), || nbdkit.resume());
+    }
+}
+
+/// Workers that begin while the server stands still wait for it, if they do, without holding up anybody else.
+#[test]
+fn workers_that_begin_without_a_server() {
+    let Some(_watchdog) = watchdog(100) else { return };
+    for how in [None, Some(Away::Unbound), Some(Away::Closing), Some(Away::Deaf)] {
+        let (server, load) = start("timeout=3&lost-after=30", false);
+        match how {
+            None => server.pause(true),
+            Some(how) => server.go_away(how, None),
+        }
+        let (has_entered, must_end) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let handle = load.swap.enter_worker().unwrap();
+                    has_entered.store(true, Relaxed);
+                    wait_until("the test goes on", || must_end.load(Relaxed));
+                    drop(handle);
+                });
+            }
+            // All the time until they have entered: nothing else waits for what they do.
+            let mut longest = Duration::ZERO;
+            let begin = Instant::now();
+            while !has_entered.load(Relaxed) && begin.elapsed() < Duration::from_secs(2) {
+                let start = Instant::now();
+                load.stat("resident_bytes");
+                longest = longest.max(start.elapsed());
+            }
+            must_end.store(true, Relaxed);
+            // Not of speed: of whether it waits for the time limit of a connection.
+            assert!(longest < Duration::from_millis(1500), "{how:?}: the statistics waited {longest:?}");
+        });
+        server.behave();
+        load.expect_all_right();
     }
 }
 
