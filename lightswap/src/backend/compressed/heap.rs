@@ -7,7 +7,7 @@ use super::classes::{Class, ClassIndex, GROUP_BYTES, NUM_CLASSES, class};
 use super::group::{Group, NIL, NO_CLASS, NO_LIST};
 use crate::error::Result;
 use crate::parking::SpinLock;
-use crate::size::{PAGE_SIZE, round_up};
+use crate::size::{PAGE_SIZE, bytes_of, round_up};
 use crate::sys::mapping::Mapping;
 use crate::sys::removal::Remover;
 use std::cell::Cell;
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 /// Lists of a class: its groups with free objects, by how full they are.
 const NUM_LISTS: usize = 4;
 /// Groups that are searched for room in pages that are backed already, once no more may be.
-const SEARCH_MAX: usize = 16;
+const SEARCH_MAX: usize = 8;
 /// Groups for each group's worth of whole pages: room for being packed badly.
 const SPARENESS: usize = 4;
 
@@ -47,8 +47,8 @@ pub(super) struct Heap {
     num_groups: u32,
     shelves: [Shelf; NUM_CLASSES],
     spare: Spare,
-    /// Pages of `memory` that are backed, the idle ones among them.
-    num_committed: AtomicU64,
+    /// DRAM in use: backed pages of `memory`, `groups` as far as they were ever used, and what else was reserved.
+    used_bytes: AtomicU64,
     /// Backed pages that no object overlaps, but for those being given back.
     pub(super) num_idle: AtomicU64,
     /// Groups with idle pages, a bit each.
@@ -57,8 +57,6 @@ pub(super) struct Heap {
     /// Where the next search for idle pages begins in `with_idle`.
     pub(super) trim_at: AtomicU32,
     pub(super) remover: Remover,
-    /// DRAM of the pool beside `memory` and `groups`.
-    pub(super) table_bytes: AtomicU64,
     /// DRAM that may be used.
     pub(super) limit_bytes: Option<u64>,
 }
@@ -104,13 +102,12 @@ impl Heap {
                 num_live: AtomicU64::new(0),
             }),
             spare: Spare { lock: SpinLock::new(), head: Cell::new(NIL), num_started: AtomicU32::new(0) },
-            num_committed: AtomicU64::new(0),
+            used_bytes: AtomicU64::new(0),
             num_idle: AtomicU64::new(0),
             with_idle: (0..num_groups.div_ceil(u64::BITS as usize)).map(|_| AtomicU64::new(0)).collect(),
             is_trimming: AtomicBool::new(false),
             trim_at: AtomicU32::new(0),
             remover: Remover::new(true),
-            table_bytes: AtomicU64::new(0),
             limit_bytes,
         })
     }
@@ -123,7 +120,19 @@ impl Heap {
 
     /// DRAM in use.
     pub(super) fn used_bytes(&self) -> u64 {
-        self.num_committed() * PAGE_SIZE as u64 + self.metadata_bytes()
+        self.used_bytes.load(Relaxed)
+    }
+
+    /// Accounts for DRAM that is going to be used; false if that would be more than the limit.
+    pub(super) fn reserve(&self, num_bytes: u64) -> bool {
+        let limit = self.limit_bytes.unwrap_or(u64::MAX);
+        let add = |used: u64| used.checked_add(num_bytes).filter(|&sum| sum <= limit);
+        self.used_bytes.fetch_update(Relaxed, Relaxed, add).is_ok()
+    }
+
+    /// Accounts for DRAM that is not used any more.
+    pub(super) fn release(&self, num_bytes: u64) {
+        self.used_bytes.fetch_sub(num_bytes, Relaxed);
     }
 
     /// Objects of a class.
@@ -199,7 +208,13 @@ impl Heap {
         if !may_commit || num_started == self.num_groups {
             return None;
         }
-        let object = self.place_in(num_started, class, may_commit)?;
+        if !self.reserve(size_of::<Group>() as u64) {
+            return None;
+        }
+        let Some(object) = self.place_in(num_started, class, may_commit) else {
+            self.release(size_of::<Group>() as u64);
+            return None;
+        };
         self.spare.num_started.store(num_started + 1, Relaxed);
         self.group(num_started).class.store(index + 1, Release);
         Some((num_started, object))
@@ -215,11 +230,9 @@ impl Heap {
     fn commit(&self, group: &Group, class: Class, object: u32) -> bool {
         let pages = class.pages_of_object(object);
         let committed = group.committed.get();
-        let num_added = u64::from((pages & !committed).count_ones());
+        let num_added = (pages & !committed).count_ones() as usize;
         if num_added > 0 {
-            let num_committed = self.num_committed.fetch_add(num_added, Relaxed) + num_added;
-            if num_committed * PAGE_SIZE as u64 + self.metadata_bytes() > self.limit_bytes.unwrap_or(u64::MAX) {
-                self.num_committed.fetch_sub(num_added, Relaxed);
+            if !self.reserve(bytes_of(num_added) as u64) {
                 return false;
             }
             group.committed.set(committed | pages);
@@ -299,15 +312,6 @@ impl Heap {
         group.list.set(list);
     }
 
-    fn metadata_bytes(&self) -> u64 {
-        u64::from(self.num_started()) * size_of::<Group>() as u64 + self.table_bytes.load(Relaxed)
-    }
-
-    /// Pages of `memory` that are backed.
-    pub(super) fn num_committed(&self) -> u64 {
-        self.num_committed.load(Relaxed)
-    }
-
     /// Groups that were ever used.
     pub(super) fn num_started(&self) -> u32 {
         self.spare.num_started.load(Relaxed)
@@ -329,10 +333,5 @@ impl Heap {
                 return action(group, (index != NO_CLASS).then(|| class(index - 1)));
             }
         }
-    }
-
-    /// `num_pages` pages are not backed any more.
-    pub(super) fn uncommit(&self, num_pages: u64) {
-        self.num_committed.fetch_sub(num_pages, Relaxed);
     }
 }

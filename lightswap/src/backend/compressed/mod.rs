@@ -19,6 +19,7 @@ mod classes;
 mod entry;
 mod group;
 mod heap;
+#[cfg(test)]
 pub(in crate::backend) mod pool;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use crate::size::{PAGE_SIZE, round_up};
 use crate::sys::mapping::Mapping;
 use crate::try_catch;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+use std::fmt;
 use std::ptr;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -26,7 +27,7 @@ pub(in crate::backend) struct Pool {
     pub(super) table: Mapping,
     num_slots: usize,
     /// Pages of the table that were ever written, a bit each: the others need neither memory nor a look.
-    table_pages: Box<[AtomicU64]>,
+    pub(super) table_pages: Box<[AtomicU64]>,
     /// Pages that are in the table alone.
     num_in_table: AtomicU64,
     num_words: AtomicU64,
@@ -55,6 +56,12 @@ struct Buffers {
     page: [u64; PAGE_WORDS],
     output: [u8; get_maximum_output_size(PAGE_SIZE)],
     table: CompressTable,
+}
+
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scratch").finish_non_exhaustive()
+    }
 }
 
 impl Scratch {
@@ -122,13 +129,15 @@ impl Pool {
         }
         // SAFETY: as many bytes, all initialised.
         let bytes = unsafe { &*page.as_ptr().cast::<[u8; PAGE_SIZE]>() };
+        if !self.reserve_entry(slot) {
+            return Err(NotStored::Full);
+        }
         let new = match form_of(page, bytes, output, table) {
             Form::Same(word) => Entry::Same(word),
             Form::Word(word) => Entry::Word { offset: self.put(slot, &word.to_ne_bytes()).ok_or(NotStored::Full)? },
             Form::Compressed(len) => Entry::Object { offset: self.put(slot, &output[..len]).ok_or(NotStored::Full)?, len },
             Form::Raw => Entry::Object { offset: self.put(slot, bytes).ok_or(NotStored::Full)?, len: PAGE_SIZE },
         };
-        self.note_written(slot);
         let old = Entry::decode(self.slot(slot).swap(new.encode(), Release));
         self.count(new, u64::wrapping_add);
         self.give_up(old, Some(new));
@@ -249,11 +258,20 @@ impl Pool {
         word.load(Relaxed) & bit != 0
     }
 
-    fn note_written(&self, slot: usize) {
+    /// Makes sure that the entry of a slot may be written, as far as the limit goes.
+    fn reserve_entry(&self, slot: usize) -> bool {
         let (word, bit) = self.table_page(slot);
-        if word.load(Relaxed) & bit == 0 && word.fetch_or(bit, Relaxed) & bit == 0 {
-            self.heap.table_bytes.fetch_add(PAGE_SIZE as u64, Relaxed);
+        if word.load(Relaxed) & bit != 0 {
+            return true;
         }
+        if !self.heap.reserve(PAGE_SIZE as u64) {
+            return false;
+        }
+        if word.fetch_or(bit, Relaxed) & bit != 0 {
+            // Another thread was faster.
+            self.heap.release(PAGE_SIZE as u64);
+        }
+        true
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::classes::GROUP_BYTES;
 use super::heap::Heap;
-use crate::size::bytes_of;
+use crate::size::{PAGE_SIZE, bytes_of};
 use crate::sys::removal::Run;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -39,7 +39,7 @@ impl Heap {
     pub(super) fn trim_beyond_reserve(&self) {
         let num_idle = self.num_idle.load(Relaxed);
         if num_idle >= RESERVE_PAGES + BATCH_PAGES as u64 {
-            let num_kept = RESERVE_PAGES + self.num_committed() / USED_PER_RESERVE;
+            let num_kept = RESERVE_PAGES + self.used_bytes() / (PAGE_SIZE as u64 * USED_PER_RESERVE);
             if num_idle >= num_kept + BATCH_PAGES as u64 {
                 self.trim(num_kept);
             }
@@ -62,7 +62,7 @@ impl Heap {
                 group.releasing.set(group.releasing.get() & !pages);
             });
         }
-        self.uncommit(batch.num_pages as u64);
+        self.release(bytes_of(batch.num_pages) as u64);
         self.is_trimming.store(false, Release);
     }
 
