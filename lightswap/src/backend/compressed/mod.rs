@@ -19,7 +19,6 @@ mod classes;
 mod entry;
 mod group;
 mod heap;
-#[cfg(test)]
 pub(in crate::backend) mod pool;
 #[cfg(test)]
 mod tests;

@@ -225,7 +225,10 @@ fn nothing_is_lost_at_the_limit() {
         for slot in 0..num_stored {
             assert_eq!(load(&pool, slot), Ok(kind(slot as u64).page()));
         }
-        // A page that needs no room is stored in any case.
+        // What needs no more room is stored in any case.
+        for slot in 0..num_stored {
+            store(&pool, slot, kind(slot as u64), &mut scratch).unwrap();
+        }
         store(&pool, 0, Kind::Same(0), &mut scratch).unwrap();
         // What is freed is of use at once, even to pages of other lengths.
         pool.free(0, num_stored);
@@ -235,6 +238,43 @@ fn nothing_is_lost_at_the_limit() {
         }
         assert!(pool.stats().used_bytes <= limit);
     }
+}
+
+/// There is room in pages that are backed, but none where objects would go first.
+#[test]
+fn holes_are_found_at_the_limit() {
+    let kind = |seed| Kind::Mixed(seed, 330);
+    for limit in (1 << 20..1 << 21).step_by(60_000) {
+        let pool = Pool::new(8192, Some(limit)).unwrap();
+        let mut scratch = Scratch::new();
+        let num_stored = (0..8192).find(|&slot| store(&pool, slot, kind(slot as u64), &mut scratch).is_err()).expect("8192 pages do not fit");
+        // Every second one of the first groups: no page is without objects.
+        let freed: Vec<usize> = (0..num_stored / 2).step_by(2).collect();
+        freed.iter().for_each(|&slot| pool.free(slot, 1));
+        assert_eq!(pool.stats().idle_bytes, 0);
+        for (num_refilled, &slot) in freed.iter().enumerate() {
+            let result = store(&pool, slot, kind(slot as u64), &mut scratch);
+            assert_eq!(result, Ok(()), "after {num_refilled} of {} at a limit of {limit}", freed.len());
+        }
+    }
+}
+
+/// Idle pages of one class, too few to be given back as a matter of course, are memory for another.
+#[test]
+fn idle_pages_are_of_use_to_other_classes() {
+    let pool = Pool::new(8192, Some(1 << 20)).unwrap();
+    let mut scratch = Scratch::new();
+    let kind = |slot: usize| Kind::Mixed(slot as u64, 1000);
+    let num_stored = (0..8192).find(|&slot| store(&pool, slot, kind(slot), &mut scratch).is_err()).expect("8192 pages do not fit");
+    let is_kept = |slot: &usize| slot.is_multiple_of(32);
+    (0..num_stored).filter(|slot| !is_kept(slot)).for_each(|slot| pool.free(slot, 1));
+    assert!(pool.stats().idle_bytes > 64 * PAGE_SIZE as u64);
+    let num_random = (4096..8192).find(|&slot| store(&pool, slot, Kind::Random(1), &mut scratch).is_err()).expect("4096 pages do not fit") - 4096;
+    assert!(num_random > 150, "{num_random} pages, {:?}", pool.stats());
+    for slot in (0..num_stored).filter(is_kept) {
+        assert_eq!(load(&pool, slot), Ok(kind(slot).page()));
+    }
+    pool.check();
 }
 
 #[test]
@@ -405,6 +445,7 @@ impl Pool {
                 committed += u64::from(pages.count_ones());
                 let without = class.map_or(pages, |class| group.without_objects(class, pages));
                 idle += u64::from(without.count_ones());
+                assert!(without == 0 || self.heap.with_idle[number as usize / 64].load(Relaxed) >> (number % 64) & 1 != 0);
                 assert_eq!(group.releasing.get(), 0);
                 let num_live = class.map_or(0, |class| (0..class.num_objects).filter(|&object| group.is_live(object)).count());
                 assert_eq!(num_live, usize::from(group.num_live.get()));
