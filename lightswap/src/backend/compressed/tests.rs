@@ -141,6 +141,10 @@ proptest! {
         check_stats(&pool, &HashMap::new());
         prop_assert!(pool.stats().idle_bytes <= IDLE_BYTES_MAX);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     /// Whatever lies in memory, or in the table: an error or a wrong page, which the pager's hash tells, but nothing beyond the page.
     #[test]
