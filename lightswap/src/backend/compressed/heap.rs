@@ -12,7 +12,7 @@ use crate::sys::mapping::Mapping;
 use crate::sys::removal::Remover;
 use std::cell::Cell;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Lists of a class: its groups with free objects, by how full they are.
 const NUM_LISTS: usize = 4;
@@ -54,7 +54,6 @@ pub(super) struct Heap {
     pub(super) num_idle: AtomicU64,
     /// Groups with idle pages, a bit each.
     pub(super) with_idle: Box<[AtomicU64]>,
-    pub(super) is_trimming: AtomicBool,
     /// Where the next search for idle pages begins in `with_idle`.
     pub(super) trim_at: AtomicU32,
     pub(super) remover: Remover,
@@ -106,7 +105,6 @@ impl Heap {
             used_bytes: AtomicU64::new(0),
             num_idle: AtomicU64::new(0),
             with_idle: (0..num_groups.div_ceil(u64::BITS as usize)).map(|_| AtomicU64::new(0)).collect(),
-            is_trimming: AtomicBool::new(false),
             trim_at: AtomicU32::new(0),
             remover: Remover::new(true),
             limit_bytes,

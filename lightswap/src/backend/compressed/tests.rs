@@ -311,6 +311,28 @@ fn memory_comes_back() {
     }
 }
 
+/// Several at once give pages back.
+#[test]
+fn memory_comes_back_from_several_threads() {
+    const NUM_THREADS: usize = 2;
+    let num_slots = 20_000;
+    let pool = Pool::new(num_slots, None).unwrap();
+    let mut scratch = Scratch::new();
+    (0..num_slots).for_each(|slot| store(&pool, slot, Kind::Random(slot as u64 % 100), &mut scratch).unwrap());
+    let barrier = Barrier::new(NUM_THREADS);
+    std::thread::scope(|scope| {
+        for thread in 0..NUM_THREADS {
+            let (pool, barrier) = (&pool, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                (thread..num_slots).step_by(NUM_THREADS).for_each(|slot| pool.free(slot * 7919 % num_slots, 1));
+            });
+        }
+    });
+    assert!(pool.stats().idle_bytes <= IDLE_BYTES_MAX, "{:?}", pool.stats());
+    pool.check();
+}
+
 #[test]
 fn threads_do_not_disturb_each_other() {
     const NUM_THREADS: usize = 4;

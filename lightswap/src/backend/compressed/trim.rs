@@ -7,7 +7,7 @@ use super::classes::GROUP_BYTES;
 use super::heap::Heap;
 use crate::size::{PAGE_SIZE, bytes_of};
 use crate::sys::removal::Run;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Pages of one call.
 const BATCH_PAGES: usize = 64;
@@ -46,11 +46,9 @@ impl Heap {
         }
     }
 
-    /// Gives a batch of idle pages back if there are more than `num_kept`. Only one thread does so at a time, others go on.
+    /// Gives a batch of idle pages back if there are more than `num_kept`. Several threads may at once: left
+    /// to one, what the others free would be too much.
     pub(super) fn trim(&self, num_kept: u64) {
-        if self.is_trimming.swap(true, Acquire) {
-            return;
-        }
         let mut batch =
             Batch { runs: [Run { start: 0, num_bytes: 0 }; BATCH_PAGES], num_runs: 0, groups: [(0, 0); BATCH_PAGES], num_groups: 0, num_pages: 0 };
         self.collect(&mut batch, num_kept);
@@ -63,7 +61,6 @@ impl Heap {
             });
         }
         self.release(bytes_of(batch.num_pages) as u64);
-        self.is_trimming.store(false, Release);
     }
 
     /// Marks idle pages, going round the groups.
