@@ -6,6 +6,8 @@
 //!
 //! [`Backend`] is the part of a node that all threads share, [`BackendQueue`] (see [`queue`]) that of one worker, which does its I/O.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "no backend uses it yet"))]
+mod compressed;
 mod faulty;
 mod file;
 mod memory;
