@@ -6,6 +6,7 @@
 //!
 //! [`Backend`] is the part of a node that all threads share, [`BackendQueue`] (see [`queue`]) that of one worker, which does its I/O.
 
+mod encrypted;
 mod faulty;
 mod file;
 mod memory;
@@ -117,8 +118,9 @@ fn open_tree(tree: Tree) -> Result<Arc<dyn Backend>> {
             _ => unreachable!("the parser knows all schemes"),
         },
         Tree::Combined { how, members, text } => {
-            let members = members.into_iter().map(open_tree).collect::<Result<Vec<_>>>()?;
+            let mut members = members.into_iter().map(open_tree).collect::<Result<Vec<_>>>()?;
             match how {
+                Combination::Encrypted => Arc::new(encrypted::EncryptedBackend::new(members.remove(0))?),
                 Combination::Stripe => Arc::new(stripe::StripeBackend::new(members, &text)?),
                 _ => return Err(Error::new(ErrorKind::BackendUrl, format!("backend \"{text}\": not yet"))),
             }
