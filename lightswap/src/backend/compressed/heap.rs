@@ -309,6 +309,7 @@ impl Heap {
     }
 
     /// Groups that were ever used.
+    #[cfg(test)]
     pub(super) fn num_started(&self) -> u32 {
         self.spare.num_started.load(Relaxed)
     }

@@ -15,11 +15,12 @@
 //! Objects never move. A load therefore takes no lock: it reads the slot's word, then the object. Stores and frees lock their size class for the time of a
 //! search in a bitmap. Nothing here calls malloc after [`pool::Pool::new`]: address space is mapped then, and filled as it is used.
 
+pub(in crate::backend) mod backend;
 mod classes;
 mod entry;
 mod group;
 mod heap;
-pub(in crate::backend) mod pool;
+mod pool;
 #[cfg(test)]
 mod tests;
 mod trim;
