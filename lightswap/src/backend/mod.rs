@@ -88,12 +88,13 @@ pub(crate) trait Backend: Send + Sync + Debug {
     /// The content of the slots is not needed any more: a chance to give memory back. Async-signal-safe.
     fn discard(&self, _slot: usize, _num_slots: usize) {}
 
-    /// Whether it works, for a mirror around it.
+    /// Whether it works.
     fn health(&self) -> Health {
         Health::default()
     }
 
     /// A mirror is around it, so others have the content: while it is away, its requests fail at once instead of waiting for it.
+    #[allow(dead_code, reason = "mirrors are to come")]
     fn set_mirrored(&self) {}
 
     /// Counters of its own, for the instance's statistics; those of the same name are added up.
