@@ -132,26 +132,25 @@ fn nobody_is_held_up(load: &Load, stop: impl FnOnce(), resume: impl FnOnce()) {
     let missing = load.missing();
     let resident: Vec<usize> = (0..NUM_PAGES).filter(|page| !missing.contains(page)).take(8).collect();
     resident.iter().for_each(|page| pages.pin(*page, 1).unwrap());
-    stop();
-    let is_over = Arc::new(AtomicBool::new(false));
+    let (has_stopped, is_over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let counts: [Arc<AtomicU64>; 2] = std::array::from_fn(|_| Arc::default());
     let has_read = Arc::new(AtomicBool::new(false));
     std::thread::scope(|scope| {
         for (index, count) in counts.iter().enumerate() {
-            let (is_over, count, has_read, swap) = (is_over.clone(), count.clone(), has_read.clone(), &load.swap);
+            let (has_stopped, is_over, count, has_read, swap) = (has_stopped.clone(), is_over.clone(), count.clone(), has_read.clone(), &load.swap);
             let (missing, resident) = (missing[index * 10..(index + 1) * 10].to_vec(), resident.clone());
             scope.spawn(move || {
                 let handle = swap.enter_worker().unwrap();
                 for page in missing {
-                    let has_read = has_read.clone();
-                    // An error is in order, too; the test then checks it all in the end.
-                    handle
-                        .start(move || {
-                            if lightswap::touch(pages.address(page), 1).is_ok() {
-                                has_read.store(true, Relaxed)
-                            }
-                        })
-                        .unwrap();
+                    let (has_stopped, is_over, has_read) = (has_stopped.clone(), is_over.clone(), has_read.clone());
+                    let read = move || {
+                        while !has_stopped.load(Relaxed) && !is_over.load(Relaxed) {
+                            lwt::yield_now();
+                        }
+                        // An error is in order, too; the test checks it all in the end.
+                        has_read.fetch_or(lightswap::touch(pages.address(page), 1).is_ok(), Relaxed);
+                    };
+                    handle.start(read).unwrap();
                 }
                 handle
                     .start(move || {
@@ -165,19 +164,34 @@ fn nobody_is_held_up(load: &Load, stop: impl FnOnce(), resume: impl FnOnce()) {
                 handle.run();
             });
         }
+        let _end = SetOnDrop(&is_over);
+        let go_on = || {
+            let before = counts.each_ref().map(|count| count.load(Relaxed));
+            wait_until("every worker goes on", || counts.iter().zip(before).all(|(count, before)| count.load(Relaxed) > before + 100));
+        };
+        go_on();
+        stop();
+        has_stopped.store(true, Relaxed);
         // Workers must not stand still at any time, until it has been noticed that the server does.
         let noticed = || load.stat("nbd_timeouts") > 0;
         while !noticed() {
-            let before = counts.each_ref().map(|count| count.load(Relaxed));
-            wait_until("every worker goes on", || counts.iter().zip(before).all(|(count, before)| count.load(Relaxed) > before + 100));
+            go_on();
         }
         assert!(!has_read.load(Relaxed), "a server that stands still has answered");
         resume();
         wait_until("the server is there again", || load.model.check(missing[20]));
-        is_over.store(true, Relaxed);
     });
     resident.iter().for_each(|page| pages.unpin(*page, 1));
     load.expect_all_right();
+}
+
+/// A test that fails must not leave its threads at work for ever.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 #[test]
@@ -205,6 +219,7 @@ fn workers_that_begin_without_a_server() {
         }
         let (has_entered, must_end) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
+            let _end = SetOnDrop(&must_end);
             for _ in 0..2 {
                 scope.spawn(|| {
                     let handle = load.swap.enter_worker().unwrap();
@@ -221,7 +236,6 @@ fn workers_that_begin_without_a_server() {
                 load.stat("resident_bytes");
                 longest = longest.max(start.elapsed());
             }
-            must_end.store(true, Relaxed);
             // Not of speed: of whether it waits for the time limit of a connection.
             assert!(longest < Duration::from_millis(1500), "{how:?}: the statistics waited {longest:?}");
         });
