@@ -81,9 +81,13 @@ impl NbdBackend {
         if let Some(signature) = &signature {
             signature.renew(&first).map_err(|cause| failed(&cause))?;
         }
+        let trims = export.can_trim.then(|| Trims::new(num_slots)).transpose();
+        let trims = trims.map_err(|cause| {
+            failed(&format!("an export of {} is too large to keep track of ({cause}): use less of it, with size=SIZE", format_size(export.num_bytes)))
+        })?;
         Ok(Self {
             keeper: Keeper::start(address.clone(), signature)?,
-            trims: export.can_trim.then(|| Trims::new(num_slots)).transpose()?,
+            trims,
             address,
             export,
             num_slots,
