@@ -25,18 +25,19 @@ fn start(multi_conn: bool) -> (ScriptedServer, Load) {
     (server, load)
 }
 
-/// The third, and some more, of a kind of requests have this fault while everybody is at work, until the client has counted it; in the end nothing may be
-/// missing.
+/// The third, and some more, of a kind of requests have this fault while everybody is at work, until the client has counted it in each of
+/// `counters` (some of them may be a sum of several); in the end nothing may be missing.
 fn survive(action: Action, command: Command, multi_conn: bool, counters: &[&str]) -> Load {
     let (server, load) = start(multi_conn);
+    let count = |names: &&str| names.split('+').map(|name| load.stat(name)).sum::<u64>();
     for skip in [2, 10, 10] {
         let before = server.num_followed(action);
         server.add(Rule::new(action).of(command).after(skip));
-        let counts: Vec<u64> = counters.iter().map(|counter| load.stat(counter)).collect();
+        let counts: Vec<u64> = counters.iter().map(count).collect();
         let num_errors = load.work_during(|| {
             wait_until(&format!("{action:?} of {command:?} happens"), || server.num_followed(action) > before);
-            for (counter, count) in counters.iter().zip(counts) {
-                wait_until(&format!("{counter} shows {action:?} of {command:?}"), || load.stat(counter) > count);
+            for (counter, before) in counters.iter().zip(counts) {
+                wait_until(&format!("{counter} shows {action:?} of {command:?}"), || count(counter) > before);
             }
         });
         assert_eq!(num_errors, 0, "{action:?} of {command:?}: {:?}", load.swap.stats());
@@ -68,14 +69,18 @@ fn cookies_of_no_request() {
 #[test]
 fn replies_that_are_none() {
     let Some(_watchdog) = watchdog(200) else { return };
-    survive_all([Action::WrongMagic, Action::Mutated, Action::Structured, Action::Garbage(16), Action::Garbage(9000)], &BOTH, "nbd_protocol_errors");
+    survive_all([Action::Mutated], &[Command::Read], "nbd_protocol_errors");
+    survive_all([Action::WrongMagic, Action::Structured, Action::Garbage(16), Action::Garbage(9000)], &BOTH, "nbd_protocol_errors");
 }
 
 #[test]
 fn replies_of_the_wrong_length() {
     let Some(_watchdog) = watchdog(200) else { return };
-    survive_all([Action::Longer(1), Action::Longer(4096), Action::Shorter(1)], &BOTH, "nbd_protocol_errors");
-    survive_all([Action::ErrorWithPayload, Action::Shorter(4096)], &[Command::Read], "nbd_protocol_errors");
+    survive_all([Action::Longer(1), Action::Longer(4096)], &BOTH, "nbd_protocol_errors");
+    survive_all([Action::ErrorWithPayload], &[Command::Read], "nbd_protocol_errors");
+    // Nothing may follow that shows it.
+    survive_all([Action::Shorter(1)], &BOTH, "nbd_protocol_errors+nbd_timeouts");
+    survive_all([Action::Shorter(4096)], &[Command::Read], "nbd_protocol_errors+nbd_timeouts");
 }
 
 #[test]
@@ -301,23 +306,21 @@ fn a_server_that_has_forgotten_everything() {
     let scripted = [unix_place(), tcp_place()].map(|place| ScriptedServer::start(place, ScriptedServer::export_of(NUM_PAGES)));
     for server in scripted {
         let load = Load::written(server.url(OPTIONS));
-        let num_missing = load.missing().len();
         server.go_away(Away::Unbound, Some(Duration::from_millis(200)));
         server.forget();
-        expect_wrong_hashes(&load, num_missing);
+        expect_wrong_hashes(&load);
     }
     let Some(nbdkit) = Nbdkit::memory(NUM_PAGES) else { return };
     let mut server = nbdkit.start();
     let load = Load::written(server.url(OPTIONS));
-    let num_missing = load.missing().len();
     server.restart();
-    expect_wrong_hashes(&load, num_missing);
+    expect_wrong_hashes(&load);
 }
 
-fn expect_wrong_hashes(load: &Load, num_missing: usize) {
-    // Each page is right or an error; which of them are missing changes as they are asked for, and the dirty ones are written.
+fn expect_wrong_hashes(load: &Load) {
+    // Each page is right or an error. Clean ones leave as others are asked for; the dirty ones are written, to where nothing is.
     let num_failed = load.model.check_all();
-    assert!(num_failed > 0 && num_failed <= num_missing, "{num_failed} of {num_missing}");
+    assert!(num_failed > 0 && num_failed < NUM_PAGES, "{num_failed}");
     assert!(load.stat("swap_in_errors_hash") >= num_failed as u64 && load.stat("nbd_reconnects") > 0);
     // All is well again with new contents.
     let pages = load.pages();
