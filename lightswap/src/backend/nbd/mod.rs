@@ -86,7 +86,7 @@ impl NbdBackend {
             failed(&format!("an export of {} is too large to keep track of ({cause}): use less of it, with size=SIZE", format_size(export.num_bytes)))
         })?;
         Ok(Self {
-            keeper: Keeper::start(address.clone(), signature)?,
+            keeper: Keeper::start(address.clone(), offset_of(num_slots), signature)?,
             trims,
             address,
             export,
@@ -162,8 +162,7 @@ impl Backend for NbdBackend {
             builder.expect_finished(2 * proxy::MAX_TAKEN);
             self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
         } else {
-            // Now, so that the first requests need not wait. If it fails, the keeper goes on trying.
-            self.keeper.connect().ok()
+            None
         };
         let link = self.keeper.link(builder.shared, ready);
         let node = Rc::new(NbdQueue::new(self, link, builder, forwards)?);
