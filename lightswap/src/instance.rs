@@ -234,11 +234,11 @@ impl Lightswap {
             ("pinned_pages", pager.num_pinned() as u64),
             ("backend_bytes", bytes_of(pager.backend.num_slots()) as u64),
             ("backend_away", u64::from(health.is_away)),
-            ("backend_content_losses", health.generation),
             ("vectored_removal", u64::from(pager.remover.is_vectored())),
             ("swap_out_failing", u64::from(pager.is_failing())),
         ];
         stats.extend(Counters::sum(sets().map(|set| &set.counters).collect::<Vec<_>>().into_iter()));
+        stats.push(("backend_content_losses", health.generation));
         stats.extend(pager.backend_stats());
         let latency = |of: fn(&Stats) -> &Histogram, fraction| percentile_ns(sets().map(of), fraction);
         stats.extend([
