@@ -200,9 +200,9 @@ impl World {
             return self.read(worker, request, first, (0, self.num_faults()), Source(None));
         }
         let mut content = [0; MAX_RUN];
-        for page in 0..len {
+        for (page, content) in content.iter_mut().enumerate().take(len) {
             self.next_content += 1;
-            content[page] = self.next_content;
+            *content = self.next_content;
             // SAFETY: a page of ours.
             unsafe { *self.workers[worker].page(request, page).cast() = self.next_content };
             self.slots[first + page].doing = Doing::Writing;
@@ -229,9 +229,9 @@ impl World {
 
     fn end_write(&mut self, worker: usize, request: usize, is_written: bool) {
         let (first, len, content) = self.workers[worker].requests[request].take().unwrap();
-        for page in 0..len {
+        for (page, content) in content.into_iter().enumerate().take(len) {
             // One that fails leaves the page where it was, in memory: nobody reads the slot.
-            self.slots[first + page] = Slot { content: is_written.then_some(content[page]), doing: Doing::Nothing };
+            self.slots[first + page] = Slot { content: is_written.then_some(content), doing: Doing::Nothing };
         }
     }
 
@@ -274,7 +274,7 @@ impl World {
         let index = choice % state.in_flight.len();
         let InFlight { worker, token, slot, kind, is_doomed } = state.in_flight.swap_remove(index);
         let is_doomed = is_doomed || state.is_dead;
-        let fails = is_doomed || choice % 64 == 0;
+        let fails = is_doomed || choice.is_multiple_of(64);
         let result = match kind {
             _ if fails && !matches!(kind, Kind::Write { .. }) => 0,
             Kind::Read { target } => {
