@@ -92,7 +92,7 @@ impl Keeper {
     }
 
     pub(super) fn health(&self) -> Health {
-        let is_away = lock(&self.0.state).links.iter().any(|link| link.is_wanted.load(Relaxed) && link.is_away());
+        let is_away = lock(&self.0.state).links.iter().any(|link| link.is_away());
         Health { is_away: is_away || self.0.is_away.load(Relaxed), generation: self.0.generation.load(Relaxed) }
     }
 
@@ -124,9 +124,9 @@ impl Link {
         }
     }
 
-    /// To one without a connection: whether its server is known to be away, rather than not yet connected to.
+    /// Whether the worker lacks a connection since its server is away, rather than not yet connected to.
     pub(super) fn is_away(&self) -> bool {
-        self.is_again.load(Relaxed) || self.keeper.is_away.load(Relaxed)
+        self.is_wanted.load(Relaxed) && (self.is_again.load(Relaxed) || self.keeper.is_away.load(Relaxed))
     }
 
     /// The connection, if it is there.
@@ -158,11 +158,11 @@ impl Shared {
                         tracing::info!(server = %self.address, "connected again");
                     }
                     self.is_away.store(false, Relaxed);
+                    *lock(&link.ready) = Some(connected);
+                    link.is_wanted.store(false, Relaxed);
                     if link.is_again.swap(true, Relaxed) {
                         self.num_reconnects.fetch_add(1, Relaxed);
                     }
-                    *lock(&link.ready) = Some(connected);
-                    link.is_wanted.store(false, Relaxed);
                     link.worker.poke();
                     state = lock(&self.state);
                 }
