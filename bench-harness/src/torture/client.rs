@@ -1,5 +1,6 @@
 //! One client: random requests on keys of its own, every answer checked against the model.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,8 @@ pub const KEYS_PER_CLIENT: usize = 400;
 /// The first of them hold numbers.
 const NUMBERS: usize = 40;
 const LONGEST_APPENDED: usize = 100_000;
+/// Kinds of errors that are told apart.
+const MAX_ANSWERS: usize = 32;
 
 /// What a client did and saw.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -30,6 +33,8 @@ pub struct Counts {
     pub stores: u64,
     /// SERVER_ERROR and the like.
     pub errors: u64,
+    /// The same by what the server has said; of more kinds than a server has, only the first are told apart.
+    pub errors_by_answer: BTreeMap<String, u64>,
     pub connections_closed: u64,
     pub wrong_values: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,6 +50,9 @@ impl Counts {
         self.doubtful_misses += other.doubtful_misses;
         self.stores += other.stores;
         self.errors += other.errors;
+        for (answer, count) in other.errors_by_answer {
+            *self.errors_by_answer.entry(answer).or_default() += count;
+        }
         self.connections_closed += other.connections_closed;
         self.wrong_values += other.wrong_values;
         self.first_wrong = self.first_wrong.take().or(other.first_wrong);
@@ -231,6 +239,9 @@ impl<'a> Client<'a> {
     fn refused(&mut self, answer: &str, asked: &str) {
         if answer.starts_with("SERVER_ERROR") || answer == "CLIENT_ERROR bad data chunk" {
             self.counts.errors += 1;
+            let kinds = &mut self.counts.errors_by_answer;
+            let kind = if kinds.contains_key(answer) || kinds.len() < MAX_ANSWERS { answer } else { "other" };
+            *kinds.entry(kind.to_owned()).or_default() += 1;
         } else {
             self.wrong(format!("{asked} was answered by {answer:?}"));
         }
@@ -294,11 +305,14 @@ impl<'a> Client<'a> {
 
     fn delete(&mut self, key: usize) -> io::Result<()> {
         let head = format!("delete {}", self.name(key));
-        let answer = self.connection.ask(&head, None)?;
+        let answer = self.connection.ask(&head, None).inspect_err(|_| self.model.may_be_removed(key))?;
         match answer.as_str() {
             "DELETED" => self.model.removed(key),
             "NOT_FOUND" => {}
-            _ => self.refused(&answer, &head),
+            _ => {
+                self.model.may_be_removed(key);
+                self.refused(&answer, &head);
+            }
         }
         Ok(())
     }
@@ -427,6 +441,25 @@ mod tests {
         assert_eq!(counts_of(answers(old, "END\r\n")).wrong_values, 0);
         assert_eq!(counts_of(answers(new, "END\r\n")).wrong_values, 0);
         assert_eq!(counts_of(answers(new, new)).wrong_values, 1);
+    }
+
+    #[test]
+    fn a_miss_after_a_change_that_failed_is_doubtful() {
+        let refused = "SERVER_ERROR out of memory storing object\r\n";
+        // The first store of a key fails: the server has nothing that it could lose.
+        let counts_of_store = counts(Box::leak(Box::new([refused, "END\r\n"])), |client| {
+            store(client, b"new")?;
+            client.get(&[50])
+        });
+        assert_eq!((counts_of_store.misses, counts_of_store.gone, counts_of_store.doubtful_misses), (1, 0, 1));
+        assert_eq!(counts_of_store.errors_by_answer.get(refused.trim_end()), Some(&1));
+        // A removal fails, and may have taken place.
+        let counts_of_delete = counts(Box::leak(Box::new(["STORED\r\n", refused, "END\r\n"])), |client| {
+            store(client, b"new")?;
+            client.delete(50)?;
+            client.get(&[50])
+        });
+        assert_eq!((counts_of_delete.gone, counts_of_delete.doubtful_misses), (0, 1));
     }
 
     #[test]

@@ -73,6 +73,8 @@ struct Outcome {
     injected: BTreeMap<String, u64>,
     lost_items: u64,
     evictions: u64,
+    /// All that `stats lightswap` tells at the end.
+    server: BTreeMap<String, String>,
     /// Keys that are gone though the server neither evicted nor lost so many.
     unexplained_misses: u64,
     crashed: bool,
@@ -203,6 +205,7 @@ fn torture(options: &Options, server: &mut Server<'_>) -> Result<Outcome> {
         injected: injected(&statistics),
         lost_items,
         evictions,
+        server: statistics,
         unexplained_misses,
         crashed: death.is_some(),
         hung: death.is_none() && failure.as_ref().is_some_and(|text| text.contains("did not answer")),

@@ -6,6 +6,8 @@ use std::rc::Rc;
 struct Expected {
     /// More than one after a request that was not answered, or with an error.
     contents: Vec<Rc<[u8]>>,
+    /// The last request that changed it was not answered, or with an error. Not told by the number of contents: a key that has none has one after that.
+    is_doubtful: bool,
     /// It was found missing since.
     is_gone: bool,
 }
@@ -35,15 +37,21 @@ impl Model {
     }
 
     pub fn stored(&mut self, key: usize, content: Rc<[u8]>) {
-        self.keys[key] = Expected { contents: vec![content], is_gone: false };
+        self.keys[key] = Expected { contents: vec![content], ..Expected::default() };
     }
 
     /// The server did not say that it has stored it.
     pub fn may_be_stored(&mut self, key: usize, content: Rc<[u8]>) {
+        self.may_be_removed(key);
         let contents = &mut self.keys[key].contents;
         if !contents.contains(&content) {
             contents.push(content);
         }
+    }
+
+    /// The server did not say that it has removed it.
+    pub fn may_be_removed(&mut self, key: usize) {
+        self.keys[key].is_doubtful = true;
     }
 
     pub fn removed(&mut self, key: usize) {
@@ -57,14 +65,14 @@ impl Model {
     /// The key was not found.
     pub fn missed(&mut self, key: usize) -> Miss {
         let expected = &mut self.keys[key];
-        match expected.contents.len() {
-            0 => Miss::Absent,
-            1 if expected.is_gone => Miss::Known,
-            1 => {
+        match expected {
+            _ if expected.contents.is_empty() => Miss::Absent,
+            Expected { is_doubtful: true, .. } => Miss::Doubtful,
+            Expected { is_gone: true, .. } => Miss::Known,
+            _ => {
                 expected.is_gone = true;
                 Miss::Gone
             }
-            _ => Miss::Doubtful,
         }
     }
 
@@ -108,5 +116,26 @@ mod tests {
         assert_eq!(model.missed(0), Miss::Gone);
         model.removed(0);
         assert_eq!(model.missed(0), Miss::Absent);
+    }
+
+    #[test]
+    fn what_was_only_said_to_fail_may_be_missing() {
+        let mut model = Model::new(1);
+        // Never there, and a store that failed: one content, and yet nothing that the server can have lost.
+        model.may_be_stored(0, Rc::from(*b"1"));
+        assert_eq!([model.missed(0), model.missed(0)], [Miss::Doubtful; 2]);
+        assert!(model.allows(0, b"1"));
+        model.stored(0, Rc::from(*b"2"));
+        // The content it has already, and a removal that was not answered.
+        model.may_be_stored(0, Rc::from(*b"2"));
+        assert_eq!(model.missed(0), Miss::Doubtful);
+        model.stored(0, Rc::from(*b"3"));
+        model.may_be_removed(0);
+        assert_eq!(model.missed(0), Miss::Doubtful);
+        assert!(model.allows(0, b"3"));
+        model.removed(0);
+        assert_eq!(model.missed(0), Miss::Absent);
+        model.stored(0, Rc::from(*b"4"));
+        assert_eq!(model.missed(0), Miss::Gone);
     }
 }
