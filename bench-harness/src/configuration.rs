@@ -10,15 +10,22 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::cgroup;
 use crate::cli::Mistake;
 use crate::lab::is_root;
+use crate::memory_server;
 use crate::swap::SwapKind;
 
 /// In the order in which people read: what it is about, what is compared with it, what it is built on.
-pub const BUILT_IN: [(&str, &str); 9] = [
+pub const BUILT_IN: [(&str, &str); 15] = [
     ("dram", include_str!("../configurations/dram.toml")),
     ("lightswap-dram", include_str!("../configurations/lightswap-dram.toml")),
     ("lightswap", include_str!("../configurations/lightswap.toml")),
     ("lightswap-memory", include_str!("../configurations/lightswap-memory.toml")),
+    ("lightswap-remote", include_str!("../configurations/lightswap-remote.toml")),
+    ("lightswap-mirror", include_str!("../configurations/lightswap-mirror.toml")),
+    ("lightswap-encrypted", include_str!("../configurations/lightswap-encrypted.toml")),
+    ("lightswap-compressed", include_str!("../configurations/lightswap-compressed.toml")),
+    ("lightswap-tier", include_str!("../configurations/lightswap-tier.toml")),
     ("fastswap-style", include_str!("../configurations/fastswap-style.toml")),
+    ("fastswap-style-remote", include_str!("../configurations/fastswap-style-remote.toml")),
     ("kernel-swap-ssd", include_str!("../configurations/kernel-swap-ssd.toml")),
     ("kernel-swap-zram", include_str!("../configurations/kernel-swap-zram.toml")),
     ("extstore", include_str!("../configurations/extstore.toml")),
@@ -65,6 +72,23 @@ impl ItemHeaders {
     }
 }
 
+/// The placeholders of memory servers.
+pub const REMOTES: [&str; 4] = ["remote_1", "remote_2", "remote_3", "remote_4"];
+
+fn all_percent() -> u64 {
+    100
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_all_percent(percent: &u64) -> bool {
+    *percent == all_percent()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
 /// What a sweep varies, by name. Values are text, as they end up in options.
 pub type Settings = BTreeMap<String, String>;
 
@@ -107,6 +131,12 @@ pub struct Configuration {
     /// The backend's pages lie in the server's process, beside the memory limit.
     #[serde(default)]
     pub backend_in_process: bool,
+    /// So many percent of the backend's size lie there; the server keeps to that by itself.
+    #[serde(default = "all_percent", skip_serializing_if = "is_all_percent")]
+    pub pool_percent: u64,
+    /// Memory servers that run beside it, each as large as the backend: their URLs are {remote_1}, {remote_2} and so on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub memory_servers: usize,
     /// The server's, with {placeholders}; the harness adds where to listen.
     pub arguments: Vec<String>,
     /// Under /proc/sys while the server runs.
@@ -172,9 +202,10 @@ impl Configuration {
         let mut known = vec!["max_connections", "memory_mib", "hash_power"];
         known.extend_from_slice(match self.memory {
             Memory::Unlimited | Memory::KernelSwap => &[],
-            Memory::Local | Memory::Ample => &["local_memory_mib", "backend_path", "backend_mib"],
+            Memory::Local | Memory::Ample => &["local_memory_mib", "backend_path", "backend_mib", "pool_mib"],
             Memory::Extstore => &["extstore_memory_mib", "extstore_path", "extstore_file_mib"],
         });
+        known.extend_from_slice(&REMOTES[..self.memory_servers.min(REMOTES.len())]);
         known
     }
 
@@ -213,6 +244,17 @@ impl Configuration {
         }
         if self.item_headers == ItemHeaders::Region && !matches!(self.memory, Memory::Local | Memory::Ample) {
             bail!("item_headers = \"region\" belongs to memory = \"local\" or \"ample\": other servers have no region");
+        }
+        if self.memory_servers > REMOTES.len() {
+            bail!("memory_servers = {}: there can be {} at most", self.memory_servers, REMOTES.len());
+        }
+        for name in &REMOTES[..self.memory_servers] {
+            if !self.arguments.iter().any(|template| placeholders(template).any(|used| used == *name)) {
+                bail!("memory_servers = {}, but no argument names {{{name}}}", self.memory_servers);
+            }
+        }
+        if !(1..=100).contains(&self.pool_percent) || (self.pool_percent < 100 && !self.backend_in_process) {
+            bail!("pool_percent is a part of a backend_in_process, 1 to 100");
         }
         if (self.memory == Memory::KernelSwap) != self.swap_device.is_some() {
             bail!("swap_device belongs to memory = \"kernel-swap\", and only to that");
@@ -258,7 +300,7 @@ impl Configuration {
             Memory::Unlimited => false,
             Memory::KernelSwap => self.swap_device == Some(SwapKind::File),
             Memory::Extstore => true,
-            Memory::Local | Memory::Ample => !self.backend_in_process,
+            Memory::Local | Memory::Ample => !self.backend_in_process && self.memory_servers == 0,
         }
     }
 
@@ -279,6 +321,11 @@ impl Configuration {
 
     /// What is missing on this machine, if anything. Whether there is a binary is up to the command line.
     pub fn obstacle(&self) -> Option<String> {
+        if self.memory_servers > 0
+            && let Some(obstacle) = memory_server::obstacle()
+        {
+            return Some(obstacle);
+        }
         match self.memory {
             Memory::Unlimited | Memory::Ample => None,
             Memory::KernelSwap => self.swap_device.and_then(SwapKind::obstacle).or_else(cgroup::obstacle),
@@ -383,6 +430,23 @@ mod tests {
             ("swap_device = \"file\"", "", "swap_device belongs"),
             ("\"vm.swappiness\"", "\"kernel.panic\"", "may only change vm.*"),
             ("\"vm.swappiness\"", "\"vm./../x\"", "may only change vm.*"),
+        ] {
+            let text = good.replace(from, to);
+            assert_ne!(text, good, "{from}");
+            let error = format!("{:#}", Configuration::parse("x", &text).expect_err(to));
+            assert!(error.contains(part), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn memory_servers_are_named_by_the_arguments() {
+        let good = BUILT_IN.iter().find(|(name, _)| *name == "lightswap-mirror").unwrap().1;
+        assert_eq!(Configuration::parse("x", good).unwrap().memory_servers, 2);
+        for (from, to, part) in [
+            ("memory_servers = 2", "memory_servers = 1", "{remote_2} is neither"),
+            ("memory_servers = 2", "memory_servers = 3", "no argument names {remote_3}"),
+            ("memory_servers = 2", "memory_servers = 5", "there can be 4 at most"),
+            ("memory_servers = 2", "memory_servers = 2\npool_percent = 25", "pool_percent"),
         ] {
             let text = good.replace(from, to);
             assert_ne!(text, good, "{from}");

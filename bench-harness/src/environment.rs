@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::disk_probe::DiskProbe;
+use crate::memory_server;
 use crate::process::kib_field;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -90,6 +91,9 @@ impl Environment {
         versions.insert("lightswap-bench".into(), env!("CARGO_PKG_VERSION").into());
         if let Some(version) = first_line("fio", &["--version"]) {
             versions.insert("fio".into(), version);
+        }
+        if let Some(version) = memory_server::version() {
+            versions.insert(memory_server::PROGRAM.into(), version);
         }
         let now = SystemTime::now();
         Self {

@@ -31,6 +31,7 @@ mod lab;
 mod load;
 #[cfg(test)]
 mod load_tests;
+mod memory_server;
 mod memtier;
 mod micro;
 mod null_server;

@@ -11,6 +11,7 @@ use crate::configuration::Memory;
 use crate::generator::{Generator, TimedRun, WarmUp};
 use crate::journal::Guard;
 use crate::lab::{Cell, MemoryPlan, Transport, explain};
+use crate::memory_server::MemoryServer;
 use crate::memtier::{self, Pattern};
 use crate::outcome::{Boundary, Sample};
 use crate::process::{self, Usage};
@@ -40,6 +41,7 @@ pub struct Session<'l> {
     pub generator: Generator,
     pub server: Server<'l>,
     pub cgroup: Option<Cgroup<'l>>,
+    pub memory_servers: Vec<MemoryServer<'l>>,
     pub _swap: Option<ActiveSwap<'l>>,
     pub _files: Vec<Guard<'l>>,
     pub _settings: Vec<Guard<'l>>,
@@ -92,7 +94,12 @@ impl Session<'_> {
 
     /// Memory that holds swapped-out pages, beside the limit.
     fn backend_memory_bytes(&self) -> Option<u64> {
-        self.plan.in_process_bytes.or_else(|| self._swap.as_ref()?.memory_bytes())
+        let remote_bytes: u64 = self.memory_servers.iter().map(MemoryServer::resident_bytes).sum();
+        match self.plan.in_process_bytes {
+            Some(bytes) => Some(bytes + remote_bytes),
+            None if remote_bytes > 0 => Some(remote_bytes),
+            None => self._swap.as_ref()?.memory_bytes(),
+        }
     }
 
     pub fn run(&mut self, timing: Timing) -> Result<Run> {
