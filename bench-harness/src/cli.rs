@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
 use crate::compare::CompareArguments;
+use crate::demo_remote;
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
 use crate::lab::Transport;
@@ -36,6 +37,8 @@ pub struct Cli {
 pub enum Command {
     /// Compare dram, kernel-swap-ssd and lightswap at 50 % and 25 % local memory
     Demo(DemoArguments),
+    /// Kill a memory server of a mirror under load, let it return empty, and check that nothing is lost, wrong or late
+    DemoRemote(demo_remote::Options),
     /// Compare all configurations over local memory, workloads, value sizes and request rates; takes up where a run was ended
     Grid(GridArguments),
     /// List the configurations, what they are and whether they can run here
@@ -294,7 +297,7 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     }
 }
 
-fn parse_ratio(text: &str) -> Result<f64, String> {
+pub fn parse_ratio(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(ratio) if ratio > 0.0 && ratio <= 1.0 => Ok(ratio),
         _ => Err("a number above 0 and up to 1 is needed, such as 0.25".into()),
@@ -315,6 +318,9 @@ mod tests {
     fn bad_input_is_refused() {
         for line in [
             "run --configuration lightswap --ratio 0",
+            "demo-remote --seconds 5",
+            "demo-remote --seconds 20 --quick",
+            "demo-remote --workload e",
             "run --configuration lightswap --ratio nan",
             "grid --workloads x",
             "grid --ratios 0.5,2",
@@ -368,6 +374,7 @@ mod tests {
             "run --configuration before.toml,lightswap --repetitions 3",
             "load 127.0.0.1:1 --value-mix 100:25,1000:25,4k:25,16384:25 --rate 1e4",
             "grid --plan --quick --configurations dram,lightswap --workloads a,ycsb-c --ratios 1,0.25 --repetitions 2",
+            "demo-remote --quick --workload C --ratio 0.5 --records 1000",
             "configurations",
             "report --out x y.json z.json --markdown w.md",
             "summary y.json z.json",

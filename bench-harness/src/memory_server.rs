@@ -3,7 +3,7 @@
 //! They run beside the servers under measurement, outside their cgroups, and end with the run: each process is in the journal while it lives.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 

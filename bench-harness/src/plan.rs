@@ -105,6 +105,9 @@ pub struct Wishes {
 
 const GRID: [&str; 9] =
     ["dram", "lightswap-dram", "kernel-swap-ssd", "kernel-swap-zram", "extstore", "fastswap-style", "monitor", "lightswap", "lightswap-memory"];
+/// Beside those at the focus alone, where kernel swap on zram takes turns with them.
+const GRID_AT_FOCUS: [&str; 6] =
+    ["lightswap-remote", "fastswap-style-remote", "lightswap-mirror", "lightswap-encrypted", "lightswap-compressed", "lightswap-tier"];
 const DEMO: [&str; 4] = ["dram", "lightswap-dram", "kernel-swap-ssd", "lightswap"];
 const GRID_RATIOS: [f64; 5] = [1.0, 0.75, 0.5, 0.25, 0.1];
 const GRID_RATIOS_QUICK: [f64; 3] = [1.0, 0.5, 0.25];
@@ -143,6 +146,11 @@ fn resized(shape: &Shape, value_sizes: ValueSizes) -> Shape {
     const KEY_AND_HEADER_BYTES: u64 = 80;
     let of_record = |value_sizes: &ValueSizes| value_sizes.mean() as u64 + KEY_AND_HEADER_BYTES;
     Shape { records: (shape.records * of_record(&shape.value_sizes) / of_record(&value_sizes)).max(1), value_sizes, ..*shape }
+}
+
+/// None of those that come with the harness.
+fn is_own(name: &str) -> bool {
+    !GRID.contains(&name) && !GRID_AT_FOCUS.contains(&name)
 }
 
 fn configurations(wishes: &Wishes, all: &[&str]) -> Result<Vec<Rc<Configuration>>> {
@@ -187,13 +195,20 @@ impl Plan {
         let configurations = configurations(wishes, &GRID)?;
         let mut stages = vec![over_memory(&configurations, ratios, wishes.shape, repetitions)];
 
+        if wishes.configurations.is_empty() && ratios.contains(&FOCUS) {
+            let of_remote = over_memory(&self::configurations(wishes, &GRID_AT_FOCUS)?, &[FOCUS], wishes.shape, repetitions).targets;
+            let stage = &mut stages[0];
+            let end = stage.targets.iter().rposition(|target| target.ratio == FOCUS).map_or(stage.targets.len(), |last| last + 1);
+            stage.targets.splice(end..end, of_remote);
+        }
+
         let limited: Vec<f64> = ratios.iter().copied().filter(|&ratio| ratio < 1.0).collect();
         let focus = if limited.contains(&FOCUS) { Some(FOCUS) } else { limited.iter().copied().min_by(f64::total_cmp) };
         if let Some(ratio) = focus {
             let of = |names: &[&str], shape: Shape, measurements: Vec<Measurement>| -> Vec<Target> {
                 // Configurations of one's own take part in everything.
                 let wanted = |configuration: &&Rc<Configuration>| {
-                    configuration.is_limited() && (names.contains(&configuration.name.as_str()) || !GRID.contains(&configuration.name.as_str()))
+                    configuration.is_limited() && (names.contains(&configuration.name.as_str()) || is_own(&configuration.name))
                 };
                 let target = |configuration: &Rc<Configuration>| Target {
                     configuration: Rc::clone(configuration),
@@ -430,7 +445,13 @@ pub mod tests {
         let names: Vec<&str> = plan.stages.iter().map(|stage| stage.name).collect();
         assert_eq!(names, ["local memory", "workloads", "value sizes", "open loop", "memtier"]);
         let first = &plan.stages[0];
-        assert_eq!((first.repetitions, first.targets.len()), (3, 2 + 7 * 4));
+        assert_eq!((first.repetitions, first.targets.len()), (3, 2 + 7 * 4 + 6));
+        let remote: Vec<f64> = first.targets.iter().filter(|target| target.configuration.memory_servers > 0).map(|target| target.ratio).collect();
+        assert_eq!(remote, [FOCUS; 5]);
+        // What remote memory is compared with takes turns with it.
+        let position = |name: &str| first.targets.iter().position(|target| (target.configuration.name.as_str(), target.ratio) == (name, FOCUS)).unwrap();
+        assert!(position("lightswap-remote") - position("kernel-swap-zram") < 10);
+        assert_eq!(position("fastswap-style-remote"), position("lightswap-remote") + 1);
         assert!(first.targets.iter().all(|target| target.configuration.is_limited() == (target.ratio < 1.0)));
         assert!(first.targets.is_sorted_by(|a, b| a.ratio >= b.ratio));
         // The same bytes whatever the size.
@@ -439,7 +460,7 @@ pub mod tests {
             assert!(bytes.abs_diff(540_000_000) < 20_000, "{bytes}");
         }
         let minutes = plan.estimate(|_, _, _| false).as_secs() / 60;
-        assert!((30..90).contains(&minutes), "{minutes}");
+        assert!((30..110).contains(&minutes), "{minutes}");
         assert!(plan.estimate(|_, _, _| true) < plan.estimate(|_, _, _| false) / 3);
     }
 

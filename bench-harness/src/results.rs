@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::out_file;
+use crate::outage_record::OutageRecord;
 use crate::tally::LatencyUs;
 use crate::torture_record::TortureRecord;
 use crate::ycsb::Workload;
@@ -95,6 +96,7 @@ pub struct Details {
     pub operations: u64,
     /// Reads that found a value, every byte of which was checked. None where the generator checks nothing, or in older files.
     pub checked_reads: u64,
+    pub missed_reads: u64,
     /// Open loop: due in the measured time and not finished at its end. They are in the latencies, with the time until then.
     pub unfinished_operations: u64,
     pub latency_by_operation_us: BTreeMap<String, LatencyUs>,
@@ -138,6 +140,8 @@ pub struct Details {
     pub generator_cpu_seconds: f64,
     /// Upper bounds in microseconds, rising, and how many operations lie below each and above the one before; empty buckets are left out.
     pub latency_buckets: Vec<(f64, u64)>,
+    /// For this long no operation completed on any connection, at most. None in older files.
+    pub longest_pause_seconds: f64,
     /// The measured time in equal pieces.
     pub time_line: Vec<Moment>,
     /// What the server itself says at the end of the run (`stats lightswap`).
@@ -157,6 +161,9 @@ pub struct Moment {
     /// Major faults of the kernel, or swap-ins where the server pages for itself.
     pub faults_per_second: f64,
     pub resident_bytes: u64,
+    /// For this long no operation completed, in this piece or until it. None in older files.
+    #[serde(default)]
+    pub longest_pause_seconds: f64,
 }
 
 /// A configuration that was asked for and could not be run here.
@@ -265,6 +272,9 @@ pub struct Results {
     /// What a file of `torture` holds, in the form of the others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub torture: Vec<TortureRecord>,
+    /// Memory servers that were killed under load.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outages: Vec<OutageRecord>,
 }
 
 /// What the repetitions of a micro-benchmark's first number were, as far as is known: itself, and the smallest and the largest.
@@ -280,7 +290,7 @@ impl Results {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.micro.is_empty() && self.skipped.is_empty() && self.torture.is_empty()
+        self.runs.is_empty() && self.micro.is_empty() && self.skipped.is_empty() && self.torture.is_empty() && self.outages.is_empty()
     }
 
     pub fn read(path: &Path) -> Result<Self> {

@@ -19,6 +19,7 @@ use crate::results::{Details, Run};
 use crate::server::Server;
 use crate::server_statistics::counted;
 use crate::swap::ActiveSwap;
+use crate::verify::Verified;
 use crate::ycsb::{Distribution, Workload};
 
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +54,15 @@ pub struct Session<'l> {
     pub server_command: String,
 }
 
+/// What can be looked at and done at a boundary of a run.
+#[derive(Debug)]
+pub struct Watched<'w, 'l> {
+    pub boundary: Boundary,
+    /// The server's, of its paging.
+    pub statistics: &'w BTreeMap<String, String>,
+    pub memory_servers: &'w mut [MemoryServer<'l>],
+}
+
 /// What a server says of its own paging; nothing where it does none.
 fn paging_statistics(server: &Server<'_>, memory: Memory) -> Result<BTreeMap<String, String>> {
     match memory {
@@ -65,7 +75,7 @@ fn number(statistics: &BTreeMap<String, String>, name: &str) -> u64 {
     statistics.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-impl Session<'_> {
+impl<'l> Session<'l> {
     /// The server's resident set after loading: the size of the data, when nothing limits it.
     pub fn resident_bytes(&self) -> Result<u64> {
         Ok(process::resident(self.server.pid())?.now_bytes)
@@ -102,7 +112,18 @@ impl Session<'_> {
         }
     }
 
+    /// Reads and checks every record.
+    pub fn verify(&mut self) -> Result<Verified> {
+        let label = format!("{}: verifying all records", self.cell.label());
+        self.generator.verify(&label).map_err(|error| self.explain(error))
+    }
+
     pub fn run(&mut self, timing: Timing) -> Result<Run> {
+        self.run_watched(timing, &mut |_| Ok(()))
+    }
+
+    /// The same with somebody who looks on at every boundary.
+    pub fn run_watched(&mut self, timing: Timing, watch: &mut dyn FnMut(Watched<'_, 'l>) -> Result<()>) -> Result<Run> {
         let pid = self.server.pid();
         let label = format!("{}: {}", self.cell.label(), timing.workload.name());
         let run = TimedRun {
@@ -115,12 +136,13 @@ impl Session<'_> {
         };
         let mut before = Usage::default();
         let mut after = Usage::default();
-        let (server, memory) = (&self.server, self.cell.configuration.memory);
+        let (server, memory_servers, memory) = (&self.server, &mut self.memory_servers, self.cell.configuration.memory);
         let (mut statistics_before, mut statistics_after) = (BTreeMap::new(), BTreeMap::new());
         let result = self.generator.run(&label, run, |boundary| {
             let usage = process::usage(pid)?;
             // The time line asks anyway: what is counted while it is measured costs no request more.
             let statistics = paging_statistics(server, memory)?;
+            watch(Watched { boundary, statistics: &statistics, memory_servers })?;
             let faults = usage.major_faults + number(&statistics, "swap_ins");
             match boundary {
                 Boundary::Start => (before, statistics_before) = (usage, statistics),

@@ -5,7 +5,7 @@ use crate::results::{Details, Micro, Moment, Results, Run, Skipped};
 use crate::tally::LatencyUs;
 
 /// Configuration, backend, threads, throughput with all in memory and how much of it is lost when nothing is.
-const CONFIGURATIONS: [(&str, &str, u32, f64, f64); 9] = [
+const CONFIGURATIONS: [(&str, &str, u32, f64, f64); 15] = [
     ("dram", "none", 2, 92_000.0, 0.0),
     ("lightswap-dram", "file", 2, 89_000.0, 0.0),
     ("lightswap", "file", 2, 88_000.0, 0.45),
@@ -15,6 +15,12 @@ const CONFIGURATIONS: [(&str, &str, u32, f64, f64); 9] = [
     ("kernel-swap-zram", "swap-zram", 4, 91_000.0, 0.6),
     ("extstore", "extstore", 4, 90_000.0, 0.78),
     ("monitor", "file", 8, 80_000.0, 0.93),
+    ("lightswap-remote", "nbd", 2, 88_000.0, 0.35),
+    ("lightswap-mirror", "mirror(nbd,nbd)", 2, 88_000.0, 0.4),
+    ("lightswap-encrypted", "encrypted(nbd)", 2, 88_000.0, 0.39),
+    ("lightswap-compressed", "memory-lz4", 2, 89_000.0, 0.3),
+    ("lightswap-tier", "tier(memory-lz4,nbd)", 2, 88_000.0, 0.34),
+    ("fastswap-style-remote", "nbd", 8, 87_000.0, 0.75),
 ];
 const WORKLOADS: [(&str, f64); 4] = [("ycsb-a", 0.9), ("ycsb-b", 0.97), ("ycsb-c", 1.0), ("ycsb-d", 1.05)];
 const RATIOS: [f64; 5] = [1.0, 0.75, 0.5, 0.25, 0.1];
@@ -44,6 +50,7 @@ fn time_line(speed: f64, faults_per_operation: f64, limit_bytes: Option<u64>) ->
             operations_per_second,
             faults_per_second: operations_per_second * faults_per_operation,
             resident_bytes: (full * (0.98 - 0.02 * (index as f64 / 5.0).cos().abs())) as u64,
+            longest_pause_seconds: 0.002,
         }
     };
     (0..50).map(moment).collect()
@@ -112,8 +119,12 @@ fn main_runs() -> Vec<Run> {
     let mut runs = Vec::new();
     for repetition in 1..=3 {
         for (workload, factor) in WORKLOADS {
-            for (index, configuration) in CONFIGURATIONS.iter().enumerate() {
-                let ratios = if configuration.0.ends_with("dram") { &RATIOS[..1] } else { &RATIOS[..] };
+            for index in 0..CONFIGURATIONS.len() {
+                let ratios = match index {
+                    0 | 1 => &RATIOS[..1],
+                    2..=8 => &RATIOS[..],
+                    _ => &RATIOS[3..4],
+                };
                 for &ratio in ratios {
                     runs.push(cell(workload, index, ratio, speed_of(index, ratio) * factor * wobble(repetition, index), repetition));
                 }
