@@ -151,6 +151,22 @@ pub fn micro_numbers(record: &Micro) -> Vec<Number> {
                 (key, "metadata bytes", *metadata_bytes as f64, false, format_count),
             ]
         }
+        Micro::RemoteRead { tool, transport, connections, depth, reads_per_second } => {
+            let key = format!("remote read by {tool} over {transport}, {connections} connections, depth {depth}");
+            vec![(key, "reads/s", *reads_per_second, true, format_count)]
+        }
+        Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, bytes_per_page } => {
+            let key = format!("compressed memory {pager} {contract}").trim_end().to_owned();
+            vec![
+                (key.clone(), "faults/s", *faults_per_second, true, format_count),
+                (key.clone(), "CPU a fault", *cpu_us_per_fault, false, format_us),
+                (key, "bytes a page", *bytes_per_page, false, format_count),
+            ]
+        }
+        Micro::Encryption { way, extra_us, plain_us } => {
+            let key = format!("encryption of a page {way}");
+            vec![(key.clone(), "extra CPU", *extra_us, false, format_us), (key, "CPU a fault without", *plain_us, false, format_us)]
+        }
         Micro::Generator { generator, server, connections, requests_per_second, generator_cpu_us_per_request } => {
             let key = format!("generator {generator}, {server} server, {connections} connections");
             vec![

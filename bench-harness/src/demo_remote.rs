@@ -231,7 +231,9 @@ fn print(record: &OutageRecord) {
         format_count(record.checked_reads as f64),
         format_count(record.verified_records as f64),
         record.longest_pause_seconds * 1e3,
-        record.resynchronised_after_seconds().map_or_else(|| "NOT in sync again".into(), |after| format!("in sync again +{after:.1} s after the return"))
+        record
+            .resynchronised_after_seconds()
+            .map_or_else(|| "NOT in sync again".into(), |after| format!("in sync again +{after:.1} s after the return"))
     );
     for problem in record.problems() {
         say!("FAILED: {problem}");

@@ -71,7 +71,13 @@ impl Pauses {
 
 impl RunShared {
     pub fn new() -> Self {
-        Self { measuring_since: OnceLock::new(), stopped_at: OnceLock::new(), completed: AtomicU64::new(0), failed: AtomicBool::new(false), pauses: Pauses::new() }
+        Self {
+            measuring_since: OnceLock::new(),
+            stopped_at: OnceLock::new(),
+            completed: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            pauses: Pauses::new(),
+        }
     }
 
     /// When the phase was first entered: now, or before.

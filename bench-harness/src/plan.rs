@@ -449,7 +449,8 @@ pub mod tests {
         let remote: Vec<f64> = first.targets.iter().filter(|target| target.configuration.memory_servers > 0).map(|target| target.ratio).collect();
         assert_eq!(remote, [FOCUS; 5]);
         // What remote memory is compared with takes turns with it.
-        let position = |name: &str| first.targets.iter().position(|target| (target.configuration.name.as_str(), target.ratio) == (name, FOCUS)).unwrap();
+        let position =
+            |name: &str| first.targets.iter().position(|target| (target.configuration.name.as_str(), target.ratio) == (name, FOCUS)).unwrap();
         assert!(position("lightswap-remote") - position("kernel-swap-zram") < 10);
         assert_eq!(position("fastswap-style-remote"), position("lightswap-remote") + 1);
         assert!(first.targets.iter().all(|target| target.configuration.is_limited() == (target.ratio < 1.0)));

@@ -246,6 +246,35 @@ pub enum Micro {
         /// Resident memory of the process beyond local memory and backend after the faults.
         metadata_bytes: u64,
     },
+    /// Random reads of 4 KiB from a memory server, the same for all tools, in turn.
+    RemoteRead {
+        /// "lightswap": the backend by itself; "fio": its nbd engine.
+        tool: String,
+        /// "unix" or "tcp", on one machine.
+        transport: String,
+        connections: u32,
+        depth: u32,
+        reads_per_second: f64,
+    },
+    /// Random accesses of one thread to memory of which a part is local and the rest compressed in memory.
+    CompressedMemory {
+        /// "lightswap" or "kernel": zram.
+        pager: String,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
+        faults_per_second: f64,
+        cpu_us_per_fault: f64,
+        /// Memory for a page of 4 KiB that is swapped out, bookkeeping included.
+        bytes_per_page: f64,
+    },
+    /// CPU time that encryption adds to a page.
+    Encryption {
+        /// "in" or "out".
+        way: String,
+        extra_us: f64,
+        /// Of a fault without encryption, everything included: one that only reads, or one that makes a page dirty, too.
+        plain_us: f64,
+    },
     /// What a load generator can do, against a server of its own that answers without work ("null") or a real one.
     Generator {
         generator: String,
