@@ -200,7 +200,8 @@ pub mod tests {
     #[test]
     fn whatever_is_lost_wrong_or_late_is_a_problem() {
         assert_eq!(record().problems(), Vec::<String>::new());
-        let changes: [(fn(&mut OutageRecord), &str); 8] = [
+        type Change = (fn(&mut OutageRecord), &'static str);
+        let changes: [Change; 8] = [
             (|record| record.wrong_values = 1, "1 WRONG"),
             (|record| record.missing_records = 2, "2 of 500000 records are lost"),
             (|record| record.missed_reads = 3, "3 reads under load were misses"),

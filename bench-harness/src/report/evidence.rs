@@ -1,5 +1,6 @@
 //! Everything that the result files hold, in the form in which the report asks for it.
 
+use crate::outage_record::OutageRecord;
 use crate::results::{Micro, Results, Run, repetitions};
 use crate::summary::{Shape, Spread, Summary, best, comparison, configuration_name, sweep};
 use crate::torture_record::TortureRecord;
@@ -116,6 +117,14 @@ impl<'a> Evidence<'a> {
 
     pub fn torture(&self) -> impl Iterator<Item = &'a TortureRecord> {
         self.files.iter().flat_map(|file| &file.torture)
+    }
+
+    pub fn outages(&self) -> impl Iterator<Item = &'a OutageRecord> {
+        self.files.iter().flat_map(|file| &file.outages)
+    }
+
+    pub fn command_of_outage(&self) -> String {
+        self.command(|file| !file.outages.is_empty())
     }
 
     pub fn command_of_torture(&self, record: &TortureRecord) -> String {

@@ -148,7 +148,8 @@ fn against_memory(cells: &[&Summary], title: &str, note: &str, y: Axis, value: f
     let all = percents_of(cells, None);
     let x = Axis::linear("local memory, part of the data", percent).reversed().ticks_at(all.iter().map(|percent| f64::from(*percent)));
     let mut plot = Plot::new(title, note, x, y);
-    for name in configurations(cells) {
+    // What was measured at one share only has bars elsewhere.
+    for name in configurations(cells).into_iter().filter(|name| *name == "dram" || all.len() < 2 || percents_of(cells, Some(name)).len() > 1) {
         let points: Vec<Point> = all
             .iter()
             .filter_map(|&percent| best_at(cells, name, percent))

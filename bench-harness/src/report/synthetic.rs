@@ -287,6 +287,38 @@ fn micro() -> Vec<Micro> {
             metadata_bytes: (gib << 22) + 65_536,
         });
     }
+    for (transport, base) in [("unix", 30_000.0), ("tcp", 22_000.0)] {
+        for depth in [1, 32, 128] {
+            let rate = base * f64::from(depth).min(7.0);
+            let of = |tool: &str, reads_per_second: f64| Micro::RemoteRead {
+                tool: tool.into(),
+                transport: transport.into(),
+                connections: 1,
+                depth,
+                reads_per_second,
+            };
+            micro.extend([of("lightswap", rate), of("fio", rate * 0.6)]);
+            micro.push(Micro::Fault {
+                backend: format!("nbd-{transport}"),
+                contract: "cooperative".into(),
+                path: "touch".into(),
+                workers: 1,
+                lwts: depth,
+                faults_per_second: rate * 0.7,
+                cpu_us_per_fault: 6.0,
+            });
+        }
+    }
+    for (pager, contract, cpu_us_per_fault, bytes_per_page) in
+        [("lightswap", "transparent", 6.0, 1_760.0), ("lightswap", "cooperative", 5.0, 1_760.0), ("kernel", "", 14.0, 1_850.0)]
+    {
+        let faults_per_second = 1e6 / cpu_us_per_fault;
+        let (pager, contract) = (pager.into(), contract.into());
+        micro.push(Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, bytes_per_page });
+    }
+    for (way, extra_us) in [("in", 1.4), ("out", 1.6)] {
+        micro.push(Micro::Encryption { way: way.into(), extra_us, plain_us: 5.0 });
+    }
     for connections in [1, 64, 512] {
         let requests_per_second = 260_000.0 * (1.0 - 0.8 / f64::from(connections));
         for server in ["null", "memcached"] {
@@ -335,6 +367,7 @@ pub fn full() -> Results {
         command: "target/release/lightswap-bench reproduce --directory build/bench --out results/full.json".into(),
         runs,
         torture: vec![crate::torture_record::tests::record(188_152)],
+        outages: vec![crate::outage_record::tests::record()],
         skipped: vec![Skipped { configuration: "lightswap-nbd".into(), reason: "there is no server for remote memory <here>".into() }],
         ..micro_only()
     }
