@@ -125,7 +125,8 @@ impl Outage {
 pub fn run(options: &Options) -> Result<bool> {
     let configuration = find(&options.configuration)?;
     if configuration.memory_servers < 2 {
-        let message = format!("{} has {} memory servers; it takes two, so that one can be killed", configuration.name, configuration.memory_servers);
+        let (name, count) = (&configuration.name, configuration.memory_servers);
+        let message = format!("{name} uses {count} memory server{}; it takes two, so that one can be killed", if count == 1 { "" } else { "s" });
         return Err(Mistake(message).into());
     }
     let shape = options.shape.shape()?;

@@ -178,7 +178,7 @@ fn write_outage(html: &mut String, record: &OutageRecord) {
             phase.longest_pause_seconds * 1e3
         );
     }
-    *html += "</tbody></table></div>\n<div class=\"charts\">";
+    *html += "</tbody></table></div>\n<div class=\"charts three\">";
     let class = class_of(&record.configuration);
     let plot = |title: &str, note: &str, series: Vec<Curve<'_>>| {
         let mut plot = Plot::new(title, note, Axis::linear("seconds", format_tick), Axis::linear("", format_tick));
