@@ -227,7 +227,7 @@ fn print(record: &OutageRecord) {
     );
     say!(
         "lost items {}, wrong values {} (of {} reads checked under load, and all {} records afterwards), longest time without an answer {:.0} ms, {}",
-        record.missing_records,
+        record.lost_items(),
         record.wrong_values,
         format_count(record.checked_reads as f64),
         format_count(record.verified_records as f64),

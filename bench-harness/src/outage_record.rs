@@ -106,6 +106,11 @@ impl OutageRecord {
         self.in_sync_at_seconds.map(|at| (at - self.returned_at_seconds).max(0.0))
     }
 
+    /// Reads of what was stored that found nothing, under load and at the end.
+    pub fn lost_items(&self) -> u64 {
+        self.missed_reads + self.missing_records
+    }
+
     /// Everything that must not be.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();

@@ -85,7 +85,7 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
         let is_good = outage.problems().is_empty();
         let sentence = format!(
             "without an answer at most, when one of two mirrored memory servers was killed under load and came back empty: {} lost items, {} wrong values{}",
-            outage.missing_records,
+            outage.lost_items(),
             outage.wrong_values,
             outage.resynchronised_after_seconds().map_or_else(String::new, |after| format!(", in sync again {after:.1} s after its return"))
         );

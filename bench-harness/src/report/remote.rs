@@ -211,7 +211,7 @@ fn write_outage(html: &mut String, record: &OutageRecord) {
     let in_sync =
         record.resynchronised_after_seconds().map_or_else(|| "not before the end of the load".into(), |after| format!("after {after:.1} s"));
     let facts = [
-        ("lost items", format_count(record.missing_records as f64)),
+        ("lost items", format_count(record.lost_items() as f64)),
         ("wrong values", format_count(record.wrong_values as f64)),
         (
             "checked",

@@ -171,7 +171,7 @@ fn outage(evidence: &Evidence<'_>) -> Claim {
     Claim {
         ours: format!(
             "{} lost of {} items, {} wrong values, longest stall {:.0} ms, {in_sync}",
-            record.missing_records,
+            record.lost_items(),
             format_count(record.verified_records as f64),
             record.wrong_values,
             record.longest_pause_seconds * 1e3
