@@ -17,6 +17,8 @@ pub struct Export {
     pub can_trim: bool,
     /// Least, preferred and largest size of a request.
     pub block_sizes: Option<[u32; 3]>,
+    /// Knows that nobody wants the zeroes after the reply to NBD_OPT_EXPORT_NAME.
+    pub no_zeroes: bool,
     /// Knows NBD_OPT_GO and NBD_OPT_INFO, or only NBD_OPT_EXPORT_NAME.
     pub knows_go: bool,
 }
@@ -125,7 +127,8 @@ impl Handshake<'_> {
             Some(HandshakeFault::OldStyle) => (GREETING_MAGIC, OLD_STYLE_MAGIC),
             _ => (GREETING_MAGIC, OPTION_MAGIC),
         };
-        let flags = if self.fault == Some(HandshakeFault::NotFixed) { 0 } else { FIXED_NEWSTYLE | NO_ZEROES };
+        let flags = if self.fault == Some(HandshakeFault::NotFixed) { 0 } else { FIXED_NEWSTYLE };
+        let flags = flags | if self.export.no_zeroes { NO_ZEROES } else { 0 };
         let mut greeting = [first.to_be_bytes(), second.to_be_bytes()].concat();
         if second == OLD_STYLE_MAGIC {
             greeting.extend(self.export.num_bytes.to_be_bytes());
@@ -137,7 +140,7 @@ impl Handshake<'_> {
             return Ok(Some(ended));
         }
         let client_flags = read_u32(self.stream)?;
-        if client_flags & !u32::from(FIXED_NEWSTYLE | NO_ZEROES) != 0 {
+        if client_flags & !u32::from(flags) != 0 {
             return Ok(self.violated(format!("client flags {client_flags:#x}")));
         }
         // Bounded: a client has few options to try.

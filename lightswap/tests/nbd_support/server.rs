@@ -126,6 +126,7 @@ impl ScriptedServer {
             can_flush: true,
             can_trim: true,
             block_sizes: Some([1, PAGE as u32, 4 << 20]),
+            no_zeroes: true,
             knows_go: true,
         }
     }

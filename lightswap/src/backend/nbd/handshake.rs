@@ -1,79 +1,311 @@
-//! stub
-use super::address::Address;
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+//! Connecting: the socket and the fixed newstyle handshake, blocking, within a time limit.
+//!
+//! Whatever a server sends is bounded and checked before it is believed. Old servers without NBD_OPT_GO are asked with NBD_OPT_EXPORT_NAME.
+
+use super::address::{Address, Place};
+use crate::size::{PAGE_SIZE, format_size};
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-#[derive(Clone, Debug)]
+use std::time::{Duration, Instant};
+
+/// For connecting and for each answer of the handshake, all together.
+const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// Longest answer that is read, and how many there may be.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
+const MAX_ANSWERS: usize = 64;
+
+const GREETING: &[u8; 8] = b"NBDMAGIC";
+const NEWSTYLE: &[u8; 8] = b"IHAVEOPT";
+const OLDSTYLE: [u8; 8] = 0x0000_4202_8186_1253_u64.to_be_bytes();
+const ANSWER_MAGIC: u64 = 0x0003_e889_0455_65a9;
+const FIXED_NEWSTYLE: u16 = 1;
+const NO_ZEROES: u16 = 2;
+const OPTION_EXPORT_NAME: u32 = 1;
+const OPTION_GO: u32 = 7;
+const ANSWER_ACK: u32 = 1;
+const ANSWER_INFO: u32 = 3;
+const ERROR_BIT: u32 = 1 << 31;
+const ERROR_UNSUPPORTED: u32 = ERROR_BIT | 1;
+const ERROR_POLICY: u32 = ERROR_BIT | 2;
+const ERROR_TLS_REQUIRED: u32 = ERROR_BIT | 5;
+const ERROR_UNKNOWN: u32 = ERROR_BIT | 6;
+const INFO_EXPORT: u16 = 0;
+const INFO_BLOCK_SIZE: u16 = 3;
+
+/// What the server says of the export.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Export {
     pub(super) num_bytes: u64,
+    pub(super) is_read_only: bool,
     pub(super) can_flush: bool,
     pub(super) can_trim: bool,
     pub(super) can_multi_conn: bool,
+    /// Of requests.
+    pub(super) min_block_bytes: u32,
     pub(super) max_payload_bytes: u32,
 }
+
+impl Export {
+    fn new(num_bytes: u64, flags: u16) -> Self {
+        let has = |bit: u32| flags & 1 << bit != 0;
+        Self {
+            num_bytes,
+            is_read_only: has(1),
+            can_flush: has(2),
+            can_trim: has(5),
+            can_multi_conn: has(8),
+            min_block_bytes: 1,
+            // What the protocol guarantees.
+            max_payload_bytes: 32 << 20,
+        }
+    }
+}
+
+/// A connection after its handshake.
 #[derive(Debug)]
 pub(super) struct Connected {
     pub(super) socket: OwnedFd,
-    pub(super) tls: Option<Box<rustls::ClientConnection>>,
     pub(super) export: Export,
 }
-impl Connected {
-    pub(super) fn stream(&mut self) -> Result<impl Read + Write + use<>, ConnectError> {
-        Ok(UnixStream::from(self.socket.try_clone().unwrap()))
-    }
-}
+
+/// Why there is no connection: a sentence.
 #[derive(Debug)]
 pub(super) struct ConnectError(String);
-impl std::fmt::Display for ConnectError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
+
 impl ConnectError {
-    pub(super) fn transient(what: String) -> Self {
-        Self(what)
+    pub(super) fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+
+    fn of(what: &str, cause: &io::Error) -> Self {
+        let cause = match cause.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("no answer within {} s", TIME_LIMIT.as_secs()),
+            ErrorKind::UnexpectedEof => "the server closed the connection".into(),
+            _ => cause.to_string(),
+        };
+        Self(format!("{what}: {cause}"))
     }
 }
-pub(super) fn connect(address: &Address) -> Result<Connected, ConnectError> {
-    go(address).map_err(|error| ConnectError(error.to_string()))
+
+/// A blocking stream that ends in time: reads and writes fail after the limit of the whole.
+pub(super) struct Stream {
+    socket: UnixStream,
+    end: Instant,
 }
-fn go(address: &Address) -> std::io::Result<Connected> {
-    let socket: OwnedFd = if address.socket.starts_with('/') {
-        UnixStream::connect(&address.socket)?.into()
-    } else {
-        let s = std::net::TcpStream::connect(&address.socket)?;
-        s.set_nodelay(true)?;
-        s.into()
+
+impl Stream {
+    fn new(socket: OwnedFd) -> Self {
+        // Only reads, writes and time limits are used, which are the same for all stream sockets.
+        Self { socket: socket.into(), end: Instant::now() + TIME_LIMIT }
+    }
+
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(self.left()?)?;
+        self.socket.read(buffer)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(self.left()?)?;
+        // SAFETY: the bytes are valid, the descriptor is open. Not `write`, which raises SIGPIPE.
+        let num_sent = unsafe { libc::send(self.socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
+        usize::try_from(num_sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Connected {
+    /// A stream for requests before the connection is used otherwise, with a time limit of its own.
+    pub(super) fn stream(&self) -> Result<Stream, ConnectError> {
+        let socket = self.socket.try_clone().map_err(|cause| ConnectError::of("the socket", &cause))?;
+        Ok(Stream::new(socket))
+    }
+}
+
+/// Connects to the server and asks for the export, which must be one that pages can be written to.
+pub(super) fn connect(address: &Address) -> Result<Connected, ConnectError> {
+    let socket = open_socket(address).map_err(|cause| ConnectError::of("cannot connect", &cause))?;
+    let mut stream = Stream::new(socket);
+    let export = shake_hands(&mut stream, &address.export)?;
+    check(&export, address)?;
+    stream.socket.set_read_timeout(None).map_err(|cause| ConnectError::of("the socket", &cause))?;
+    stream.socket.set_write_timeout(None).map_err(|cause| ConnectError::of("the socket", &cause))?;
+    Ok(Connected { socket: stream.socket.into(), export })
+}
+
+fn open_socket(address: &Address) -> io::Result<OwnedFd> {
+    let (host, port) = match &address.place {
+        // Connecting to such a socket does not wait, unless the server's queue is full; then it is the server that must go on.
+        Place::Unix(path) => return UnixStream::connect(path).map(Into::into),
+        Place::Tcp { host, port } => (host.as_str(), *port),
     };
-    let mut stream = UnixStream::from(socket);
-    let mut hello = [0; 18];
-    stream.read_exact(&mut hello)?;
-    stream.write_all(&3u32.to_be_bytes())?;
-    let mut option = b"IHAVEOPT".to_vec();
-    option.extend(7u32.to_be_bytes());
-    option.extend(6u32.to_be_bytes());
-    option.extend([0; 6]);
-    stream.write_all(&option)?;
-    let mut export = Export { num_bytes: 0, can_flush: false, can_trim: false, can_multi_conn: false, max_payload_bytes: 32 << 20 };
-    loop {
-        let mut header = [0; 20];
-        stream.read_exact(&mut header)?;
-        let kind = u32::from_be_bytes(header[12..16].try_into().unwrap());
-        let len = u32::from_be_bytes(header[16..].try_into().unwrap());
-        let mut body = vec![0; len as usize];
-        stream.read_exact(&mut body)?;
-        match kind {
-            1 => break,
-            3 if body[..2] == [0, 0] => {
-                export.num_bytes = u64::from_be_bytes(body[2..10].try_into().unwrap());
-                let flags = u16::from_be_bytes(body[10..12].try_into().unwrap());
-                export.can_flush = flags & 4 != 0;
-                export.can_trim = flags & 32 != 0;
-                export.can_multi_conn = flags & 256 != 0;
+    let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
+    for candidate in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&candidate, TIME_LIMIT) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream.into());
             }
-            3 => {}
-            _ => return Err(std::io::Error::other(format!("option reply {kind:#x}"))),
+            Err(cause) => last = cause,
         }
     }
-    Ok(Connected { socket: stream.into(), tls: None, export })
+    Err(last)
+}
+
+fn shake_hands(stream: &mut Stream, name: &str) -> Result<Export, ConnectError> {
+    let failed = |cause: io::Error| ConnectError::of("the handshake failed", &cause);
+    let greeting: [u8; 8] = receive(stream).map_err(failed)?;
+    let style: [u8; 8] = receive(stream).map_err(failed)?;
+    if greeting != *GREETING {
+        return Err(ConnectError::new("the handshake failed: it is no NBD server"));
+    }
+    if style == OLDSTYLE {
+        return Err(ConnectError::new("the server speaks only the old style of the NBD protocol; start it without --oldstyle, or take a newer one"));
+    }
+    if style != *NEWSTYLE {
+        return Err(ConnectError::new("the handshake failed: the server speaks an unknown style of the NBD protocol"));
+    }
+    let flags = u16::from_be_bytes(receive(stream).map_err(failed)?);
+    if flags & FIXED_NEWSTYLE == 0 {
+        return Err(ConnectError::new("the server is too old: it does not know the fixed newstyle of the NBD protocol"));
+    }
+    let has_no_zeroes = flags & NO_ZEROES != 0;
+    let answer = u32::from(FIXED_NEWSTYLE | if has_no_zeroes { NO_ZEROES } else { 0 });
+    stream.write_all(&answer.to_be_bytes()).map_err(failed)?;
+    match go(stream, name)? {
+        Some(export) => Ok(export),
+        None => export_name(stream, name, has_no_zeroes).map_err(|cause| match cause.kind() {
+            ErrorKind::UnexpectedEof => ConnectError::new(format!("the server has no export \"{name}\", or refuses it")),
+            _ => failed(cause),
+        }),
+    }
+}
+
+fn receive<const N: usize>(stream: &mut Stream) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    stream.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn send_option(stream: &mut Stream, option: u32, data: &[u8]) -> io::Result<()> {
+    let mut message = NEWSTYLE.to_vec();
+    message.extend(option.to_be_bytes());
+    message.extend((data.len() as u32).to_be_bytes());
+    message.extend(data);
+    stream.write_all(&message)
+}
+
+/// Asks with NBD_OPT_GO; `None` if the server does not know it.
+fn go(stream: &mut Stream, name: &str) -> Result<Option<Export>, ConnectError> {
+    let failed = |cause: io::Error| ConnectError::of("the handshake failed", &cause);
+    let mut data = (name.len() as u32).to_be_bytes().to_vec();
+    data.extend(name.as_bytes());
+    data.extend([0, 1]);
+    data.extend(INFO_BLOCK_SIZE.to_be_bytes());
+    send_option(stream, OPTION_GO, &data).map_err(failed)?;
+    let mut export = None;
+    let mut blocks = None;
+    for _ in 0..MAX_ANSWERS {
+        let (kind, data) = receive_answer(stream, OPTION_GO)?;
+        match kind {
+            ANSWER_INFO => note_info(&data, &mut export, &mut blocks)?,
+            ANSWER_ACK => {
+                let mut export: Export =
+                    export.ok_or_else(|| ConnectError::new("the handshake failed: the server does not tell the size of the export"))?;
+                (export.min_block_bytes, export.max_payload_bytes) = blocks.unwrap_or((export.min_block_bytes, export.max_payload_bytes));
+                return Ok(Some(export));
+            }
+            ERROR_UNSUPPORTED => return Ok(None),
+            ERROR_TLS_REQUIRED => return Err(ConnectError::new("the server requires TLS, which is not supported; start it without")),
+            ERROR_UNKNOWN => return Err(ConnectError::new(format!("the server has no export \"{name}\""))),
+            ERROR_POLICY => return Err(ConnectError::new(format!("the server forbids the export \"{name}\""))),
+            _ => {
+                let message = String::from_utf8_lossy(&data[..data.len().min(200)]).replace(char::is_control, " ");
+                return Err(ConnectError::new(format!("the server refuses the export \"{name}\" (answer {kind:#x} {message})")));
+            }
+        }
+    }
+    Err(ConnectError::new("the handshake failed: the server's answers do not end"))
+}
+
+fn receive_answer(stream: &mut Stream, option: u32) -> Result<(u32, Vec<u8>), ConnectError> {
+    let failed = |cause: io::Error| ConnectError::of("the handshake failed", &cause);
+    let header: [u8; 20] = receive(stream).map_err(failed)?;
+    let number = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("four bytes"));
+    let len = number(16) as usize;
+    if header[..8] != ANSWER_MAGIC.to_be_bytes() || number(8) != option || len > MAX_ANSWER_BYTES {
+        return Err(ConnectError::new("the handshake failed: the server's answer makes no sense"));
+    }
+    let mut data = vec![0; len];
+    stream.read_exact(&mut data).map_err(failed)?;
+    Ok((number(12), data))
+}
+
+/// Takes what an answer says of the export: its size and flags, or the sizes of blocks.
+fn note_info(data: &[u8], export: &mut Option<Export>, blocks: &mut Option<(u32, u32)>) -> Result<(), ConnectError> {
+    let number = |at: usize| data.get(at..at + 4).map(|bytes| u32::from_be_bytes(bytes.try_into().expect("four bytes")));
+    let wrong = || ConnectError::new("the handshake failed: the server's answer makes no sense");
+    let Some(kind) = data.get(..2) else { return Err(wrong()) };
+    match u16::from_be_bytes([kind[0], kind[1]]) {
+        INFO_EXPORT => {
+            let (Some(high), Some(low), Some(flags), 12) = (number(2), number(6), data.get(10..12), data.len()) else { return Err(wrong()) };
+            *export = Some(Export::new(u64::from(high) << 32 | u64::from(low), u16::from_be_bytes([flags[0], flags[1]])));
+        }
+        INFO_BLOCK_SIZE => {
+            let (Some(least), Some(_), Some(most), 14) = (number(2), number(6), number(10), data.len()) else { return Err(wrong()) };
+            *blocks = Some((least, most));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Asks with NBD_OPT_EXPORT_NAME: who refuses just closes the connection.
+fn export_name(stream: &mut Stream, name: &str, has_no_zeroes: bool) -> io::Result<Export> {
+    send_option(stream, OPTION_EXPORT_NAME, name.as_bytes())?;
+    let num_bytes = u64::from_be_bytes(receive(stream)?);
+    let flags = u16::from_be_bytes(receive(stream)?);
+    if !has_no_zeroes {
+        let _: [u8; 124] = receive(stream)?;
+    }
+    Ok(Export::new(num_bytes, flags))
+}
+
+/// Whether pages can be swapped to it.
+fn check(export: &Export, address: &Address) -> Result<(), ConnectError> {
+    let name = &address.export;
+    if export.is_read_only {
+        return Err(ConnectError::new(format!(
+            "the export \"{name}\" is read-only: pages could not be written; start the server with a writable one"
+        )));
+    }
+    if export.min_block_bytes as usize > PAGE_SIZE || export.max_payload_bytes < PAGE_SIZE as u32 {
+        let (least, most) = (export.min_block_bytes, export.max_payload_bytes);
+        return Err(ConnectError::new(format!("the export \"{name}\" takes requests of {least} to {most} bytes only, and a page has {PAGE_SIZE}")));
+    }
+    if let Some(size) = address.size_bytes.filter(|size| *size > export.num_bytes) {
+        let (has, wanted) = (format_size(export.num_bytes), format_size(size));
+        return Err(ConnectError::new(format!("the export \"{name}\" holds {has}, less than size={wanted}; make it larger, or the size smaller")));
+    }
+    Ok(())
 }

@@ -32,7 +32,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     generation: AtomicU64,
-    num_connects: AtomicU64,
+    num_reconnects: AtomicU64,
     /// The last attempt failed.
     is_away: AtomicBool,
 }
@@ -60,7 +60,7 @@ impl Keeper {
             state: Mutex::default(),
             changed: Condvar::new(),
             generation: AtomicU64::new(0),
-            num_connects: AtomicU64::new(1),
+            num_reconnects: AtomicU64::new(0),
             is_away: AtomicBool::new(false),
         });
         let of_thread = shared.clone();
@@ -89,9 +89,9 @@ impl Keeper {
         Health { is_away: any_wanted || self.0.is_away.load(Relaxed), generation: self.0.generation.load(Relaxed) }
     }
 
-    /// Connections made.
-    pub(super) fn num_connects(&self) -> u64 {
-        self.0.num_connects.load(Relaxed)
+    /// Connections made for workers whose earlier one broke.
+    pub(super) fn num_reconnects(&self) -> u64 {
+        self.0.num_reconnects.load(Relaxed)
     }
 
     /// Links that wait for a connection.
@@ -146,6 +146,7 @@ impl Shared {
                         tracing::info!(server = %self.address, "connected again");
                     }
                     self.is_away.store(false, Relaxed);
+                    self.num_reconnects.fetch_add(1, Relaxed);
                     *lock(&link.ready) = Some(connected);
                     link.is_wanted.store(false, Relaxed);
                     link.worker.poke();
@@ -169,10 +170,9 @@ impl Shared {
     }
 
     fn connect(&self) -> std::result::Result<Connected, super::handshake::ConnectError> {
-        let mut connected = connect(&self.address)?;
-        self.num_connects.fetch_add(1, Relaxed);
+        let connected = connect(&self.address)?;
         let has_content = match &self.signature {
-            Some(signature) => signature.renew(&mut connected)?,
+            Some(signature) => signature.renew(&connected)?,
             None => false,
         };
         if !has_content {

@@ -1,6 +1,6 @@
-//! `nbd://host:port/export`, `nbd+unix:///export?socket=/path`, and both with TLS: slots in the memory of another machine, behind any NBD server.
+//! `nbd://host:port/export`, `nbd+unix:///export?socket=/path`: slots in the memory of another machine, behind any NBD server.
 //!
-//! [`address`] parses URLs; [`handshake`] and [`tls`] connect, on threads that may block: [`keeper`] does so again whenever a connection broke. From then on
+//! [`address`] parses URLs; [`handshake`] connects, on threads that may block: [`keeper`] does so again whenever a connection broke. From then on
 //! a [`queue`] of the worker speaks the protocol ([`wire`]) through its own ring, with requests gathered in an [`outbox`] and replies taken apart in an
 //! [`inbox`]. Where the server allows but one connection, the other workers' [`proxy`] hands their requests to the pager thread's.
 
@@ -13,7 +13,6 @@ mod outbox;
 mod proxy;
 mod queue;
 mod signature;
-mod tls;
 mod trims;
 mod wire;
 
@@ -69,7 +68,7 @@ impl NbdBackend {
     pub(super) fn open(url: &BackendUrl) -> Result<Self> {
         let address = Self::parse(url)?;
         let failed = |cause: &dyn std::fmt::Display| url.error(ErrorKind::Backend, cause);
-        let mut first = connect(&address).map_err(|cause| failed(&cause))?;
+        let first = connect(&address).map_err(|cause| failed(&cause))?;
         let export = first.export.clone();
         let num_pages = pages_in(usize::try_from(export.num_bytes).unwrap_or(usize::MAX));
         let wanted = address.size_bytes.map_or(num_pages, |num_bytes| pages_in(num_bytes as usize).min(num_pages));
@@ -80,7 +79,7 @@ impl NbdBackend {
         }
         let signature = (num_slots < num_pages).then(|| Signature::new(offset_of(num_slots)));
         if let Some(signature) = &signature {
-            signature.renew(&mut first).map_err(|cause| failed(&cause))?;
+            signature.renew(&first).map_err(|cause| failed(&cause))?;
         }
         Ok(Self {
             keeper: Keeper::start(address.clone(), signature)?,
@@ -198,7 +197,7 @@ impl Backend for NbdBackend {
     }
 
     fn stats(&self) -> Vec<(&'static str, u64)> {
-        let mut stats = vec![("nbd_connects", self.keeper.num_connects()), ("nbd_connections_down", self.keeper.num_wanted() as u64)];
+        let mut stats = vec![("nbd_reconnects", self.keeper.num_reconnects()), ("nbd_connections_down", self.keeper.num_wanted() as u64)];
         stats.extend(COUNTER_NAMES.into_iter().zip(&self.counters).map(|(name, count)| (name, count.load(Relaxed))));
         stats
     }

@@ -189,7 +189,7 @@ impl NbdQueue {
     }
 
     /// Takes whole replies out of the inbox.
-    fn take_replies(&self, io: &IoQueue, keeps_payloads: bool) -> std::result::Result<(), Broken> {
+    fn take_replies(&self, io: &IoQueue) -> std::result::Result<(), Broken> {
         let payload_bytes = |cookie: u64| {
             let request = self.requests.get(cookie as u32).filter(|request| request.is_sent && request.serial == (cookie >> 32) as u32)?;
             Some(if let Task::Read { run } = request.task { self.runs.get(run).num_bytes() } else { 0 })
@@ -200,25 +200,22 @@ impl NbdQueue {
             if result == -libc::ESHUTDOWN {
                 return Err(Broken::ShuttingDown);
             }
-            let payload = (result == 0).then_some(reply.payload);
-            self.end(io, reply.cookie as u32, result, payload.filter(|_| keeps_payloads), payload.filter(|_| !keeps_payloads));
+            self.end(io, reply.cookie as u32, result, reply.payload);
         }
         Ok(())
     }
 
-    /// A request is over, with 0 or a negative errno. What was read is at `content`, to be taken from there, or at `passing`, to be copied.
-    fn end(&self, io: &IoQueue, index: u32, result: i32, content: Option<*mut u8>, passing: Option<*mut u8>) {
+    /// A request is over, with 0 or a negative errno. What was read is at `content`.
+    fn end(&self, io: &IoQueue, index: u32, result: i32, content: *mut u8) {
         match self.requests.remove(index).task {
             Task::Read { run } => {
                 let run = self.runs.release(run);
-                for (page, (token, target)) in run.tokens().iter().zip(run.targets()).enumerate() {
-                    let mut completion = Completion::of(if result < 0 { result } else { PAGE_SIZE as i32 });
-                    if let Some(content) = content {
-                        completion.content = content.wrapping_add(bytes_of(page));
-                    } else if let Some(passing) = passing {
-                        // SAFETY: the payload has all pages of the run, and the target is the reader's.
-                        unsafe { std::ptr::copy_nonoverlapping(passing.add(bytes_of(page)), target.iov_base.cast(), PAGE_SIZE) };
-                    }
+                for (page, token) in run.tokens().iter().enumerate() {
+                    let completion = if result < 0 {
+                        Completion::of(result)
+                    } else {
+                        Completion { content: content.wrapping_add(bytes_of(page)), ..Completion::of(PAGE_SIZE as i32) }
+                    };
                     io.finish(*token, completion);
                 }
             }
@@ -236,7 +233,7 @@ impl NbdQueue {
     fn fail_all(&self, io: &IoQueue, errno: i32) {
         self.close_run();
         self.unsent.borrow_mut().clear();
-        self.requests.indices().for_each(|index| self.end(io, index, -errno, None, None));
+        self.requests.indices().for_each(|index| self.end(io, index, -errno, std::ptr::null_mut()));
         self.put_off.borrow_mut().drain(..).for_each(|write| io.finish(write.token, Completion::of(-errno)));
     }
 
@@ -406,7 +403,7 @@ impl BackendQueue for NbdQueue {
         }
         let outcome = match &*self.line.borrow() {
             Line::Up(connection) if number == SEND => connection.sent(&self.outbox, completion.result),
-            Line::Up(connection) => connection.received(&self.inbox, completion.result, || self.take_replies(io, connection.keeps_payloads())),
+            Line::Up(connection) => connection.received(&self.inbox, completion.result, || self.take_replies(io)),
             Line::Closing(connection) if number == SEND => connection.sent(&self.outbox, completion.result).or(Ok(())),
             Line::Closing(connection) => connection.received(&self.inbox, 0, || Ok(())).or(Ok(())),
             Line::Down => unreachable!("nothing is under way without a connection"),

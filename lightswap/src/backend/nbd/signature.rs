@@ -28,7 +28,7 @@ impl Signature {
     }
 
     /// Looks whether it is there; writes it if not. On a connection that is not used otherwise yet, whose time limits apply.
-    pub(super) fn renew(&self, connected: &mut Connected) -> Result<bool, ConnectError> {
+    pub(super) fn renew(&self, connected: &Connected) -> Result<bool, ConnectError> {
         let mut found = [0; PAGE_SIZE];
         self.ask(connected, Command::Read, &[], &mut found)?;
         if found == *self.page {
@@ -41,7 +41,7 @@ impl Signature {
         Ok(false)
     }
 
-    fn ask(&self, connected: &mut Connected, command: Command, sent: &[u8], received: &mut [u8]) -> Result<(), ConnectError> {
+    fn ask(&self, connected: &Connected, command: Command, sent: &[u8], received: &mut [u8]) -> Result<(), ConnectError> {
         const COOKIE: u64 = 0x6C73_7769;
         let (offset, num_bytes) = if command == Command::Flush { (0, 0) } else { (self.offset, PAGE_SIZE as u32) };
         let mut stream = connected.stream()?;
@@ -57,6 +57,6 @@ impl Signature {
                 _ => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "the server sent something that is no reply")),
             }
         };
-        exchange().map_err(|cause| ConnectError::transient(format!("the first {command:?} failed: {cause}")))
+        exchange().map_err(|cause| ConnectError::new(format!("the first {command:?} failed: {cause}")))
     }
 }
