@@ -26,6 +26,9 @@ pub enum Cause {
     Poisoned = 6,
 }
 
+/// The result of a read whose content is known to be wrong, beside bytes and negative errnos.
+pub(crate) const WRONG_CONTENT: i32 = -(1 << 20);
+
 /// A cause as a page's entry keeps it: an errno, or one of the constants. Never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RawCause(pub(crate) i32);
@@ -44,9 +47,13 @@ impl RawCause {
         Self(Self::MAPPING - errno)
     }
 
-    /// Of a read that returned `result`: less than a page, or a negative errno.
+    /// Of a read that returned `result`: less than a page, a negative errno, or [`WRONG_CONTENT`].
     pub(crate) fn of_read(result: i32) -> Self {
-        if result < 0 { Self(-result) } else { Self::SHORT_READ }
+        match result {
+            WRONG_CONTENT => Self::WRONG_HASH,
+            ..0 => Self(-result),
+            _ => Self::SHORT_READ,
+        }
     }
 
     /// Whether it is worth asking the backend for the page again at once. Not after a time limit: who waits has waited long enough.
@@ -226,6 +233,7 @@ mod tests {
         }
         assert_eq!(RawCause::of_read(-libc::EIO).cause(), Cause::Io);
         assert_eq!(RawCause::of_read(4095).cause(), Cause::ShortRead);
+        assert_eq!(RawCause::of_read(WRONG_CONTENT), RawCause::WRONG_HASH);
         assert_eq!(RawCause::of_read(-libc::ENODEV).cause(), Cause::LostBackend);
         let mapping = RawCause::of_mapping(libc::ENOMEM);
         assert_eq!((mapping.cause(), mapping.errno(), mapping.may_heal()), (Cause::Io, libc::ENOMEM, false));

@@ -226,16 +226,19 @@ impl Lightswap {
         let pager = self.pager();
         let workers: Vec<&'static WorkerShared> = pager.workers().clone();
         let sets = || workers.iter().map(|worker| &worker.stats).chain(std::iter::once(&pager.thread_stats));
+        let health = pager.backend.health();
         let mut stats = vec![
             ("local_memory_bytes", pager.config.local_memory_bytes),
             ("resident_bytes", bytes_of(pager.budget.num_used()) as u64),
             ("resident_limit_bytes", bytes_of(pager.budget.capacity()) as u64),
             ("pinned_pages", pager.num_pinned() as u64),
             ("backend_bytes", bytes_of(pager.backend.num_slots()) as u64),
+            ("backend_away", u64::from(health.is_away)),
             ("vectored_removal", u64::from(pager.remover.is_vectored())),
             ("swap_out_failing", u64::from(pager.is_failing())),
         ];
         stats.extend(Counters::sum(sets().map(|set| &set.counters).collect::<Vec<_>>().into_iter()));
+        stats.push(("backend_content_losses", health.generation));
         stats.extend(pager.backend_stats());
         let latency = |of: fn(&Stats) -> &Histogram, fraction| percentile_ns(sets().map(of), fraction);
         stats.extend([

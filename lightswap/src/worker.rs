@@ -138,7 +138,12 @@ impl Worker {
             sleep();
         }
         worker.backend.close(&worker.queue);
-        while worker.queue.num_in_flight() > 0 {
+        loop {
+            // May begin something: a connection ends in good order when the last request was answered.
+            worker.flush();
+            if worker.queue.num_in_flight() == 0 {
+                break;
+            }
             sleep();
         }
         CURRENT.set(ptr::null());

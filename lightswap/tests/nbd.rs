@@ -99,7 +99,7 @@ fn replies_in_any_order() {
         server.log(|log| log.strict = true);
         server.script(|script| script.hold = 16);
         let load = Load::open(server.url(""));
-        assert_eq!(load.work(1000), 0);
+        assert_eq!(load.work(300), 0);
         load.expect_all_right();
         expect_no_trouble(&load);
     }

@@ -10,9 +10,11 @@ fn all_are_documented() {
     if !kernel_is_able() {
         return;
     }
-    let swap = Lightswap::builder().local_memory(1 << 20).backend("memory:?size=1MiB").step_times(true).open().unwrap();
     let document = include_str!("../../docs/statistics.md");
-    for (name, _) in swap.stats() {
-        assert!(document.contains(&format!("| `{name}` |")), "docs/statistics.md lacks {name}");
+    for backend in ["memory:?size=1MiB", "memory:?size=1MiB&compress=lz4", "encrypted(memory:?size=1MiB)"] {
+        let swap = Lightswap::builder().local_memory(1 << 20).backend(backend).step_times(true).open().unwrap();
+        for (name, _) in swap.stats() {
+            assert!(document.contains(&format!("| `{name}` |")), "docs/statistics.md lacks {name}");
+        }
     }
 }

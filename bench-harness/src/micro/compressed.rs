@@ -109,7 +109,7 @@ impl Options {
         };
         let measured = faults.measure()?;
         let number = |name: &str| measured.statistic(name).with_context(|| format!("the backend's statistics lack {name}"));
-        let (pages, bytes) = (number("compressed_pages")?, number("compressed_used_bytes")?);
+        let (pages, bytes) = (number("compressed_pages")?, number("compressed_memory_bytes")?);
         Ok((measured.faults_per_second, measured.cpu_us_per_fault, bytes as f64 / pages.max(1) as f64))
     }
 

@@ -6,6 +6,8 @@
 //!
 //! [`Backend`] is the part of a node that all threads share, [`BackendQueue`] (see [`queue`]) that of one worker, which does its I/O.
 
+mod compressed;
+mod encrypted;
 mod faulty;
 mod file;
 mod memory;
@@ -21,6 +23,7 @@ mod url;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::RawCause;
 use crate::size::{bytes_of, format_size, pages_in};
+use compressed::backend::CompressedBackend;
 use faulty::FaultyBackend;
 use std::fmt::Debug;
 use std::io;
@@ -85,12 +88,13 @@ pub(crate) trait Backend: Send + Sync + Debug {
     /// The content of the slots is not needed any more: a chance to give memory back. Async-signal-safe.
     fn discard(&self, _slot: usize, _num_slots: usize) {}
 
-    /// Whether it works, for a mirror around it.
+    /// Whether it works.
     fn health(&self) -> Health {
         Health::default()
     }
 
     /// A mirror is around it, so others have the content: while it is away, its requests fail at once instead of waiting for it.
+    #[allow(dead_code, reason = "mirrors are to come")]
     fn set_mirrored(&self) {}
 
     /// Counters of its own, for the instance's statistics; those of the same name are added up.
@@ -112,15 +116,16 @@ fn open_tree(tree: Tree) -> Result<Arc<dyn Backend>> {
         Tree::Faulty(schedule, inner) => Arc::new(FaultyBackend::new(open_tree(*inner)?, schedule)),
         Tree::Leaf(leaf) => match leaf.scheme.as_str() {
             "file" => Arc::new(file::FileBackend::open(&leaf)?),
+            "memory" if CompressedBackend::is_meant(&leaf) => Arc::new(CompressedBackend::open(&leaf)?),
             "memory" => Arc::new(memory::MemoryBackend::open(&leaf)?),
             scheme if scheme.starts_with("nbd") => Arc::new(nbd::NbdBackend::open(&leaf)?),
             _ => unreachable!("the parser knows all schemes"),
         },
         Tree::Combined { how, members, text } => {
-            let members = members.into_iter().map(open_tree).collect::<Result<Vec<_>>>()?;
+            let mut members = members.into_iter().map(open_tree).collect::<Result<Vec<_>>>()?;
             match how {
+                Combination::Encrypted => Arc::new(encrypted::EncryptedBackend::new(members.remove(0))?),
                 Combination::Stripe => Arc::new(stripe::StripeBackend::new(members, &text)?),
-                _ => return Err(Error::new(ErrorKind::BackendUrl, format!("backend \"{text}\": not yet"))),
             }
         }
     })

@@ -20,22 +20,18 @@ const MAX_DEPTH: usize = 8;
 /// A backend made of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Combination {
-    Mirror,
     Stripe,
     Encrypted,
-    Tier,
 }
 
 impl Combination {
-    const ALL: [(&str, Self); 4] = [("mirror", Self::Mirror), ("stripe", Self::Stripe), ("encrypted", Self::Encrypted), ("tier", Self::Tier)];
+    const ALL: [(&str, Self); 2] = [("stripe", Self::Stripe), ("encrypted", Self::Encrypted)];
 
     /// How many members it takes.
     fn num_members(self) -> RangeInclusive<usize> {
         match self {
-            Self::Mirror => 2..=4,
             Self::Stripe => 2..=16,
             Self::Encrypted => 1..=1,
-            Self::Tier => 2..=2,
         }
     }
 }

@@ -4,9 +4,9 @@ use crate::common::pages::Pages;
 use crate::common::{DEFAULT_MODE, Mode, PAGE, Random, Watchdog, builder, kernel_is_able, stat};
 use crate::faulty_support::{Model, expect_order};
 use lightswap::{Contract, Lightswap, Region};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 /// Pages of the region.
@@ -74,7 +74,7 @@ impl Load {
         self.run(num_steps, &must_stop, || {})
     }
 
-    /// The same until `meanwhile` is over, which runs on the test's own thread.
+    /// The same until `meanwhile` is over, which runs on the test's own thread once everybody is at work.
     pub fn work_during(&self, meanwhile: impl FnOnce()) -> usize {
         let must_stop = Arc::new(AtomicBool::new(false));
         self.run(usize::MAX, &must_stop.clone(), move || {
@@ -85,12 +85,17 @@ impl Load {
     }
 
     fn run(&self, num_steps: usize, must_stop: &Arc<AtomicBool>, meanwhile: impl FnOnce()) -> usize {
+        // Workers that have entered, and what is to go on meanwhile.
+        let is_ready = Barrier::new(NUM_WORKERS + 1);
         let num_errors_before = self.model.num_errors.load(Relaxed);
         std::thread::scope(|scope| {
             for worker in 0..NUM_WORKERS {
                 let (model, must_stop, swap) = (self.model.clone(), must_stop.clone(), &self.swap);
+                let is_ready = &is_ready;
                 scope.spawn(move || {
-                    let handle = swap.enter_worker().unwrap();
+                    let handle = swap.enter_worker();
+                    is_ready.wait();
+                    let handle = handle.unwrap();
                     for lwt in 0..NUM_LWTS {
                         let (model, must_stop) = (model.clone(), must_stop.clone());
                         handle.start(move || act(&model, &must_stop, worker * NUM_LWTS + lwt, num_steps)).unwrap();
@@ -102,6 +107,7 @@ impl Load {
                 let (model, must_stop) = (self.model.clone(), must_stop.clone());
                 scope.spawn(move || act(&model, &must_stop, actor, num_steps));
             }
+            is_ready.wait();
             meanwhile();
         });
         self.model.num_errors.load(Relaxed) - num_errors_before

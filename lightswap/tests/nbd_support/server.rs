@@ -83,6 +83,10 @@ impl Shared {
             return None;
         }
         let range = request.offset as usize..request.end() as usize;
+        if range.end > content.len() {
+            // An export that says more than it has keeps nothing there.
+            return Some(if request.command == Command::Read { vec![0; range.len()] } else { Vec::new() });
+        }
         match request.command {
             Command::Read => return Some(content[range].to_vec()),
             Command::Write => content[range].copy_from_slice(payload),

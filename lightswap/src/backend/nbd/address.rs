@@ -109,11 +109,11 @@ fn tcp_place(authority: &str) -> Result<Place, String> {
         }
         None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
     };
-    if host.is_empty() {
-        return Err("the host is missing".into());
-    }
     if port.is_some_and(|port| port.contains(':')) {
         return Err(format!("\"{authority}\": an IPv6 address is written in brackets"));
+    }
+    if host.is_empty() {
+        return Err("the host is missing".into());
     }
     let port = match port {
         None | Some("") => DEFAULT_PORT,

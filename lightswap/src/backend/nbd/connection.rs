@@ -120,9 +120,6 @@ impl Connection {
 
     /// Tells the server that this is the end, if that can be done at once.
     pub(super) fn say_goodbye(&self) {
-        if self.is_sending.get() {
-            return;
-        }
         let header = request(Command::Disconnect, 0, 0, 0);
         // SAFETY: the bytes are valid, and the descriptor is open.
         unsafe { libc::send(self.socket.as_raw_fd(), header.as_ptr().cast(), header.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };

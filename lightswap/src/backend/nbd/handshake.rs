@@ -11,8 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// For connecting and for each answer of the handshake, all together.
-const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// A handshake takes some round trips, so it has at least so long, however short the time limit of requests is.
+const MIN_TIME_LIMIT: Duration = Duration::from_secs(1);
 /// Longest answer that is read, and how many there may be.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 const MAX_ANSWERS: usize = 64;
@@ -69,6 +69,8 @@ impl Export {
 pub(super) struct Connected {
     pub(super) socket: OwnedFd,
     pub(super) export: Export,
+    /// For what is done before it is handed over.
+    limit: Duration,
 }
 
 /// Why there is no connection: a sentence.
@@ -86,9 +88,9 @@ impl ConnectError {
         Self(what.into())
     }
 
-    fn of(what: &str, cause: &io::Error) -> Self {
+    pub(super) fn of(what: &str, cause: &io::Error) -> Self {
         let cause = match cause.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("no answer within {} s", TIME_LIMIT.as_secs()),
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => "no answer in time".into(),
             ErrorKind::UnexpectedEof => "the server closed the connection".into(),
             _ => cause.to_string(),
         };
@@ -103,9 +105,9 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    fn new(socket: OwnedFd) -> Self {
+    fn new(socket: OwnedFd, limit: Duration) -> Self {
         // Only reads, writes and time limits are used, which are the same for all stream sockets.
-        Self { socket: socket.into(), end: Instant::now() + TIME_LIMIT }
+        Self { socket: socket.into(), end: Instant::now() + limit }
     }
 
     fn left(&self) -> io::Result<Option<Duration>> {
@@ -138,19 +140,20 @@ impl Connected {
     /// A stream for requests before the connection is used otherwise, with a time limit of its own.
     pub(super) fn stream(&self) -> Result<Stream, ConnectError> {
         let socket = self.socket.try_clone().map_err(|cause| ConnectError::of("the socket", &cause))?;
-        Ok(Stream::new(socket))
+        Ok(Stream::new(socket, self.limit))
     }
 }
 
 /// Connects to the server and asks for the export, which must be one that pages can be written to.
 pub(super) fn connect(address: &Address) -> Result<Connected, ConnectError> {
     let socket = open_socket(address).map_err(|cause| ConnectError::of("cannot connect", &cause))?;
-    let mut stream = Stream::new(socket);
+    let limit = address.timeout.max(MIN_TIME_LIMIT);
+    let mut stream = Stream::new(socket, limit);
     let export = shake_hands(&mut stream, &address.export)?;
     check(&export, address)?;
     stream.socket.set_read_timeout(None).map_err(|cause| ConnectError::of("the socket", &cause))?;
     stream.socket.set_write_timeout(None).map_err(|cause| ConnectError::of("the socket", &cause))?;
-    Ok(Connected { socket: stream.socket.into(), export })
+    Ok(Connected { socket: stream.socket.into(), export, limit })
 }
 
 fn open_socket(address: &Address) -> io::Result<OwnedFd> {
@@ -161,7 +164,7 @@ fn open_socket(address: &Address) -> io::Result<OwnedFd> {
     };
     let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
     for candidate in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&candidate, TIME_LIMIT) {
+        match TcpStream::connect_timeout(&candidate, address.timeout.max(MIN_TIME_LIMIT)) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 return Ok(stream.into());
@@ -237,11 +240,14 @@ fn go(stream: &mut Stream, name: &str) -> Result<Option<Export>, ConnectError> {
             }
             ERROR_UNSUPPORTED => return Ok(None),
             ERROR_TLS_REQUIRED => return Err(ConnectError::new("the server requires TLS, which is not supported; start it without")),
-            ERROR_UNKNOWN => return Err(ConnectError::new(format!("the server has no export \"{name}\""))),
-            ERROR_POLICY => return Err(ConnectError::new(format!("the server forbids the export \"{name}\""))),
             _ => {
+                let what = match kind {
+                    ERROR_UNKNOWN => format!("the server has no export \"{name}\""),
+                    ERROR_POLICY => format!("the server forbids the export \"{name}\""),
+                    _ => format!("the server refuses the export \"{name}\" (answer {kind:#x})"),
+                };
                 let message = String::from_utf8_lossy(&data[..data.len().min(200)]).replace(char::is_control, " ");
-                return Err(ConnectError::new(format!("the server refuses the export \"{name}\" (answer {kind:#x} {message})")));
+                return Err(ConnectError::new(if message.is_empty() { what } else { format!("{what}: {message}") }));
             }
         }
     }
@@ -299,9 +305,12 @@ fn check(export: &Export, address: &Address) -> Result<(), ConnectError> {
             "the export \"{name}\" is read-only: pages could not be written; start the server with a writable one"
         )));
     }
-    if export.min_block_bytes as usize > PAGE_SIZE || export.max_payload_bytes < PAGE_SIZE as u32 {
+    let fits = export.min_block_bytes.is_power_of_two() && export.min_block_bytes as usize <= PAGE_SIZE;
+    if !fits || export.max_payload_bytes < PAGE_SIZE as u32 {
         let (least, most) = (export.min_block_bytes, export.max_payload_bytes);
-        return Err(ConnectError::new(format!("the export \"{name}\" takes requests of {least} to {most} bytes only, and a page has {PAGE_SIZE}")));
+        return Err(ConnectError::new(format!(
+            "the block sizes of the export \"{name}\" do not allow pages: it takes requests of {least} to {most} bytes, and a page has {PAGE_SIZE}"
+        )));
     }
     if let Some(size) = address.size_bytes.filter(|size| *size > export.num_bytes) {
         let (has, wanted) = (format_size(export.num_bytes), format_size(size));

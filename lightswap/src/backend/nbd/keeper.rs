@@ -2,10 +2,11 @@
 //! for another one, and finds it in its [`Link`] when it is woken.
 
 use super::address::Address;
-use super::handshake::{Connected, connect};
+use super::handshake::{ConnectError, Connected, connect};
 use super::signature::Signature;
 use crate::backend::Health;
 use crate::error::{Error, ErrorKind, Result};
+use crate::size::{PAGE_SIZE, format_size};
 use crate::worker::WorkerShared;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -21,6 +22,8 @@ pub(super) struct Link {
     worker: &'static WorkerShared,
     /// The worker waits for a connection.
     is_wanted: AtomicBool,
+    /// It had one before.
+    is_again: AtomicBool,
     ready: Mutex<Option<Connected>>,
     keeper: Arc<Shared>,
 }
@@ -28,6 +31,8 @@ pub(super) struct Link {
 #[derive(Debug)]
 struct Shared {
     address: Address,
+    /// What the slots take.
+    num_bytes: u64,
     signature: Option<Signature>,
     state: Mutex<State>,
     changed: Condvar,
@@ -53,9 +58,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Keeper {
     /// For a server that was just connected to, and signed if there is room for that.
-    pub(super) fn start(address: Address, signature: Option<Signature>) -> Result<Self> {
+    pub(super) fn start(address: Address, num_bytes: u64, signature: Option<Signature>) -> Result<Self> {
         let shared = Arc::new(Shared {
             address,
+            num_bytes,
             signature,
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -73,15 +79,16 @@ impl Keeper {
 
     /// A link for a worker; `ready` is a connection that is there already, otherwise one is made.
     pub(super) fn link(&self, worker: &'static WorkerShared, ready: Option<Connected>) -> Arc<Link> {
-        let link = Arc::new(Link { worker, is_wanted: AtomicBool::new(ready.is_none()), ready: Mutex::new(ready), keeper: self.0.clone() });
+        let link = Arc::new(Link {
+            worker,
+            is_wanted: AtomicBool::new(ready.is_none()),
+            is_again: AtomicBool::new(ready.is_some()),
+            ready: Mutex::new(ready),
+            keeper: self.0.clone(),
+        });
         lock(&self.0.state).links.push(link.clone());
         self.0.changed.notify_one();
         link
-    }
-
-    /// Connects at once, on the calling thread.
-    pub(super) fn connect(&self) -> std::result::Result<Connected, super::handshake::ConnectError> {
-        self.0.connect()
     }
 
     pub(super) fn health(&self) -> Health {
@@ -146,7 +153,9 @@ impl Shared {
                         tracing::info!(server = %self.address, "connected again");
                     }
                     self.is_away.store(false, Relaxed);
-                    self.num_reconnects.fetch_add(1, Relaxed);
+                    if link.is_again.swap(true, Relaxed) {
+                        self.num_reconnects.fetch_add(1, Relaxed);
+                    }
                     *lock(&link.ready) = Some(connected);
                     link.is_wanted.store(false, Relaxed);
                     link.worker.poke();
@@ -169,8 +178,12 @@ impl Shared {
         }
     }
 
-    fn connect(&self) -> std::result::Result<Connected, super::handshake::ConnectError> {
+    fn connect(&self) -> std::result::Result<Connected, ConnectError> {
         let connected = connect(&self.address)?;
+        if connected.export.num_bytes < self.num_bytes + if self.signature.is_some() { PAGE_SIZE as u64 } else { 0 } {
+            let (has, had) = (format_size(connected.export.num_bytes), format_size(self.num_bytes));
+            return Err(ConnectError::new(format!("the export has become smaller: {has}, and {had} are in use; make it as large as it was")));
+        }
         let has_content = match &self.signature {
             Some(signature) => signature.renew(&connected)?,
             None => false,

@@ -81,9 +81,13 @@ impl NbdBackend {
         if let Some(signature) = &signature {
             signature.renew(&first).map_err(|cause| failed(&cause))?;
         }
+        let trims = export.can_trim.then(|| Trims::new(num_slots)).transpose();
+        let trims = trims.map_err(|cause| {
+            failed(&format!("an export of {} is too large to keep track of ({cause}): use less of it, with size=SIZE", format_size(export.num_bytes)))
+        })?;
         Ok(Self {
-            keeper: Keeper::start(address.clone(), signature)?,
-            trims: export.can_trim.then(|| Trims::new(num_slots)).transpose()?,
+            keeper: Keeper::start(address.clone(), offset_of(num_slots), signature)?,
+            trims,
             address,
             export,
             num_slots,
@@ -158,8 +162,7 @@ impl Backend for NbdBackend {
             builder.expect_finished(2 * proxy::MAX_TAKEN);
             self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
         } else {
-            // Now, so that the first requests need not wait. If it fails, the keeper goes on trying.
-            self.keeper.connect().ok()
+            None
         };
         let link = self.keeper.link(builder.shared, ready);
         let node = Rc::new(NbdQueue::new(self, link, builder, forwards)?);

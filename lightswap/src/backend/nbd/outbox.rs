@@ -99,15 +99,6 @@ impl Outbox {
             self.clear();
         }
     }
-
-    /// What is left, as pieces of memory.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        let message = &*self.message();
-        // SAFETY: headers are in the message, and payloads are their writers' until the server has answered.
-        message.vectors[message.first..message.num_vectors]
-            .iter()
-            .map(|vector| unsafe { std::slice::from_raw_parts(vector.iov_base.cast(), vector.iov_len) })
-    }
 }
 
 impl Message {

@@ -265,6 +265,22 @@ impl NbdQueue {
         *line = Line::Closing(connection);
     }
 
+    /// The worker ends: so does the connection, when all requests (TRIMs may be left) have been answered.
+    fn end_line(&self) {
+        if !self.requests.is_empty() {
+            return;
+        }
+        let mut line = self.line.borrow_mut();
+        *line = match std::mem::replace(&mut *line, Line::Down) {
+            Line::Up(connection) if !connection.is_sending() => {
+                connection.say_goodbye();
+                connection.shut_down();
+                Line::Closing(connection)
+            }
+            line => line,
+        };
+    }
+
     /// If nothing uses a broken connection any more, it is gone.
     fn end_closing(&self, io: &IoQueue) {
         if !matches!(&*self.line.borrow(), Line::Closing(connection) if connection.is_idle()) {
@@ -305,7 +321,7 @@ impl NbdQueue {
                 !is_free
             });
         }
-        while self.forwards.is_some() && self.num_trims.get() < MAX_TRIMS {
+        while self.forwards.is_some() && self.num_trims.get() < MAX_TRIMS && !self.is_closed.get() {
             let Some(Range { start, end }) = trims.begin() else { break };
             self.num_trims.set(self.num_trims.get() + 1);
             self.backend.count(Counter::Trims, 1);
@@ -424,6 +440,9 @@ impl BackendQueue for NbdQueue {
             *self.line.borrow_mut() = Line::Up(Connection::new(connected));
             self.send_all_again();
         }
+        if self.is_closed.get() {
+            self.end_line();
+        }
         if let Line::Up(connection) = &*self.line.borrow() {
             if !connection.is_sending() {
                 self.fill_outbox();
@@ -439,11 +458,6 @@ impl BackendQueue for NbdQueue {
     fn close(&self, _: &IoQueue) {
         self.is_closed.set(true);
         self.link.close();
-        let mut line = self.line.borrow_mut();
-        if let Line::Up(connection) = std::mem::replace(&mut *line, Line::Down) {
-            connection.say_goodbye();
-            connection.shut_down();
-            *line = Line::Closing(connection);
-        }
+        self.end_line();
     }
 }

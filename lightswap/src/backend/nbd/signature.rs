@@ -57,6 +57,6 @@ impl Signature {
                 _ => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "the server sent something that is no reply")),
             }
         };
-        exchange().map_err(|cause| ConnectError::new(format!("the first {command:?} failed: {cause}")))
+        exchange().map_err(|cause| ConnectError::of(&format!("the first {command:?} failed"), &cause))
     }
 }

@@ -73,7 +73,9 @@ impl Trims {
         }
         // Before the slots are marked: from then on writers look.
         self.num_open.fetch_add(1, Acquire);
-        slots.clone().for_each(|slot| self.slot(slot).store(WANTED, Relaxed));
+        let mark = |slot, from, to| _ = self.slot(slot).compare_exchange(from, to, Acquire, Relaxed);
+        // One that is being trimmed already stays so.
+        slots.clone().for_each(|slot| mark(slot, NOTHING, WANTED));
         let is_added = self.with_ranges(|ranges| {
             let has_room = ranges.len < MAX_RANGES;
             if has_room {
@@ -83,7 +85,8 @@ impl Trims {
             has_room
         });
         if !is_added {
-            slots.for_each(|slot| self.slot(slot).store(NOTHING, Relaxed));
+            // No mark may be left without a range: nobody would look for it.
+            slots.for_each(|slot| mark(slot, WANTED, NOTHING));
             self.num_open.fetch_sub(1, Release);
         }
         is_added
@@ -148,6 +151,12 @@ mod tests {
         assert!(trims.take_back(12..14));
         assert_eq!(trims.begin(), Some(50..51));
         assert!(!trims.take_back(49..52) && trims.take_back(0..12));
+        trims.end(50..51);
+        assert!(trims.take_back(50..51));
+        // Discarded again while it is being trimmed.
+        assert!(trims.want(50..51));
+        assert_eq!(trims.begin(), Some(50..51));
+        assert!(trims.want(50..51) && !trims.take_back(50..51));
         trims.end(50..51);
         assert!(trims.take_back(50..51));
         assert_eq!(trims.begin(), Some(14..20));
