@@ -20,6 +20,7 @@ use crate::report::{ReportArguments, SummaryArguments};
 use crate::torture;
 use crate::units::parse_size;
 use crate::value_sizes::{ValueSizes, parse_value_size};
+use crate::values::ValueKind;
 use crate::ycsb::{Distribution, Workload};
 
 /// Workloads, baselines and reports for Lightswap.
@@ -77,6 +78,9 @@ pub struct ShapeArguments {
     /// Values of several sizes instead: sizes and the percent of the records that have them. Every record keeps its size
     #[arg(long, value_name = "SIZE:PERCENT,...", conflicts_with = "value_size")]
     pub value_mix: Option<ValueSizes>,
+    /// What values are made of: random characters, which do not compress, or text as in JSON, which compresses 2 to 3 times. All of their bytes are checked
+    #[arg(long, value_enum, default_value_t = ValueKind::Random)]
+    pub values: ValueKind,
     /// Connections, each with one operation under way
     #[arg(long, default_value_t = 64, value_parser = parse_connections)]
     pub connections: usize,
@@ -104,7 +108,8 @@ impl ShapeArguments {
             return Err(Mistake(format!("{connections} connections cannot be spread over {threads} client threads; give each at least one")));
         }
         let value_sizes = self.value_mix.unwrap_or(ValueSizes::fixed(self.value_size));
-        Ok(Shape { records: self.records, value_sizes, connections: self.connections, client_threads: self.client_threads })
+        let Self { records, values: value_kind, connections, client_threads, .. } = *self;
+        Ok(Shape { records, value_sizes, value_kind, connections, client_threads })
     }
 }
 
@@ -337,6 +342,7 @@ mod tests {
             "load 127.0.0.1:1 --rate 0",
             "load 127.0.0.1:1 --rate nan",
             "load 127.0.0.1:1 --value-mix 100:50",
+            "load 127.0.0.1:1 --values noise",
             "load 127.0.0.1:1 --value-size 100 --value-mix 100:50,200:50",
             "report --out x",
             "compare a.json",
@@ -369,6 +375,7 @@ mod tests {
             "demo --quick --out a --html b --memcached-stock c --memcached-lightswap d --directory e",
             "run --workload C,a --configuration kernel-swap-ssd --ratio 0.5 --server-threads 2,4 --json x",
             "load unix:/tmp/x --only-load",
+            "load unix:/tmp/x --values text",
             "load unix:/tmp/x --workload ycsb-a,Uniform,sequential",
             "run --configuration dram --server-argument -v",
             "run --configuration before.toml,lightswap --repetitions 3",

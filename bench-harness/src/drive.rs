@@ -17,7 +17,7 @@ use crate::random::Random;
 use crate::stall::STALL_LIMIT;
 use crate::tally::Tally;
 use crate::value_sizes::ValueSizes;
-use crate::values::verify_value;
+use crate::values::{ValueKind, verify_value};
 use crate::ycsb::{KeyChooser, Operation, Workload, append_key};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +112,7 @@ enum Awaits {
 pub struct Driver<'a> {
     pub keys: &'a KeyTable,
     pub value_sizes: ValueSizes,
+    pub value_kind: ValueKind,
     pub workload: Workload,
     pub chooser: KeyChooser,
     /// Absent in a closed loop.
@@ -306,7 +307,7 @@ impl Driver<'_> {
     #[inline]
     fn write(&self, store: Store, key: u64, connection: &mut Connection) -> Awaits {
         let version = self.keys.write_sent(key);
-        append_store(store, key, version, self.value_sizes.of(key), &mut connection.output);
+        append_store(store, key, version, self.value_kind, self.value_sizes.of(key), &mut connection.output);
         Awaits::Stored
     }
 
@@ -350,7 +351,7 @@ impl Driver<'_> {
     fn check_value(&mut self, key: u64, floor: u32, name: &[u8], data: &[u8]) {
         self.key_name.clear();
         append_key(key, &mut self.key_name);
-        let version = verify_value(key, self.value_sizes.of(key), data);
+        let version = verify_value(self.value_kind, key, self.value_sizes.of(key), data);
         let legal = name == self.key_name.as_slice() && version.is_some_and(|version| self.keys.is_legal(key, floor, version));
         if !legal {
             self.tally.wrong_value(|| {

@@ -18,6 +18,7 @@ use crate::progress::Progress;
 use crate::random::Random;
 use crate::tally::Tally;
 use crate::value_sizes::ValueSizes;
+use crate::values::ValueKind;
 use crate::verify::{Verified, Verifier, VerifyShared};
 use crate::ycsb::{Distribution, KEY_LENGTH_MAX, KeyChooser, Workload};
 
@@ -25,6 +26,7 @@ use crate::ycsb::{Distribution, KEY_LENGTH_MAX, KeyChooser, Workload};
 pub struct Shape {
     pub records: u64,
     pub value_sizes: ValueSizes,
+    pub value_kind: ValueKind,
     pub connections: usize,
     pub client_threads: usize,
 }
@@ -110,6 +112,7 @@ impl Generator {
                         fleet,
                         keys,
                         value_sizes: shape.value_sizes,
+                        value_kind: shape.value_kind,
                         first,
                         step,
                         records: shape.records,
@@ -152,7 +155,8 @@ impl Generator {
             let threads: Vec<_> = (0..)
                 .zip(&mut self.fleets)
                 .map(|(first, fleet)| {
-                    let (verifier, shared) = (Verifier { fleet, keys, value_sizes: shape.value_sizes, first, step, end }, &shared);
+                    let (verifier, shared) =
+                        (Verifier { fleet, keys, value_sizes: shape.value_sizes, value_kind: shape.value_kind, first, step, end }, &shared);
                     scope.spawn(move || verifier.run(shared).inspect_err(|_| shared.stop.store(true, Ordering::Relaxed)))
                 })
                 .collect();
@@ -190,6 +194,7 @@ impl Generator {
                     let driver = Driver {
                         keys,
                         value_sizes: shape.value_sizes,
+                        value_kind: shape.value_kind,
                         workload: run.workload,
                         chooser: chooser.clone().for_thread(index, count),
                         pace: run.due_per_second.map(|rate| Pace::new(started, rate, index, count)),

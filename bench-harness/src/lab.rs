@@ -77,6 +77,7 @@ impl Cell {
                 records: self.shape.records,
                 value_size_bytes: self.shape.value_sizes.mean(),
                 value_mix: self.shape.value_sizes.mix(),
+                value_kind: self.shape.value_kind.name().into(),
                 ..Details::default()
             },
             ..Run::default()

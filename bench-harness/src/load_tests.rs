@@ -21,6 +21,7 @@ use crate::endpoint::Endpoint;
 use crate::execute;
 use crate::generator::{Generator, Shape};
 use crate::value_sizes::ValueSizes;
+use crate::values::ValueKind;
 use crate::verify::Verified;
 use crate::ycsb::append_key;
 
@@ -145,7 +146,7 @@ fn verifying_finds_what_is_missing_and_what_is_wrong() {
     let Some(_memcached) = start_memcached(&socket, 64) else {
         return;
     };
-    let shape = Shape { records: 1_000, value_sizes: ValueSizes::fixed(100), connections: 8, client_threads: 2 };
+    let shape = Shape { records: 1_000, value_sizes: ValueSizes::fixed(100), value_kind: ValueKind::Random, connections: 8, client_threads: 2 };
     let mut generator = Generator::connect(&Endpoint::Unix(socket.clone().into()), shape).expect("connections");
     generator.load("loading").expect("a load");
     let good = Verified { records: 1_000, ..Verified::default() };

@@ -35,6 +35,7 @@ impl Outcome {
             records: shape.records,
             value_size_bytes: shape.value_sizes.mean(),
             value_mix: shape.value_sizes.mix(),
+            value_kind: shape.value_kind.name().into(),
             warm_up_seconds: self.warm_up.as_secs_f64(),
             warm_up_operations: self.warm_up_operations,
             duration_seconds: self.measured.as_secs_f64(),

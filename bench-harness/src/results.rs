@@ -132,6 +132,9 @@ pub struct Details {
     pub distribution: String,
     /// Sizes of values and their shares in percent, such as `100:40,1000:40,4096:20`; empty where all have `value_size_bytes`.
     pub value_mix: String,
+    /// What values are made of: `text`, which compresses; empty where they are random characters.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub value_kind: String,
     /// The program that made the load.
     pub generator: String,
     /// Open loop: requests a second that were due. Latencies then count from when a request was due. Absent in a closed loop.

@@ -45,6 +45,7 @@ pub struct Shape {
     pub due_per_second: Option<u64>,
     pub distribution: String,
     pub value_mix: String,
+    pub value_kind: String,
     pub value_size_bytes: usize,
     pub records: u64,
     pub connections: usize,
@@ -67,6 +68,7 @@ impl Shape {
             due_per_second: details.due_per_second.map(|rate| rate.round() as u64),
             distribution: if details.distribution == own { String::new() } else { details.distribution.clone() },
             value_mix: details.value_mix.clone(),
+            value_kind: details.value_kind.clone(),
             value_size_bytes: if details.value_mix.is_empty() { details.value_size_bytes } else { 0 },
             records: details.records,
             connections: run.connections,
@@ -98,6 +100,9 @@ impl Shape {
         }
         if (&self.value_mix, self.value_size_bytes) != (&usual.value_mix, usual.value_size_bytes) {
             parts.push(format!("values of {}", self.values()));
+        }
+        if self.value_kind != usual.value_kind {
+            parts.push(format!("{} values", if self.value_kind.is_empty() { "random" } else { &self.value_kind }));
         }
         if self.records != usual.records {
             parts.push(format!("{} records", format_count(self.records as f64)));
@@ -411,7 +416,8 @@ pub mod tests {
         let duels = against_baselines(&summaries);
         assert!((duels[0].throughput_ratio - 3.0).abs() < 1e-9);
         assert_eq!(duels[0].workload, "ycsb-c, 5 records");
-        let changes: [fn(&mut Run); 5] = [
+        let changes: [fn(&mut Run); 6] = [
+            |run| run.details.value_kind = "text".into(),
             |run| run.connections = 9,
             |run| run.details.value_size_bytes = 9,
             |run| run.details.value_mix = "100:50,4096:50".into(),

@@ -13,7 +13,7 @@ use crate::poller::NO_EVENT;
 use crate::protocol::{Parsed, Reply, append_get, parse_get_reply};
 use crate::stall::STALL_LIMIT;
 use crate::value_sizes::ValueSizes;
-use crate::values::verify_value;
+use crate::values::{ValueKind, verify_value};
 use crate::ycsb::append_key;
 
 /// What the threads found so far.
@@ -62,6 +62,7 @@ pub struct Verifier<'a> {
     pub fleet: &'a mut Fleet,
     pub keys: &'a KeyTable,
     pub value_sizes: ValueSizes,
+    pub value_kind: ValueKind,
     /// This thread reads the keys `first`, `first + step`, ... below `end`.
     pub first: u64,
     pub step: u64,
@@ -71,7 +72,7 @@ pub struct Verifier<'a> {
 impl Verifier<'_> {
     pub fn run(self, shared: &VerifyShared) -> Result<()> {
         const CLOSED: &str = "the server closed a connection while records were verified";
-        let Self { fleet: Fleet { connections, poller }, keys, value_sizes, first, step, end } = self;
+        let Self { fleet: Fleet { connections, poller }, keys, value_sizes, value_kind, first, step, end } = self;
         let mut next = first;
         let mut idle: Vec<usize> = (0..connections.len()).collect();
         let mut pending: Vec<u64> = vec![0; connections.len()];
@@ -103,7 +104,7 @@ impl Verifier<'_> {
                     Parsed::Complete(reply, length) => {
                         name.clear();
                         append_key(key, &mut name);
-                        check(keys, value_sizes.of(key), key, &name, &reply, shared);
+                        check(keys, (value_kind, value_sizes.of(key)), key, &name, &reply, shared);
                         length
                     }
                 };
@@ -119,11 +120,11 @@ impl Verifier<'_> {
     }
 }
 
-fn check(keys: &KeyTable, value_size: usize, key: u64, expected_name: &[u8], reply: &Reply<'_>, shared: &VerifyShared) {
+fn check(keys: &KeyTable, (value_kind, value_size): (ValueKind, usize), key: u64, expected_name: &[u8], reply: &Reply<'_>, shared: &VerifyShared) {
     match reply {
         Reply::Value { key: name, data } => {
             // No write is under way: what is legal was settled when the last one was answered.
-            let version = verify_value(key, value_size, data);
+            let version = verify_value(value_kind, key, value_size, data);
             let legal = *name == expected_name && version.is_some_and(|version| keys.is_legal(key, keys.read_sent(key), version));
             if !legal {
                 let name = String::from_utf8_lossy(name);

@@ -131,10 +131,11 @@ impl Plan {
     }
 }
 
-/// `500000x1000`, or `5000x100:40,1000:60`.
+/// `500000x1000`, `500000x1000 text`, or `5000x100:40,1000:60`.
 pub fn data_label(shape: &Shape) -> String {
     let mix = shape.value_sizes.mix();
-    if mix.is_empty() { format!("{}x{}", shape.records, shape.value_sizes.mean()) } else { format!("{}x{mix}", shape.records) }
+    let sizes = if mix.is_empty() { shape.value_sizes.mean().to_string() } else { mix };
+    format!("{}x{sizes} {}", shape.records, shape.value_kind.name()).trim_end().to_owned()
 }
 
 impl Measurement {
@@ -151,9 +152,11 @@ impl Measurement {
 pub mod tests {
     use super::*;
     use crate::value_sizes::ValueSizes;
+    use crate::values::ValueKind;
 
     pub fn wishes() -> Wishes {
-        let shape = Shape { records: 500_000, value_sizes: ValueSizes::fixed(1_000), connections: 64, client_threads: 1 };
+        let shape =
+            Shape { records: 500_000, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 64, client_threads: 1 };
         Wishes { quick: false, configurations: Vec::new(), workloads: Vec::new(), ratios: Vec::new(), repetitions: None, shape }
     }
 

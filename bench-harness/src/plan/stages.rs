@@ -10,6 +10,7 @@ use crate::configuration::{Configuration, find, find_all};
 use crate::generator::Shape;
 use crate::memtier::Pattern;
 use crate::value_sizes::ValueSizes;
+use crate::values::ValueKind;
 use crate::ycsb::Workload;
 
 /// The rates of the open loops, in percent of what these configurations serve in a closed loop; each configuration gets all of them. The slower
@@ -38,12 +39,14 @@ const QUICK_TIMES: Times = Times {
 const GRID: [&str; 9] =
     ["dram", "lightswap-dram", "kernel-swap-ssd", "kernel-swap-zram", "extstore", "fastswap-style", "monitor", "lightswap", "lightswap-memory"];
 /// Beside those at the focus alone, where kernel swap on zram takes turns with them.
-const GRID_AT_FOCUS: [&str; 6] =
-    ["lightswap-remote", "fastswap-style-remote", "lightswap-mirror", "lightswap-encrypted", "lightswap-compressed", "lightswap-tier"];
+const GRID_AT_FOCUS: [&str; 4] = ["lightswap-remote", "fastswap-style-remote", "lightswap-mirror", "lightswap-encrypted"];
+/// At the focus, with values that compress, as it is of no use to compress others.
+const GRID_OF_TEXT: [&str; 3] = ["kernel-swap-zram", "lightswap-compressed", "lightswap-tier"];
 const DEMO: [&str; 4] = ["dram", "lightswap-dram", "kernel-swap-ssd", "lightswap"];
 const GRID_RATIOS: [f64; 5] = [1.0, 0.75, 0.5, 0.25, 0.1];
 const GRID_RATIOS_QUICK: [f64; 3] = [1.0, 0.5, 0.25];
 const DEMO_RATIOS: [f64; 3] = [1.0, 0.5, 0.25];
+const MEMORY_STAGE: &str = "local memory";
 /// A second opinion, where there is one.
 pub const MEMTIER_STAGE: &str = "memtier";
 /// The ratio at which more than C and A is compared.
@@ -62,7 +65,7 @@ fn resized(shape: &Shape, value_sizes: ValueSizes) -> Shape {
 
 /// None of those that come with the harness.
 fn is_own(name: &str) -> bool {
-    !GRID.contains(&name) && !GRID_AT_FOCUS.contains(&name)
+    !GRID.contains(&name) && !GRID_AT_FOCUS.contains(&name) && !GRID_OF_TEXT.contains(&name)
 }
 
 fn configurations(wishes: &Wishes, all: &[&str]) -> Result<Vec<Rc<Configuration>>> {
@@ -86,7 +89,7 @@ fn over_memory(configurations: &[Rc<Configuration>], ratios: &[f64], shape: Shap
             measurements: closed(&[Workload::C, Workload::A]),
         })
     };
-    Stage { name: "local memory", repetitions, targets: ratios.into_iter().flat_map(at).collect() }
+    Stage { name: MEMORY_STAGE, repetitions, targets: ratios.into_iter().flat_map(at).collect() }
 }
 
 impl Plan {
@@ -112,6 +115,9 @@ impl Plan {
             let stage = &mut stages[0];
             let end = stage.targets.iter().rposition(|target| target.ratio == FOCUS).map_or(stage.targets.len(), |last| last + 1);
             stage.targets.splice(end..end, of_remote);
+            let text = Shape { value_kind: ValueKind::Text, ..wishes.shape };
+            let of_text = over_memory(&self::configurations(wishes, &GRID_OF_TEXT)?, &[FOCUS], text, repetitions);
+            stages.push(Stage { name: "values that compress", ..of_text });
         }
 
         let limited: Vec<f64> = ratios.iter().copied().filter(|&ratio| ratio < 1.0).collect();
@@ -180,11 +186,11 @@ mod tests {
     fn the_grid_has_every_configuration_at_its_ratios() {
         let plan = Plan::grid(&wishes()).unwrap();
         let names: Vec<&str> = plan.stages.iter().map(|stage| stage.name).collect();
-        assert_eq!(names, ["local memory", "workloads", "value sizes", "open loop", "memtier"]);
+        assert_eq!(names, ["local memory", "values that compress", "workloads", "value sizes", "open loop", "memtier"]);
         let first = &plan.stages[0];
-        assert_eq!((first.repetitions, first.targets.len()), (3, 2 + 7 * 4 + 6));
+        assert_eq!((first.repetitions, first.targets.len()), (3, 2 + 7 * 4 + 4));
         let remote: Vec<f64> = first.targets.iter().filter(|target| target.configuration.memory_servers > 0).map(|target| target.ratio).collect();
-        assert_eq!(remote, [FOCUS; 5]);
+        assert_eq!(remote, [FOCUS; 4]);
         // What remote memory is compared with takes turns with it.
         let position =
             |name: &str| first.targets.iter().position(|target| (target.configuration.name.as_str(), target.ratio) == (name, FOCUS)).unwrap();
@@ -192,8 +198,12 @@ mod tests {
         assert_eq!(position("fastswap-style-remote"), position("lightswap-remote") + 1);
         assert!(first.targets.iter().all(|target| target.configuration.is_limited() == (target.ratio < 1.0)));
         assert!(first.targets.is_sorted_by(|a, b| a.ratio >= b.ratio));
+        // Compressed memory and zram get the same values.
+        let text: Vec<&str> = plan.stages[1].targets.iter().map(|target| target.configuration.name.as_str()).collect();
+        assert_eq!(text, GRID_OF_TEXT);
+        assert!(plan.stages[1].targets.iter().all(|target| target.shape.value_kind == ValueKind::Text && target.ratio == FOCUS));
         // The same bytes whatever the size.
-        for target in &plan.stages[2].targets {
+        for target in &plan.stages[3].targets {
             let bytes = target.shape.records * (target.shape.value_sizes.mean() as u64 + 80);
             assert!(bytes.abs_diff(540_000_000) < 20_000, "{bytes}");
         }

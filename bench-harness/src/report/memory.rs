@@ -211,7 +211,9 @@ pub fn write_others(html: &mut String, evidence: &Evidence<'_>) {
 fn by_value_size(evidence: &Evidence<'_>) -> String {
     let mut html = String::new();
     for workload in evidence.workloads() {
-        let closed = |summary: &&Summary| summary.workload == workload && !summary.is_open_loop() && summary.shape.value_mix.is_empty();
+        let closed = |summary: &&Summary| {
+            summary.workload == workload && !summary.is_open_loop() && summary.shape.value_mix.is_empty() && summary.shape.value_kind.is_empty()
+        };
         let cells: Vec<&Summary> = evidence.summaries.iter().filter(closed).collect();
         for percent in percents_of(&cells, None).into_iter().filter(|percent| *percent < 100) {
             let here: Vec<&Summary> = cells.iter().copied().filter(|cell| cell.memory_percent() == percent).collect();
