@@ -155,12 +155,13 @@ pub fn micro_numbers(record: &Micro) -> Vec<Number> {
             let key = format!("remote read by {tool} over {transport}, {connections} connections, depth {depth}");
             vec![(key, "reads/s", *reads_per_second, true, format_count)]
         }
-        Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, bytes_per_page } => {
+        Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, bytes_per_page, memory_bytes } => {
             let key = format!("compressed memory {pager} {contract}").trim_end().to_owned();
             vec![
                 (key.clone(), "faults/s", *faults_per_second, true, format_count),
                 (key.clone(), "CPU a fault", *cpu_us_per_fault, false, format_us),
-                (key, "bytes a page", *bytes_per_page, false, format_count),
+                (key.clone(), "bytes a page", *bytes_per_page, false, format_count),
+                (key, "bytes in all", *memory_bytes, false, format_count),
             ]
         }
         Micro::Encryption { way, extra_us, plain_us } => {

@@ -116,8 +116,8 @@ pub struct Details {
     pub memory_limit: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_peak_bytes: Option<u64>,
-    /// Memory for swapped-out pages that is not part of the limit: all of a backend in the server's process (its cgroup's limit is higher by this), or
-    /// what a zram device used at the end of the run.
+    /// Memory for swapped-out pages that is not part of the limit: what a zram device, compressed memory or memory servers used at the end of the run, or
+    /// all of an uncompressed backend in the server's process (its cgroup's limit is higher by this).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend_memory_bytes: Option<u64>,
     /// Where records were loaded no faster than this.
@@ -269,6 +269,8 @@ pub enum Micro {
         cpu_us_per_fault: f64,
         /// Memory for a page of 4 KiB that is swapped out, bookkeeping included.
         bytes_per_page: f64,
+        /// All that is taken for the data beside its local memory.
+        memory_bytes: f64,
     },
     /// CPU time that encryption adds to a page.
     Encryption {

@@ -33,6 +33,8 @@ pub struct Timing {
     pub sweep: bool,
 }
 
+/// What compressed pages take, as the server says.
+pub const COMPRESSED_MEMORY: &str = "compressed_memory_bytes";
 /// memtier_benchmark's own default is one write in eleven operations.
 pub const MEMTIER_PERCENT_WRITES: u32 = 10;
 
@@ -103,10 +105,13 @@ impl<'l> Session<'l> {
     }
 
     /// Memory that holds swapped-out pages, beside the limit.
-    fn backend_memory_bytes(&self) -> Option<u64> {
+    fn backend_memory_bytes(&self, server_statistics: &BTreeMap<String, String>) -> Option<u64> {
         let remote_bytes: u64 = self.memory_servers.iter().map(MemoryServer::resident_bytes).sum();
         match self.plan.in_process_bytes {
-            Some(bytes) => Some(bytes + remote_bytes),
+            Some(bytes) => {
+                let in_use = server_statistics.get(COMPRESSED_MEMORY).and_then(|text| text.parse().ok());
+                Some(in_use.unwrap_or(bytes) + remote_bytes)
+            }
             None if remote_bytes > 0 => Some(remote_bytes),
             None => self._swap.as_ref()?.memory_bytes(),
         }
@@ -168,10 +173,9 @@ impl<'l> Session<'l> {
                 sweep: timing.sweep,
                 evictions,
                 major_faults: after.major_faults - before.major_faults,
-                server_statistics,
                 statistics_while_measured: counted(&statistics_before, &statistics_after),
                 settings: empty.details.settings.clone(),
-                ..self.memory_details(details)
+                ..self.memory_details(Details { server_statistics, ..details })
             },
             ..self.with_memory(empty)?
         })
@@ -204,10 +208,9 @@ impl<'l> Session<'l> {
             evictions,
             major_faults,
             warm_up_seconds: timing.warm_up.most.as_secs_f64(),
-            server_statistics,
             statistics_while_measured,
             settings: empty.details.settings.clone(),
-            ..self.memory_details(run.details)
+            ..self.memory_details(Details { server_statistics, ..run.details })
         };
         self.with_memory(Run {
             connections: run.connections,
@@ -234,7 +237,7 @@ impl<'l> Session<'l> {
             transport: self.transport.name().into(),
             data_bytes: self.data_bytes,
             local_memory_bytes: self.plan.local_memory_bytes,
-            backend_memory_bytes: self.backend_memory_bytes(),
+            backend_memory_bytes: self.backend_memory_bytes(&details.server_statistics),
             load_records_per_second: self.load_rate,
             memory_limit: self.plan.limit_bytes.map(|_| if self.cgroup.is_some() { "cgroup" } else { "none" }.to_owned()),
             cgroup_peak_bytes: self.cgroup.as_ref().and_then(Cgroup::peak_bytes),

@@ -6,6 +6,7 @@ use crate::configuration::BUILT_IN;
 use crate::outcome::GENERATOR;
 use crate::results::{Moment, Run};
 use crate::units::{format_count, format_ratio};
+use crate::values::ValueKind;
 
 /// Median, smallest and largest of the repetitions.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -102,7 +103,7 @@ impl Shape {
             parts.push(format!("values of {}", self.values()));
         }
         if self.value_kind != usual.value_kind {
-            parts.push(format!("{} values", if self.value_kind.is_empty() { "random" } else { &self.value_kind }));
+            parts.push(kind_note(&self.value_kind));
         }
         if self.records != usual.records {
             parts.push(format!("{} records", format_count(self.records as f64)));
@@ -118,6 +119,15 @@ impl Shape {
         }
         parts.join(", ")
     }
+}
+
+fn kind_note(value_kind: &str) -> String {
+    format!("{} values", if value_kind.is_empty() { "random" } else { value_kind })
+}
+
+/// The note of a shape whose values alone are unusual: text.
+pub fn text_note() -> String {
+    kind_note(ValueKind::Text.name())
 }
 
 /// Of what is due in an open loop, what must be served for the rate to count as sustained.

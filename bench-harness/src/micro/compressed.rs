@@ -15,6 +15,7 @@ use crate::interrupt;
 use crate::journal::Journal;
 use crate::progress::Progress;
 use crate::results::Micro;
+use crate::session::COMPRESSED_MEMORY;
 use crate::swap::{Stored, SwapKind};
 
 #[derive(Debug, Clone, clap::Args)]
@@ -47,6 +48,25 @@ struct Measured {
     faults_per_second: Vec<f64>,
     cpu_us_per_fault: Vec<f64>,
     bytes_per_page: Vec<f64>,
+    memory_bytes: Vec<f64>,
+}
+
+/// Of one repetition.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    faults_per_second: f64,
+    cpu_us_per_fault: f64,
+    num_pages: u64,
+    memory_bytes: u64,
+}
+
+impl Measured {
+    fn add(&mut self, sample: Sample) {
+        self.faults_per_second.push(sample.faults_per_second);
+        self.cpu_us_per_fault.push(sample.cpu_us_per_fault);
+        self.bytes_per_page.push(sample.memory_bytes as f64 / sample.num_pages.max(1) as f64);
+        self.memory_bytes.push(sample.memory_bytes as f64);
+    }
 }
 
 pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
@@ -64,13 +84,10 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     for repetition in 0..options.repetitions {
         for (pager, measured) in &mut points {
             interrupt::check()?;
-            let (rate, cpu_us, bytes) = match *pager {
+            measured.add(match *pager {
                 Pager::Lightswap(contract) => options.by_lightswap(contract, u64::from(repetition))?,
                 Pager::Kernel => options.by_kernel(&devices, u64::from(repetition))?,
-            };
-            measured.faults_per_second.push(rate);
-            measured.cpu_us_per_fault.push(cpu_us);
-            measured.bytes_per_page.push(bytes);
+            });
             num_done += 1;
             progress.update(num_done, "");
         }
@@ -87,14 +104,14 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
             faults_per_second,
             cpu_us_per_fault: median(measured.cpu_us_per_fault),
             bytes_per_page: median(measured.bytes_per_page),
+            memory_bytes: median(measured.memory_bytes),
         });
     }
     Ok(findings)
 }
 
 impl Options {
-    /// Faults a second, CPU us a fault, memory for a page that is swapped out.
-    fn by_lightswap(&self, contract: Contract, seed: u64) -> Result<(f64, f64, f64)> {
+    fn by_lightswap(&self, contract: Contract, seed: u64) -> Result<Sample> {
         let faults = RandomFaults {
             backend: format!("memory:?size={}&compress=lz4", self.region),
             region_bytes: self.region,
@@ -109,18 +126,22 @@ impl Options {
         };
         let measured = faults.measure()?;
         let number = |name: &str| measured.statistic(name).with_context(|| format!("the backend's statistics lack {name}"));
-        let (pages, bytes) = (number("compressed_pages")?, number("compressed_memory_bytes")?);
-        Ok((measured.faults_per_second, measured.cpu_us_per_fault, bytes as f64 / pages.max(1) as f64))
+        Ok(Sample {
+            faults_per_second: measured.faults_per_second,
+            cpu_us_per_fault: measured.cpu_us_per_fault,
+            num_pages: number("compressed_pages")?,
+            memory_bytes: number(COMPRESSED_MEMORY)?,
+        })
     }
 
-    fn by_kernel(&self, devices: &Devices<'_>, seed: u64) -> Result<(f64, f64, f64)> {
+    fn by_kernel(&self, devices: &Devices<'_>, seed: u64) -> Result<Sample> {
         let request = |seconds: f64, seed: u64| Request::Read { threads: 1, seconds, seed };
         let mut client = Client::new(devices, 0, request(self.seconds / 2.0, !seed));
-        let (rate, cpu_us) = match client.ask(request(self.seconds, seed))? {
+        let (faults_per_second, cpu_us_per_fault) = match client.ask(request(self.seconds, seed))? {
             Reply::Rate { faults_per_second, cpu_us_per_fault } => (faults_per_second, cpu_us_per_fault),
             other => bail!("the measuring process answered {other:?} to a request for a rate"),
         };
         let Stored { page_bytes, memory_bytes } = client.stored().context("zram tells nothing of its memory (mm_stat)")?;
-        Ok((rate, cpu_us, memory_bytes as f64 / (page_bytes / PAGE_SIZE as u64).max(1) as f64))
+        Ok(Sample { faults_per_second, cpu_us_per_fault, num_pages: page_bytes / PAGE_SIZE as u64, memory_bytes })
     }
 }

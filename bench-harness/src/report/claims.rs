@@ -259,10 +259,14 @@ fn memory_caveat(evidence: &Evidence<'_>, workload: &str) -> String {
     caveat
 }
 
-/// Closed loop, at the primary share of memory, and no trial of settings.
+/// Closed loop, at the primary share of memory, with the usual values, and no trial of settings.
 fn is_primary(run: &Run) -> bool {
     let percent = (run.local_memory_ratio * 100.0).round() as u32;
-    percent == PRIMARY_PERCENT && !run.details.sweep && run.details.due_per_second.is_none() && run.details.error.is_none()
+    percent == PRIMARY_PERCENT
+        && run.details.value_kind.is_empty()
+        && !run.details.sweep
+        && run.details.due_per_second.is_none()
+        && run.details.error.is_none()
 }
 
 fn co_design(evidence: &Evidence<'_>, workload: &str) -> Claim {

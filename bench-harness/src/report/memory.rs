@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::evidence::{Evidence, KERNEL_IN_MEMORY, STATE_OF_THE_ART};
+use super::evidence::{Evidence, KERNEL_IN_MEMORY, STATE_OF_THE_ART, is_of_text};
 use super::verdict::{digits, throughput, throughput_ratio};
 use super::{class_of, section};
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Series, bars, escape};
@@ -180,7 +180,9 @@ pub fn write_others(html: &mut String, evidence: &Evidence<'_>) {
     let is_there = |cells: &[&Summary]| {
         !by_value.is_empty() && cells[0].note == format!("values of {}", cells[0].shape.values()) && cells[0].shape.value_mix.is_empty()
     };
-    for cells in groups(evidence).into_iter().filter(|cells| !is_swept_over_memory(cells) && !is_there(cells)) {
+    for cells in
+        groups(evidence).into_iter().filter(|cells| !is_swept_over_memory(cells) && !is_there(cells) && !cells.iter().all(|cell| is_of_text(cell)))
+    {
         let bar_groups = |value: fn(&Summary) -> Spread| -> Vec<Group> {
             let percents = percents_of(&cells, None);
             let group = |&percent: &u32| Group {

@@ -4,6 +4,7 @@ mod appendix;
 #[cfg(test)]
 mod browser;
 mod claims;
+mod compressed;
 mod errors;
 mod evidence;
 mod files;

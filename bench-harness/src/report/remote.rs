@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::evidence::{Evidence, PRIMARY_PERCENT, PRIMARY_WORKLOADS};
-use super::{class_of, section};
+use super::{class_of, compressed, section};
 use crate::chart::{Axis, Bar, Group, Line, Mark, Plot, Point, Reference, Series, bars, escape};
 use crate::outage_record::{LONGEST_PAUSE_SECONDS, OutageRecord};
 use crate::results::{Micro, repetitions};
@@ -29,7 +29,7 @@ const NUM_OWN: usize = 5;
 pub fn write_remote(html: &mut String, evidence: &Evidence<'_>) {
     let mut charts: String = PRIMARY_WORKLOADS.iter().map(|workload| throughput(evidence, workload)).collect();
     charts += &reads(evidence);
-    charts += &compressed(evidence);
+    charts += &compressed::charts(evidence);
     charts += &encryption(evidence);
     if charts.is_empty() {
         return;
@@ -90,30 +90,6 @@ fn reads(evidence: &Evidence<'_>) -> String {
         html += &plot.html();
     }
     html
-}
-
-fn compressed(evidence: &Evidence<'_>) -> String {
-    let bar = |pager: &str, wanted: &str, number: fn(f64, f64) -> f64| {
-        let value = evidence.spread(|record| match record {
-            Micro::CompressedMemory { pager: name, contract, cpu_us_per_fault, bytes_per_page, .. } if name == pager && contract == wanted => {
-                Some(number(*cpu_us_per_fault, *bytes_per_page))
-            }
-            _ => None,
-        })?;
-        let (label, class) = if pager == "kernel" {
-            ("kernel swap on zram".into(), "kernel-swap-zram")
-        } else {
-            (format!("lightswap, {wanted}"), "lightswap-compressed")
-        };
-        Some(Bar { label, class: class_of(class), value })
-    };
-    let all = [("lightswap", "transparent"), ("lightswap", "cooperative"), ("kernel", "")];
-    let chart = |title: &str, note: &str, number: fn(f64, f64) -> f64| {
-        let found: Vec<Bar> = all.iter().filter_map(|(pager, contract)| bar(pager, contract, number)).collect();
-        if found.is_empty() { String::new() } else { bars(title, note, &[Group { title: String::new(), bars: found }], format_count) }
-    };
-    chart("Compressed memory: faults a second of CPU", "random reads, everything included; longer is better", |cpu_us, _| 1e6 / cpu_us)
-        + &chart("Compressed memory: bytes for a page of 4 KiB", "bookkeeping included; shorter is better", |_, bytes| bytes)
 }
 
 fn encryption(evidence: &Evidence<'_>) -> String {

@@ -6,7 +6,7 @@ use super::verdict::{Claim, Verdict, throughput_ratio, times, with_spread};
 use crate::outage_record::{LONGEST_PAUSE_SECONDS, OutageRecord};
 use crate::results::{Micro, repetitions};
 use crate::summary::Spread;
-use crate::units::{format_count, format_us};
+use crate::units::{MIB, format_count, format_us};
 
 const WORKLOAD: &str = "ycsb-c";
 /// Of what blocks its threads on the same server.
@@ -86,12 +86,22 @@ fn over_zram(evidence: &Evidence<'_>) -> Claim {
     against(evidence, Claim::new(text, "> 1 ×"), KERNEL_IN_MEMORY, |ratio| ratio > 1.0)
 }
 
+/// What compressed memory takes.
+#[derive(Debug)]
+struct Compressed {
+    cpu_us: f64,
+    bytes_per_page: f64,
+    bytes: f64,
+}
+
 /// A number of compressed memory, ours by the contract that is judged, and zram's.
-fn of_compressed(evidence: &Evidence<'_>, number: fn(f64, f64) -> f64) -> Option<(Spread, Spread)> {
+fn of_compressed(evidence: &Evidence<'_>, number: fn(&Compressed) -> f64) -> Option<(Spread, Spread)> {
     let of = |wanted: &str, of_contract: &str| {
         evidence.spread(|record| match record {
-            Micro::CompressedMemory { pager, contract, cpu_us_per_fault, bytes_per_page, .. } if pager == wanted && contract == of_contract => {
-                Some(number(*cpu_us_per_fault, *bytes_per_page))
+            Micro::CompressedMemory { pager, contract, cpu_us_per_fault, bytes_per_page, memory_bytes, .. }
+                if pager == wanted && contract == of_contract =>
+            {
+                Some(number(&Compressed { cpu_us: *cpu_us_per_fault, bytes_per_page: *bytes_per_page, bytes: *memory_bytes }))
             }
             _ => None,
         })
@@ -103,7 +113,7 @@ const COMPRESSED_MISSING: &str = "missing: lightswap-bench micro compressed, wit
 
 fn compressed_speed(evidence: &Evidence<'_>) -> Claim {
     let claim = Claim::new("Compressed memory handles more faults a second of CPU than kernel swap on zram, random reads of the same pages", "≥ 2 ×");
-    let Some((own, kernel)) = of_compressed(evidence, |cpu_us, _| 1e6 / cpu_us) else {
+    let Some((own, kernel)) = of_compressed(evidence, |it| 1e6 / it.cpu_us) else {
         return claim.missing(COMPRESSED_MISSING);
     };
     let ratio = own.median / kernel.median;
@@ -119,15 +129,25 @@ fn compressed_speed(evidence: &Evidence<'_>) -> Claim {
 
 fn compressed_memory(evidence: &Evidence<'_>) -> Claim {
     let claim = Claim::new("Compressed memory takes no more memory than zram for the same pages", "≤ 1 ×");
-    let Some((own, kernel)) = of_compressed(evidence, |_, bytes| bytes) else {
+    let (Some((own, kernel)), Some((own_page, kernel_page))) =
+        (of_compressed(evidence, |it| it.bytes), of_compressed(evidence, |it| it.bytes_per_page))
+    else {
         return claim.missing(COMPRESSED_MISSING);
     };
-    let ratio = own.median / kernel.median;
+    // Less for a page is no use if more pages are kept, nor the other way about.
+    let ratio = (own.median / kernel.median).max(own_page.median / kernel_page.median);
+    let mib = |bytes: f64| format!("{:.1}", bytes / MIB as f64);
     Claim {
-        ours: format!("{} against {} bytes for a page", format_count(own.median), format_count(kernel.median)),
+        ours: format!(
+            "{} against {} MiB in all, {} against {} bytes for a page",
+            mib(own.median),
+            mib(kernel.median),
+            format_count(own_page.median),
+            format_count(kernel_page.median)
+        ),
         ratio: times(ratio, &[1.0]),
         verdict: Verdict::met_if(ratio <= 1.0),
-        remark: "both with their bookkeeping, over the pages that they hold".into(),
+        remark: "both with their bookkeeping; copies of pages that are in local memory, too, count; the ratio is the higher one".into(),
         command: evidence.command_of_micro(|record| matches!(record, Micro::CompressedMemory { .. })),
         ..claim
     }
@@ -242,6 +262,7 @@ mod tests {
             faults_per_second: 1.0,
             cpu_us_per_fault,
             bytes_per_page,
+            memory_bytes: 100.0 * bytes_per_page,
         };
         let kernel = of("kernel", "", 10.0, 2_000.0);
         let judge = |own: Micro| {

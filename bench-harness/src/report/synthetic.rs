@@ -158,6 +158,22 @@ fn other_runs() -> Vec<Run> {
     runs
 }
 
+/// Compressed memory and zram with values that compress.
+fn text_runs() -> Vec<Run> {
+    let mut runs = Vec::new();
+    for repetition in 1..=3 {
+        for (workload, factor) in &WORKLOADS[..3] {
+            for (index, mib) in [(6, 190), (12, 225), (13, 260)] {
+                let mut run = cell(workload, index, 0.25, speed_of(index, 0.25) * factor * wobble(repetition, index), repetition);
+                run.details.value_kind = "text".into();
+                run.details.backend_memory_bytes = Some(mib << 20);
+                runs.push(run);
+            }
+        }
+    }
+    runs
+}
+
 fn open_loop_runs() -> Vec<Run> {
     let mut runs = Vec::new();
     for repetition in 1..=3 {
@@ -314,7 +330,14 @@ fn micro() -> Vec<Micro> {
     {
         let faults_per_second = 1e6 / cpu_us_per_fault;
         let (pager, contract) = (pager.into(), contract.into());
-        micro.push(Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, bytes_per_page });
+        micro.push(Micro::CompressedMemory {
+            pager,
+            contract,
+            faults_per_second,
+            cpu_us_per_fault,
+            bytes_per_page,
+            memory_bytes: bytes_per_page * 65_536.0,
+        });
     }
     for (way, extra_us) in [("in", 1.4), ("out", 1.6)] {
         micro.push(Micro::Encryption { way: way.into(), extra_us, plain_us: 5.0 });
@@ -362,7 +385,7 @@ pub fn micro_only() -> Results {
 
 /// Everything that the report knows to show.
 pub fn full() -> Results {
-    let runs = [main_runs(), other_runs(), open_loop_runs(), swept_runs(), bad_runs()].concat();
+    let runs = [main_runs(), text_runs(), other_runs(), open_loop_runs(), swept_runs(), bad_runs()].concat();
     Results {
         command: "target/release/lightswap-bench reproduce --directory build/bench --out results/full.json".into(),
         runs,
