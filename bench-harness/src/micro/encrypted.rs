@@ -54,36 +54,41 @@ fn extra(plain: Costs, encrypted: Costs) -> (f64, f64) {
 pub fn run(_journal: &Journal, options: &Options) -> Result<Findings> {
     let plain = format!("memory:?size={}", options.region);
     let backends = [format!("encrypted({plain})"), plain];
+    let all_points = [(0, Access::Read), (1, Access::Read), (0, Access::Write), (1, Access::Write)];
     let total = u64::from(options.repetitions) * 4;
     let mut progress = Progress::start("encryption", total);
     let mut num_done = 0;
     let mut all = Vec::new();
     for repetition in 0..options.repetitions {
         let mut costs = [Costs::default(); 2];
-        for (backend, costs) in backends.iter().zip(&mut costs) {
-            for access in [Access::Read, Access::Write] {
-                interrupt::check()?;
-                let faults = RandomFaults {
-                    backend: backend.clone(),
-                    region_bytes: options.region,
-                    ratio: options.ratio,
-                    content: Content::HalfNoise,
-                    contract: Contract::Transparent,
-                    access,
-                    workers: 1,
-                    lwts: 1,
-                    duration: Duration::from_secs_f64(options.seconds),
-                    seed: u64::from(repetition),
-                };
-                let measured = faults.measure()?;
-                if access == Access::Read {
-                    costs.read = measured.cpu_us_per_fault;
-                } else {
-                    (costs.write, costs.writes_per_fault) = (measured.cpu_us_per_fault, measured.writes_per_fault);
-                }
-                num_done += 1;
-                progress.update(num_done, "");
+        // What is subtracted is measured right after each other, every other time the other way about.
+        let mut points = all_points;
+        if repetition % 2 == 1 {
+            points.reverse();
+        }
+        for (backend, access) in points {
+            interrupt::check()?;
+            let faults = RandomFaults {
+                backend: backends[backend].clone(),
+                region_bytes: options.region,
+                ratio: options.ratio,
+                content: Content::HalfNoise,
+                contract: Contract::Transparent,
+                access,
+                workers: 1,
+                lwts: 1,
+                duration: Duration::from_secs_f64(options.seconds),
+                seed: u64::from(repetition),
+            };
+            let measured = faults.measure()?;
+            let costs = &mut costs[backend];
+            if access == Access::Read {
+                costs.read = measured.cpu_us_per_fault;
+            } else {
+                (costs.write, costs.writes_per_fault) = (measured.cpu_us_per_fault, measured.writes_per_fault);
             }
+            num_done += 1;
+            progress.update(num_done, "");
         }
         let [encrypted, plain] = costs;
         all.push((extra(plain, encrypted), plain));

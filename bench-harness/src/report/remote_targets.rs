@@ -147,7 +147,7 @@ fn compressed_memory(evidence: &Evidence<'_>) -> Claim {
         ),
         ratio: times(ratio, &[1.0]),
         verdict: Verdict::met_if(ratio <= 1.0),
-        remark: "both with their bookkeeping; copies of pages that are in local memory, too, count; the ratio is the higher one".into(),
+        remark: "both with their bookkeeping; Lightswap also keeps copies of clean pages that are in local memory, zram does not; the ratio is the higher one".into(),
         command: evidence.command_of_micro(|record| matches!(record, Micro::CompressedMemory { .. })),
         ..claim
     }
