@@ -197,6 +197,7 @@ fn write_outage(html: &mut String, record: &OutageRecord) {
                 format_count(record.verified_records as f64)
             ),
         ),
+        ("the mirror itself", mirror_counts(record)),
         ("longest pause", format!("{:.0} ms", record.longest_pause_seconds * 1e3)),
         ("in sync again", in_sync),
         ("server", record.server_command.clone()),
@@ -205,6 +206,19 @@ fn write_outage(html: &mut String, record: &OutageRecord) {
         let _ = writeln!(html, "<tr><th>{name}</th><td>{}</td></tr>", escape(&value));
     }
     *html += "</tbody></table>\n";
+}
+
+/// What it counted from its start to the end.
+fn mirror_counts(record: &OutageRecord) -> String {
+    let names = [
+        ("mirror_losses", "losses of a server"),
+        ("mirror_failovers", "reads served by the other one after an error"),
+        ("mirror_corrupt_copies", "copies found wrong"),
+        ("mirror_resynced_pages", "pages copied again"),
+    ];
+    let count = |(name, text): (&str, &str)| Some(format!("{} {text}", format_count(record.server_statistics.get(name)?.parse().ok()?)));
+    let counts: Vec<String> = names.into_iter().filter_map(count).collect();
+    if counts.is_empty() { "not recorded".into() } else { counts.join(", ") }
 }
 
 #[cfg(test)]
@@ -218,8 +232,10 @@ mod tests {
         let mut html = String::new();
         write_outages(&mut html, &Evidence::new(&[]));
         assert_eq!(html, "");
+        let server_statistics = [("mirror_losses".to_owned(), "1".to_owned()), ("mirror_resynced_pages".to_owned(), "123456".to_owned())].into();
+        let counted = OutageRecord { server_statistics, ..record() };
         let bad = OutageRecord { wrong_values: 7, first_problem: Some("<key>".into()), in_sync_at_seconds: None, ..record() };
-        let files = [Results { outages: vec![record(), bad], ..Results::default() }];
+        let files = [Results { outages: vec![counted, bad], ..Results::default() }];
         write_outages(&mut html, &Evidence::new(&files));
         for part in [
             "<section id=\"outage\">",
@@ -229,6 +245,8 @@ mod tests {
             "<th>in sync again</th><td>after 5.0 s<",
             "<th>lost items</th><td>0<",
             "<th>wrong values</th><td>7<",
+            "<th>the mirror itself</th><td>1 losses of a server, 123,456 pages copied again<",
+            "<th>the mirror itself</th><td>not recorded<",
             "&lt;key&gt;",
             "not before the end of the load",
             "<td>400</td>",
