@@ -189,6 +189,7 @@ fn record_of(run: crate::results::Run, outage: Outage, verified: Verified) -> Ou
         in_sync_at_seconds: outage.in_sync_at,
         seconds: details.duration_seconds,
         longest_pause_seconds: details.longest_pause_seconds,
+        longest_operation_seconds: run.latency_us.max / 1e6,
         operations_per_second: run.operations_per_second,
         checked_reads: details.checked_reads,
         missed_reads: details.missed_reads,
@@ -226,12 +227,14 @@ fn print(record: &OutageRecord) {
         record.returned_at_seconds
     );
     say!(
-        "lost items {}, wrong values {} (of {} reads checked under load, and all {} records afterwards), longest time without an answer {:.0} ms, {}",
+        "lost items {}, wrong values {} (of {} reads checked under load, and all {} records afterwards), longest time without any answer {:.0} ms, longest operation \
+         {:.0} ms, {}",
         record.lost_items(),
         record.wrong_values,
         format_count(record.checked_reads as f64),
         format_count(record.verified_records as f64),
         record.longest_pause_seconds * 1e3,
+        record.longest_operation_seconds * 1e3,
         record
             .resynchronised_after_seconds()
             .map_or_else(|| "NOT in sync again".into(), |after| format!("in sync again +{after:.1} s after the return"))

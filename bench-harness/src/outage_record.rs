@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::results::Moment;
 
-/// Longest time without one completed request that is in order.
+/// Longest time without one completed request that is in order; and for one request.
 pub const LONGEST_PAUSE_SECONDS: f64 = 1.0;
 
 /// What is judged must be in the file: a number that is missing is none that is 0.
@@ -25,7 +25,10 @@ pub struct OutageRecord {
     /// When every page had all its copies again; none if that was not so at the end of the load.
     pub in_sync_at_seconds: Option<f64>,
     pub seconds: f64,
+    /// For this long no request of any connection was answered.
     pub longest_pause_seconds: f64,
+    /// That waited longest for its answer.
+    pub longest_operation_seconds: f64,
     pub operations_per_second: f64,
     /// Reads under load that found a value, every byte of which was checked.
     pub checked_reads: u64,
@@ -111,6 +114,11 @@ impl OutageRecord {
         self.missed_reads + self.missing_records
     }
 
+    /// Of all connections together, or of one.
+    pub fn longest_stall_seconds(&self) -> f64 {
+        self.longest_pause_seconds.max(self.longest_operation_seconds)
+    }
+
     /// Everything that must not be.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -132,6 +140,10 @@ impl OutageRecord {
         if self.longest_pause_seconds > LONGEST_PAUSE_SECONDS {
             let pause = self.longest_pause_seconds;
             problems.push(format!("for {:.0} ms no request was answered, more than {:.0} ms", pause * 1e3, LONGEST_PAUSE_SECONDS * 1e3));
+        }
+        if self.longest_operation_seconds > LONGEST_PAUSE_SECONDS {
+            let operation = self.longest_operation_seconds;
+            problems.push(format!("one operation took {:.0} ms, more than {:.0} ms", operation * 1e3, LONGEST_PAUSE_SECONDS * 1e3));
         }
         if self.noticed_at_seconds.is_none() {
             problems.push("the mirror did not notice that a server was gone (mirror_losses)".into());
@@ -179,6 +191,7 @@ pub mod tests {
             in_sync_at_seconds: Some(45.0),
             seconds: 60.0,
             longest_pause_seconds: 0.4,
+            longest_operation_seconds: 0.45,
             operations_per_second: 73_333.0,
             checked_reads: 4_000_000,
             verified_records: 500_000,
@@ -206,7 +219,8 @@ pub mod tests {
     fn whatever_is_lost_wrong_or_late_is_a_problem() {
         assert_eq!(record().problems(), Vec::<String>::new());
         type Change = (fn(&mut OutageRecord), &'static str);
-        let changes: [Change; 8] = [
+        let changes: [Change; 9] = [
+            (|record| record.longest_operation_seconds = 1.002, "one operation took 1002 ms"),
             (|record| record.wrong_values = 1, "1 WRONG"),
             (|record| record.missing_records = 2, "2 of 500000 records are lost"),
             (|record| record.missed_reads = 3, "3 reads under load were misses"),

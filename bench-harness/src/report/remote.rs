@@ -199,6 +199,7 @@ fn write_outage(html: &mut String, record: &OutageRecord) {
         ),
         ("the mirror itself", mirror_counts(record)),
         ("longest pause", format!("{:.0} ms", record.longest_pause_seconds * 1e3)),
+        ("longest operation", format!("{:.0} ms", record.longest_operation_seconds * 1e3)),
         ("in sync again", in_sync),
         ("server", record.server_command.clone()),
     ];

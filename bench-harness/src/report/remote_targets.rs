@@ -180,9 +180,9 @@ fn outage(evidence: &Evidence<'_>) -> Claim {
         "0, < 1 s",
     );
     let records: Vec<&OutageRecord> = evidence.outages().collect();
-    // One defect decides, whatever other runs say; else the run with the longest pause does.
+    // One defect decides, whatever other runs say; else the run with the longest stall does.
     let bad = records.iter().find(|record| !record.problems().is_empty());
-    let longest = || records.iter().max_by(|a, b| a.longest_pause_seconds.total_cmp(&b.longest_pause_seconds));
+    let longest = || records.iter().max_by(|a, b| a.longest_stall_seconds().total_cmp(&b.longest_stall_seconds()));
     let Some(record) = bad.or_else(longest) else {
         return claim.missing("missing: a run of lightswap-bench demo-remote");
     };
@@ -194,9 +194,9 @@ fn outage(evidence: &Evidence<'_>) -> Claim {
             record.lost_items(),
             format_count(record.verified_records as f64),
             record.wrong_values,
-            record.longest_pause_seconds * 1e3
+            record.longest_stall_seconds() * 1e3
         ),
-        ratio: times(record.longest_pause_seconds / LONGEST_PAUSE_SECONDS, &[1.0]),
+        ratio: times(record.longest_stall_seconds() / LONGEST_PAUSE_SECONDS, &[1.0]),
         verdict: Verdict::met_if(record.problems().is_empty()),
         remark: record.problems().join("; "),
         command: evidence.command_of_outage(),
