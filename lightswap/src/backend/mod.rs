@@ -11,6 +11,7 @@ mod encrypted;
 mod faulty;
 mod file;
 mod memory;
+mod mirror;
 mod nbd;
 mod parts;
 mod queue;
@@ -94,7 +95,6 @@ pub(crate) trait Backend: Send + Sync + Debug {
     }
 
     /// A mirror is around it, so others have the content: while it is away, its requests fail at once instead of waiting for it.
-    #[allow(dead_code, reason = "mirrors are to come")]
     fn set_mirrored(&self) {}
 
     /// Counters of its own, for the instance's statistics; those of the same name are added up.
@@ -125,6 +125,7 @@ fn open_tree(tree: Tree) -> Result<Arc<dyn Backend>> {
             let mut members = members.into_iter().map(open_tree).collect::<Result<Vec<_>>>()?;
             match how {
                 Combination::Encrypted => Arc::new(encrypted::EncryptedBackend::new(members.remove(0))?),
+                Combination::Mirror => Arc::new(mirror::MirrorBackend::new(members, &text)?),
                 Combination::Stripe => Arc::new(stripe::StripeBackend::new(members, &text)?),
             }
         }

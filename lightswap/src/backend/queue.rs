@@ -22,7 +22,6 @@ pub(crate) struct Read {
     /// It was read before, and something was wrong: it is read alone, as it may be for the sake of a neighbour only that it failed.
     pub(crate) is_retry: bool,
     /// Of a retry: which member of a mirror had wrong content.
-    #[expect(dead_code, reason = "mirrors, which will look at it, are to come")]
     pub(crate) suspect: Source,
 }
 

@@ -7,6 +7,7 @@
 //! A leaf within parentheses ends at the first comma or parenthesis that is not inside parentheses of its own.
 
 use super::faulty;
+use super::mirror;
 use super::nbd::NbdBackend;
 use super::schedule::Schedule;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,16 +21,18 @@ const MAX_DEPTH: usize = 8;
 /// A backend made of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Combination {
+    Mirror,
     Stripe,
     Encrypted,
 }
 
 impl Combination {
-    const ALL: [(&str, Self); 2] = [("stripe", Self::Stripe), ("encrypted", Self::Encrypted)];
+    const ALL: [(&str, Self); 3] = [("mirror", Self::Mirror), ("stripe", Self::Stripe), ("encrypted", Self::Encrypted)];
 
     /// How many members it takes.
     fn num_members(self) -> RangeInclusive<usize> {
         match self {
+            Self::Mirror => mirror::NUM_MEMBERS,
             Self::Stripe => 2..=16,
             Self::Encrypted => 1..=1,
         }
@@ -67,8 +70,19 @@ impl Tree {
             let wanted = if least == most { least.to_string() } else { format!("{least} to {most}") };
             return bad(&format!("it takes {wanted} backends between its parentheses, not {}", members.len()));
         }
-        let members = members.into_iter().map(|member| Self::parse_at(member.trim(), depth + 1)).collect::<Result<_>>()?;
+        let members = members.into_iter().map(|member| Self::parse_at(member.trim(), depth + 1)).collect::<Result<Vec<_>>>()?;
+        if how == Combination::Mirror && members.iter().any(Self::has_mirror) {
+            return bad("a mirror cannot be inside a mirror: name all members in one");
+        }
         Ok(Self::Combined { how, members, text: text.into() })
+    }
+
+    fn has_mirror(&self) -> bool {
+        match self {
+            Self::Leaf(_) => false,
+            Self::Faulty(_, inner) => inner.has_mirror(),
+            Self::Combined { how, members, .. } => *how == Combination::Mirror || members.iter().any(Self::has_mirror),
+        }
     }
 
     fn leaf(text: &str) -> Result<Self> {

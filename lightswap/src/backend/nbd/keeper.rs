@@ -92,8 +92,8 @@ impl Keeper {
     }
 
     pub(super) fn health(&self) -> Health {
-        let any_wanted = lock(&self.0.state).links.iter().any(|link| link.is_wanted.load(Relaxed));
-        Health { is_away: any_wanted || self.0.is_away.load(Relaxed), generation: self.0.generation.load(Relaxed) }
+        let is_away = lock(&self.0.state).links.iter().any(|link| link.is_away());
+        Health { is_away: is_away || self.0.is_away.load(Relaxed), generation: self.0.generation.load(Relaxed) }
     }
 
     /// Connections made for workers whose earlier one broke.
@@ -122,6 +122,11 @@ impl Link {
             drop(lock(&self.keeper.state));
             self.keeper.changed.notify_one();
         }
+    }
+
+    /// Whether the worker lacks a connection since its server is away, rather than not yet connected to.
+    pub(super) fn is_away(&self) -> bool {
+        self.is_wanted.load(Relaxed) && (self.is_again.load(Relaxed) || self.keeper.is_away.load(Relaxed))
     }
 
     /// The connection, if it is there.
@@ -153,11 +158,11 @@ impl Shared {
                         tracing::info!(server = %self.address, "connected again");
                     }
                     self.is_away.store(false, Relaxed);
+                    *lock(&link.ready) = Some(connected);
+                    link.is_wanted.store(false, Relaxed);
                     if link.is_again.swap(true, Relaxed) {
                         self.num_reconnects.fetch_add(1, Relaxed);
                     }
-                    *lock(&link.ready) = Some(connected);
-                    link.is_wanted.store(false, Relaxed);
                     link.worker.poke();
                     state = lock(&self.state);
                 }
@@ -168,6 +173,8 @@ impl Shared {
                         is_logged = true;
                     }
                     state = lock(&self.state);
+                    // Those in a mirror wait no longer.
+                    state.links.iter().filter(|link| link.is_wanted.load(Relaxed)).for_each(|link| link.worker.poke());
                     if !state.must_stop {
                         // Links come and go meanwhile; another one that wants a connection is no reason to hurry.
                         state = self.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;

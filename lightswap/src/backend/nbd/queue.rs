@@ -1,7 +1,7 @@
 //! A worker's own connection: requests in the order of their making, many under way, replies in any order; and what happens when it breaks.
 //!
 //! A connection that breaks is shut down, and given up when nothing uses it any more. Its requests, all of which can be repeated, wait for the next one. After
-//! `lost-after` they fail, and with them all that come; in a mirror they do so at once.
+//! `lost-after` they fail, and with them all that come; in a mirror they do so at once, unless the worker's first connection is still being made.
 
 use super::connection::{Broken, Connection};
 use super::inbox::Inbox;
@@ -133,8 +133,11 @@ impl NbdQueue {
         if !matches!(*self.line.borrow(), Line::Down) {
             return None;
         }
-        let is_lost = || sys::now_ns() - self.down_since_ns.get() > self.backend.lost_after_ns();
-        if self.backend.is_mirrored.load(Relaxed) || self.is_closed.get() { Some(libc::ENOTCONN) } else { is_lost().then_some(libc::ENODEV) }
+        if self.is_closed.get() || (self.backend.is_mirrored.load(Relaxed) && self.link.is_away()) {
+            return Some(libc::ENOTCONN);
+        }
+        let is_lost = sys::now_ns() - self.down_since_ns.get() > self.backend.lost_after_ns();
+        is_lost.then_some(libc::ENODEV)
     }
 
     fn add(&self, task: Task) {
@@ -439,6 +442,12 @@ impl BackendQueue for NbdQueue {
             self.last_reply_ns.set(sys::now_ns());
             *self.line.borrow_mut() = Line::Up(Connection::new(connected));
             self.send_all_again();
+        }
+        if !self.requests.is_empty()
+            && self.backend.is_mirrored.load(Relaxed)
+            && let Some(errno) = self.refusal()
+        {
+            self.fail_all(io, errno);
         }
         if self.is_closed.get() {
             self.end_line();
