@@ -86,8 +86,9 @@ impl Outage {
         }
         let third = self.duration.as_secs_f64() / 3.0;
         if self.killed_at.is_none() && at >= third {
-            watched.memory_servers[0].kill();
+            // Before it: a process lets go of its memory before the kernel closes its sockets, and that takes time.
             self.killed_at = Some(started.elapsed().as_secs_f64());
+            watched.memory_servers[0].kill();
         } else if self.killed_at.is_some() && self.returned_at.is_none() && at >= 2.0 * third {
             watched.memory_servers[0].restart()?;
             self.returned_at = Some(started.elapsed().as_secs_f64());

@@ -83,6 +83,9 @@ impl OutageRecord {
             let overlap = moment.at_seconds.min(to_seconds) - start.max(from_seconds);
             if overlap > 0.0 {
                 operations += moment.operations_per_second * overlap;
+            }
+            // Servers die and return at the end of a piece, so a piece's pause belongs to what it ends in.
+            if from_seconds < moment.at_seconds && moment.at_seconds <= to_seconds {
                 pause = pause.max(moment.longest_pause_seconds);
             }
             start = moment.at_seconds;
@@ -210,8 +213,10 @@ pub mod tests {
         assert_eq!(record().resynchronised_after_seconds(), Some(5.0));
         let never = OutageRecord { in_sync_at_seconds: None, ..record() };
         assert_eq!(never.phases().len(), 3);
-        // Pieces that lie across a border count in part.
+        assert_eq!(phases[0].longest_pause_seconds, 0.003);
+        // Pieces that lie across a border count in part, but for their pause.
         let shifted = OutageRecord { killed_at_seconds: 20.125, ..record() };
+        assert_eq!(shifted.phases()[0].longest_pause_seconds, 0.003);
         assert!((shifted.phases()[0].operations_per_second - (80_000.0 * 20.0 + 70_000.0 * 0.125) / 20.125).abs() < 1e-6);
     }
 
