@@ -35,7 +35,7 @@ pub struct Options {
     /// 20 seconds of load instead of 60
     #[arg(long, conflicts_with = "seconds")]
     quick: bool,
-    /// Seconds of load: a server is killed after a third of them, and is back, empty, after two thirds
+    /// Seconds of load: a server is killed after a quarter of them, and is back, empty, after half
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(6..=86_400))]
     seconds: u64,
     /// B is 5 % updates, so that the other server misses pages of which there are newer ones
@@ -84,12 +84,13 @@ impl Outage {
         if watched.boundary != Boundary::Tick {
             return Ok(());
         }
-        let third = self.duration.as_secs_f64() / 3.0;
-        if self.killed_at.is_none() && at >= third {
+        // Half of the time is for being brought up to date, which takes the longest.
+        let quarter = self.duration.as_secs_f64() / 4.0;
+        if self.killed_at.is_none() && at >= quarter {
             // Before it: a process lets go of its memory before the kernel closes its sockets, and that takes time.
             self.killed_at = Some(started.elapsed().as_secs_f64());
             watched.memory_servers[0].kill();
-        } else if self.killed_at.is_some() && self.returned_at.is_none() && at >= 2.0 * third {
+        } else if self.killed_at.is_some() && self.returned_at.is_none() && at >= 2.0 * quarter {
             watched.memory_servers[0].restart()?;
             self.returned_at = Some(started.elapsed().as_secs_f64());
         }
