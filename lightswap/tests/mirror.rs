@@ -23,6 +23,14 @@ fn file(name: &str) -> String {
     format!("file:{}?size={SIZE}", common::new_path(name).display())
 }
 
+fn two_servers() -> [ScriptedServer; 2] {
+    [0, 1].map(|_| {
+        let server = ScriptedServer::start(unix_place(), ScriptedServer::export_of(NUM_PAGES));
+        server.log(|log| log.is_copied_from = true);
+        server
+    })
+}
+
 /// All members are there and have everything.
 fn wait_for_sync(load: &Load) {
     wait_until("the mirror to be in sync", || {
@@ -85,7 +93,7 @@ fn a_bad_member_is_read_around_and_repaired() {
 #[test]
 fn members_die_and_come_back() {
     let Some(_watchdog) = watchdog(300) else { return };
-    let servers = [0, 1].map(|_| ScriptedServer::start(unix_place(), ScriptedServer::export_of(NUM_PAGES)));
+    let servers = two_servers();
     let load = Load::open(format!("mirror({},{})", servers[0].url(OPTIONS), servers[1].url(OPTIONS)));
     for round in 0..6 {
         let server = &servers[round % 2];
@@ -149,7 +157,7 @@ fn a_killed_memory_server_is_replaced_by_an_empty_one() {
 #[test]
 fn all_members_away() {
     let Some(_watchdog) = watchdog(300) else { return };
-    let servers = [0, 1].map(|_| ScriptedServer::start(unix_place(), ScriptedServer::export_of(NUM_PAGES)));
+    let servers = two_servers();
     let load = Load::open(format!("mirror({},{})", servers[0].url(OPTIONS), servers[1].url(OPTIONS)));
     assert_eq!(load.work(100), 0);
     servers.iter().for_each(|server| server.go_away(Away::Unbound, None));
