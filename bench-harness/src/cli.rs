@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
 use crate::compare::CompareArguments;
+use crate::demo_remote;
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
 use crate::lab::Transport;
@@ -19,6 +20,7 @@ use crate::report::{ReportArguments, SummaryArguments};
 use crate::torture;
 use crate::units::parse_size;
 use crate::value_sizes::{ValueSizes, parse_value_size};
+use crate::values::ValueKind;
 use crate::ycsb::{Distribution, Workload};
 
 /// Workloads, baselines and reports for Lightswap.
@@ -36,6 +38,8 @@ pub struct Cli {
 pub enum Command {
     /// Compare dram, kernel-swap-ssd and lightswap at 50 % and 25 % local memory
     Demo(DemoArguments),
+    /// Kill a memory server of a mirror under load, let it return empty, and check that nothing is lost, wrong or late
+    DemoRemote(demo_remote::Options),
     /// Compare all configurations over local memory, workloads, value sizes and request rates; takes up where a run was ended
     Grid(GridArguments),
     /// List the configurations, what they are and whether they can run here
@@ -74,6 +78,9 @@ pub struct ShapeArguments {
     /// Values of several sizes instead: sizes and the percent of the records that have them. Every record keeps its size
     #[arg(long, value_name = "SIZE:PERCENT,...", conflicts_with = "value_size")]
     pub value_mix: Option<ValueSizes>,
+    /// What values are made of: random characters, which do not compress, or text as in JSON, which compresses 2 to 3 times. All of their bytes are checked
+    #[arg(long, value_enum, default_value_t = ValueKind::Random)]
+    pub values: ValueKind,
     /// Connections, each with one operation under way
     #[arg(long, default_value_t = 64, value_parser = parse_connections)]
     pub connections: usize,
@@ -101,7 +108,8 @@ impl ShapeArguments {
             return Err(Mistake(format!("{connections} connections cannot be spread over {threads} client threads; give each at least one")));
         }
         let value_sizes = self.value_mix.unwrap_or(ValueSizes::fixed(self.value_size));
-        Ok(Shape { records: self.records, value_sizes, connections: self.connections, client_threads: self.client_threads })
+        let Self { records, values: value_kind, connections, client_threads, .. } = *self;
+        Ok(Shape { records, value_sizes, value_kind, connections, client_threads })
     }
 }
 
@@ -294,7 +302,7 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     }
 }
 
-fn parse_ratio(text: &str) -> Result<f64, String> {
+pub fn parse_ratio(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(ratio) if ratio > 0.0 && ratio <= 1.0 => Ok(ratio),
         _ => Err("a number above 0 and up to 1 is needed, such as 0.25".into()),
@@ -315,6 +323,9 @@ mod tests {
     fn bad_input_is_refused() {
         for line in [
             "run --configuration lightswap --ratio 0",
+            "demo-remote --seconds 5",
+            "demo-remote --seconds 20 --quick",
+            "demo-remote --workload e",
             "run --configuration lightswap --ratio nan",
             "grid --workloads x",
             "grid --ratios 0.5,2",
@@ -331,6 +342,7 @@ mod tests {
             "load 127.0.0.1:1 --rate 0",
             "load 127.0.0.1:1 --rate nan",
             "load 127.0.0.1:1 --value-mix 100:50",
+            "load 127.0.0.1:1 --values noise",
             "load 127.0.0.1:1 --value-size 100 --value-mix 100:50,200:50",
             "report --out x",
             "compare a.json",
@@ -363,11 +375,13 @@ mod tests {
             "demo --quick --out a --html b --memcached-stock c --memcached-lightswap d --directory e",
             "run --workload C,a --configuration kernel-swap-ssd --ratio 0.5 --server-threads 2,4 --json x",
             "load unix:/tmp/x --only-load",
+            "load unix:/tmp/x --values text",
             "load unix:/tmp/x --workload ycsb-a,Uniform,sequential",
             "run --configuration dram --server-argument -v",
             "run --configuration before.toml,lightswap --repetitions 3",
             "load 127.0.0.1:1 --value-mix 100:25,1000:25,4k:25,16384:25 --rate 1e4",
             "grid --plan --quick --configurations dram,lightswap --workloads a,ycsb-c --ratios 1,0.25 --repetitions 2",
+            "demo-remote --quick --workload C --ratio 0.5 --records 1000",
             "configurations",
             "report --out x y.json z.json --markdown w.md",
             "summary y.json z.json",

@@ -83,7 +83,7 @@ fn text_of(value: Spread, format: fn(f64) -> String) -> String {
 fn shape_text(summary: &Summary) -> String {
     let shape = &summary.shape;
     let mut parts = vec![format!("{} x {}", format_count(shape.records as f64), shape.values()), format!("{} connections", shape.connections)];
-    parts.extend([&shape.distribution, &shape.transport, &shape.generator].into_iter().filter(|part| !part.is_empty()).cloned());
+    parts.extend([&shape.value_kind, &shape.distribution, &shape.transport, &shape.generator].into_iter().filter(|part| !part.is_empty()).cloned());
     parts.extend(shape.due_per_second.map(|rate| format!("{}/s due", format_count(rate as f64))));
     parts.join(", ")
 }
@@ -150,6 +150,23 @@ pub fn micro_numbers(record: &Micro) -> Vec<Number> {
                 (key.clone(), "CPU a fault", *cpu_us_per_fault, false, format_us),
                 (key, "metadata bytes", *metadata_bytes as f64, false, format_count),
             ]
+        }
+        Micro::RemoteRead { tool, transport, connections, depth, reads_per_second } => {
+            let key = format!("remote read by {tool} over {transport}, {connections} connections, depth {depth}");
+            vec![(key, "reads/s", *reads_per_second, true, format_count)]
+        }
+        Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, bytes_per_page, memory_bytes } => {
+            let key = format!("compressed memory {pager} {contract}").trim_end().to_owned();
+            vec![
+                (key.clone(), "faults/s", *faults_per_second, true, format_count),
+                (key.clone(), "CPU a fault", *cpu_us_per_fault, false, format_us),
+                (key.clone(), "bytes a page", *bytes_per_page, false, format_count),
+                (key, "bytes in all", *memory_bytes, false, format_count),
+            ]
+        }
+        Micro::Encryption { way, extra_us, plain_us } => {
+            let key = format!("encryption of a page {way}");
+            vec![(key.clone(), "extra CPU", *extra_us, false, format_us), (key, "CPU a fault without", *plain_us, false, format_us)]
         }
         Micro::Generator { generator, server, connections, requests_per_second, generator_cpu_us_per_request } => {
             let key = format!("generator {generator}, {server} server, {connections} connections");

@@ -17,7 +17,7 @@ use crate::random::Random;
 use crate::stall::STALL_LIMIT;
 use crate::tally::Tally;
 use crate::value_sizes::ValueSizes;
-use crate::values::verify_value;
+use crate::values::{ValueKind, verify_value};
 use crate::ycsb::{KeyChooser, Operation, Workload, append_key};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,11 +33,51 @@ pub struct RunShared {
     stopped_at: OnceLock<Instant>,
     pub completed: AtomicU64,
     pub failed: AtomicBool,
+    pub pauses: Pauses,
+}
+
+/// How long no operation completed, on any connection.
+#[derive(Debug)]
+pub struct Pauses {
+    since: Instant,
+    /// Of the last completion, after `since`.
+    last_ns: AtomicU64,
+    longest_ns: AtomicU64,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self { since: Instant::now(), last_ns: AtomicU64::new(0), longest_ns: AtomicU64::new(0) }
+    }
+
+    fn after_start_ns(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.since).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Operations completed now.
+    #[inline]
+    pub fn completed(&self, now: Instant) {
+        let now_ns = self.after_start_ns(now);
+        let last_ns = self.last_ns.fetch_max(now_ns, Ordering::Relaxed);
+        self.longest_ns.fetch_max(now_ns.saturating_sub(last_ns), Ordering::Relaxed);
+    }
+
+    /// The longest pause that ended, or still lasts, since this was asked the last time.
+    pub fn take_longest(&self, now: Instant) -> Duration {
+        let lasting_ns = self.after_start_ns(now).saturating_sub(self.last_ns.load(Ordering::Relaxed));
+        Duration::from_nanos(self.longest_ns.swap(0, Ordering::Relaxed).max(lasting_ns))
+    }
 }
 
 impl RunShared {
     pub fn new() -> Self {
-        Self { measuring_since: OnceLock::new(), stopped_at: OnceLock::new(), completed: AtomicU64::new(0), failed: AtomicBool::new(false) }
+        Self {
+            measuring_since: OnceLock::new(),
+            stopped_at: OnceLock::new(),
+            completed: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            pauses: Pauses::new(),
+        }
     }
 
     /// When the phase was first entered: now, or before.
@@ -72,6 +112,7 @@ enum Awaits {
 pub struct Driver<'a> {
     pub keys: &'a KeyTable,
     pub value_sizes: ValueSizes,
+    pub value_kind: ValueKind,
     pub workload: Workload,
     pub chooser: KeyChooser,
     /// Absent in a closed loop.
@@ -165,7 +206,10 @@ impl Driver<'_> {
                     None => work.idle.push_back(token),
                 }
             }
-            shared.completed.fetch_add(completed, Ordering::Relaxed);
+            if completed > 0 {
+                shared.completed.fetch_add(completed, Ordering::Relaxed);
+                shared.pauses.completed(last_answer);
+            }
         }
         // Answers that came after the end count only for correctness.
         let drained = self.tally;
@@ -263,7 +307,7 @@ impl Driver<'_> {
     #[inline]
     fn write(&self, store: Store, key: u64, connection: &mut Connection) -> Awaits {
         let version = self.keys.write_sent(key);
-        append_store(store, key, version, self.value_sizes.of(key), &mut connection.output);
+        append_store(store, key, version, self.value_kind, self.value_sizes.of(key), &mut connection.output);
         Awaits::Stored
     }
 
@@ -307,7 +351,7 @@ impl Driver<'_> {
     fn check_value(&mut self, key: u64, floor: u32, name: &[u8], data: &[u8]) {
         self.key_name.clear();
         append_key(key, &mut self.key_name);
-        let version = verify_value(key, self.value_sizes.of(key), data);
+        let version = verify_value(self.value_kind, key, self.value_sizes.of(key), data);
         let legal = name == self.key_name.as_slice() && version.is_some_and(|version| self.keys.is_legal(key, floor, version));
         if !legal {
             self.tally.wrong_value(|| {
@@ -349,4 +393,24 @@ enum Step {
     Done,
     /// The server answered with an error.
     Refused,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_those_between_completions_and_the_one_that_lasts() {
+        let pauses = Pauses::new();
+        let at = |ms| pauses.since + Duration::from_millis(ms);
+        for ms in [10, 15, 715, 720] {
+            pauses.completed(at(ms));
+        }
+        // One thread may tell later than another.
+        pauses.completed(at(718));
+        assert_eq!(pauses.take_longest(at(721)), Duration::from_millis(700));
+        pauses.completed(at(730));
+        assert_eq!(pauses.take_longest(at(735)), Duration::from_millis(10));
+        assert_eq!(pauses.take_longest(at(2_730)), Duration::from_secs(2));
+    }
 }

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::disk_probe::DiskProbe;
+use crate::memory_server;
 use crate::process::kib_field;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -91,6 +92,9 @@ impl Environment {
         if let Some(version) = first_line("fio", &["--version"]) {
             versions.insert("fio".into(), version);
         }
+        if let Some(version) = memory_server::version() {
+            versions.insert(memory_server::PROGRAM.into(), version);
+        }
         let now = SystemTime::now();
         Self {
             started_unix_seconds: now.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
@@ -115,15 +119,19 @@ impl Environment {
 pub fn without_machine_paths(text: &str) -> String {
     let here = std::env::current_dir().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
     let text = if here.len() > 1 { text.replace(&format!("{here}/"), "") } else { text.to_owned() };
-    match text.find('/') {
+    let mut shown = String::new();
+    let mut rest = text.as_str();
+    while let Some(start) = rest.find('/') {
+        let (before, path) = rest.split_at(start);
+        let (path, behind) = path.split_at(path.find(['?', ':', ',', ')', '&', ';']).unwrap_or(path.len()));
+        shown += before;
+        let is_of_url = path.starts_with("//") && before.ends_with(':');
         // Also behind the scheme of a URL, an option's name, or the name of a suboption.
-        Some(start) if start == 0 || text[..start].ends_with([':', '=']) => {
-            let end = start + text[start..].find(['?', ':', ',']).unwrap_or(text.len() - start);
-            let last = text[start..end].rsplit('/').next().unwrap_or_default();
-            format!("{}{last}{}", &text[..start], &text[end..])
-        }
-        _ => text,
+        let is_absolute = !is_of_url && (shown.is_empty() || before.ends_with([':', '=']));
+        shown += if is_absolute { path.rsplit('/').next().unwrap_or_default() } else { path };
+        rest = behind;
     }
+    shown + rest
 }
 
 /// The command line as typed, in one string, without paths of this machine; arguments with spaces are quoted.
@@ -161,5 +169,10 @@ mod tests {
         assert_eq!(without_machine_paths("ext_page_size=64,ext_path=/ssd/x/e:4G"), "ext_page_size=64,ext_path=e:4G");
         assert_eq!(without_machine_paths("/opt/target/release/lightswap-bench"), "lightswap-bench");
         assert_eq!(without_machine_paths("build/bench"), "build/bench");
+        assert_eq!(
+            without_machine_paths("--lightswap-backend=mirror(nbd+unix:///?socket=/tmp/a.socket,nbd+unix:///?socket=/tmp/b.socket)"),
+            "--lightswap-backend=mirror(nbd+unix:///?socket=a.socket,nbd+unix:///?socket=b.socket)"
+        );
+        assert_eq!(without_machine_paths("tier(memory:?limit=1MiB,nbd://127.0.0.1:7/)"), "tier(memory:?limit=1MiB,nbd://127.0.0.1:7/)");
     }
 }

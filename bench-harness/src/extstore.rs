@@ -136,9 +136,10 @@ pub fn make_room(endpoint: &Endpoint, shape: &Shape) -> Result<()> {
 mod tests {
     use super::*;
     use crate::value_sizes::ValueSizes;
+    use crate::values::ValueKind;
 
     fn shape(records: u64, value_sizes: ValueSizes) -> Shape {
-        Shape { records, value_sizes, connections: 64, client_threads: 1 }
+        Shape { records, value_sizes, value_kind: ValueKind::Random, connections: 64, client_threads: 1 }
     }
 
     #[test]

@@ -18,12 +18,15 @@ use crate::progress::Progress;
 use crate::random::Random;
 use crate::tally::Tally;
 use crate::value_sizes::ValueSizes;
+use crate::values::ValueKind;
+use crate::verify::{Verified, Verifier, VerifyShared};
 use crate::ycsb::{Distribution, KEY_LENGTH_MAX, KeyChooser, Workload};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     pub records: u64,
     pub value_sizes: ValueSizes,
+    pub value_kind: ValueKind,
     pub connections: usize,
     pub client_threads: usize,
 }
@@ -109,6 +112,7 @@ impl Generator {
                         fleet,
                         keys,
                         value_sizes: shape.value_sizes,
+                        value_kind: shape.value_kind,
                         first,
                         step,
                         records: shape.records,
@@ -140,6 +144,34 @@ impl Generator {
         Ok(())
     }
 
+    /// Reads and checks every record that exists.
+    pub fn verify(&mut self, label: &str) -> Result<Verified> {
+        let shared = VerifyShared::default();
+        let (keys, shape, end) = (&self.keys, self.shape, self.keys.existing());
+        let mut progress = Progress::start(label, end);
+        let step = self.fleets.len() as u64;
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..)
+                .zip(&mut self.fleets)
+                .map(|(first, fleet)| {
+                    let (verifier, shared) =
+                        (Verifier { fleet, keys, value_sizes: shape.value_sizes, value_kind: shape.value_kind, first, step, end }, &shared);
+                    scope.spawn(move || verifier.run(shared).inspect_err(|_| shared.stop.store(true, Ordering::Relaxed)))
+                })
+                .collect();
+            while !threads.iter().all(ScopedJoinHandle::is_finished) {
+                std::thread::sleep(Duration::from_millis(50));
+                let read = shared.read.load(Ordering::Relaxed);
+                progress.update(read, &rate(read, started.elapsed(), "records"));
+            }
+            threads.into_iter().try_for_each(join)
+        })?;
+        interrupt::check()?;
+        progress.finish(&rate(end, started.elapsed(), "records"));
+        Ok(shared.into_verified())
+    }
+
     /// One warm-up and one measured phase without a pause between them.
     pub fn run(&mut self, label: &str, run: TimedRun, mut at_boundary: impl FnMut(Boundary) -> Result<Sample>) -> Result<Outcome> {
         let shared = RunShared::new();
@@ -162,6 +194,7 @@ impl Generator {
                     let driver = Driver {
                         keys,
                         value_sizes: shape.value_sizes,
+                        value_kind: shape.value_kind,
                         workload: run.workload,
                         chooser: chooser.clone().for_thread(index, count),
                         pace: run.due_per_second.map(|rate| Pace::new(started, rate, index, count)),
@@ -202,6 +235,8 @@ impl Generator {
                 }
                 let sample = if failed() { Sample::default() } else { at_boundary(Boundary::Start)? };
                 let measure_started = shared.enter(Phase::Measure);
+                // Those of the warm-up do not count.
+                let _ = shared.pauses.take_longest(measure_started);
                 let (cpu_before, warm_up_operations) = (process_cpu(), operations());
                 let mut time_line = TimeLine::start(measure_started, warm_up_operations, sample);
                 let warm_up = measure_started - started;
@@ -211,7 +246,8 @@ impl Generator {
                     sleep_until(tick.unwrap_or(end), run.warm_up.most.saturating_sub(warm_up))?;
                     if tick.is_some_and(|tick| Instant::now() >= tick) {
                         let sample = at_boundary(Boundary::Tick)?;
-                        time_line.add(Instant::now(), operations(), sample);
+                        let now = Instant::now();
+                        time_line.add(now, operations(), shared.pauses.take_longest(now), sample);
                     }
                 }
                 if failed() {
@@ -220,7 +256,8 @@ impl Generator {
                 }
                 let (stopped, generator_cpu) = (shared.enter(Phase::Stop), process_cpu() - cpu_before);
                 let operations = operations();
-                time_line.add(stopped, operations, at_boundary(Boundary::End)?);
+                let longest_pause = shared.pauses.take_longest(stopped);
+                time_line.add(stopped, operations, longest_pause, at_boundary(Boundary::End)?);
                 let time_line = time_line.into_moments();
                 let measured = stopped - measure_started;
                 Ok(Outcome { tally: Tally::new(), measured, warm_up, warm_up_operations, time_line, generator_cpu })

@@ -22,6 +22,7 @@ use crate::outcome::{GENERATOR, Sample};
 use crate::results::Micro;
 use crate::server::{self, Server};
 use crate::value_sizes::{ValueSizes, parse_value_size};
+use crate::values::ValueKind;
 use crate::ycsb::Workload;
 
 #[derive(Debug, Args)]
@@ -79,6 +80,7 @@ impl Options {
         Shape {
             records: self.records,
             value_sizes: ValueSizes::fixed(self.value_size),
+            value_kind: ValueKind::Random,
             connections: self.connections as usize,
             client_threads: self.client_threads as usize,
         }

@@ -256,6 +256,7 @@ impl Runner<'_, '_> {
                 && run.workload == workload.name()
                 && run.local_memory_ratio == target.ratio
                 && (details.records, &details.value_mix) == (target.shape.records, &target.shape.value_sizes.mix())
+                && details.value_kind == target.shape.value_kind.name()
                 && details.due_per_second.is_none()
                 && details.error.is_none()
                 && !details.sweep
@@ -360,7 +361,8 @@ fn percent(ratio: f64) -> u64 {
 
 fn values_label(shape: &Shape) -> String {
     let mix = shape.value_sizes.mix();
-    if mix.is_empty() { format!("{} B", shape.value_sizes.mean()) } else { mix }
+    let sizes = if mix.is_empty() { format!("{} B", shape.value_sizes.mean()) } else { mix };
+    format!("{sizes} {}", shape.value_kind.name()).trim_end().to_owned()
 }
 
 /// Prints the plan and how long it takes.

@@ -13,6 +13,7 @@ use crate::lab::Transport;
 use crate::plan::{Plan, Times, Wishes};
 use crate::results::Results;
 use crate::value_sizes::ValueSizes;
+use crate::values::ValueKind;
 use crate::ycsb::Workload;
 
 fn configuration(directory: &Path, name: &str, argument: &str) -> String {
@@ -26,7 +27,7 @@ fn configuration(directory: &Path, name: &str, argument: &str) -> String {
 }
 
 fn plan(configurations: Vec<String>, repetitions: u32) -> Plan {
-    let shape = Shape { records: 200, value_sizes: ValueSizes::fixed(100), connections: 4, client_threads: 1 };
+    let shape = Shape { records: 200, value_sizes: ValueSizes::fixed(100), value_kind: ValueKind::Random, connections: 4, client_threads: 1 };
     let wishes = Wishes { quick: true, configurations, workloads: vec![Workload::C], ratios: vec![1.0], repetitions: Some(repetitions), shape };
     let mut plan = Plan::demo(&wishes).unwrap();
     let short = Duration::from_millis(200);

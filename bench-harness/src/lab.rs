@@ -10,13 +10,14 @@ use lightswap::format_size;
 
 use crate::budget::{FixedOverhead, backend_bytes, hash_power, local_memory_bytes, server_memory_mib};
 use crate::cgroup::{self, Cgroup, KernelSwap};
-use crate::configuration::{Binary, Configuration, Memory, SERVER_THREADS, Settings, VALUE_MEMORY_PERCENT, fill};
+use crate::configuration::{Binary, Configuration, Memory, REMOTES, SERVER_THREADS, Settings, VALUE_MEMORY_PERCENT, fill};
 use crate::endpoint::Endpoint;
 use crate::environment::without_machine_paths;
 use crate::extstore;
 use crate::generator::{Generator, Shape};
 use crate::interrupt::{self, Interrupted};
 use crate::journal::{Guard, Journal, Leftover, change_setting};
+use crate::memory_server::MemoryServer;
 use crate::memtier;
 use crate::process;
 use crate::results::{Details, Run};
@@ -76,6 +77,7 @@ impl Cell {
                 records: self.shape.records,
                 value_size_bytes: self.shape.value_sizes.mean(),
                 value_mix: self.shape.value_sizes.mix(),
+                value_kind: self.shape.value_kind.name().into(),
                 ..Details::default()
             },
             ..Run::default()
@@ -89,6 +91,11 @@ impl Cell {
     /// Room for all pages in a swap device, a backend, or a process of its own.
     pub fn backend_bytes(&self) -> u64 {
         backend_bytes(self.memory_mib())
+    }
+
+    /// The part of it that lies in the server's process, where one does.
+    pub fn pool_bytes(&self) -> u64 {
+        self.backend_bytes() / MIB * self.configuration.pool_percent / 100 * MIB
     }
 }
 
@@ -245,7 +252,7 @@ impl<'a> Lab<'a> {
                     ))
                 })?;
                 plan.local_memory_bytes = Some(local);
-                plan.in_process_bytes = configuration.backend_in_process.then(|| cell.backend_bytes());
+                plan.in_process_bytes = configuration.backend_in_process.then(|| cell.pool_bytes());
             }
             Memory::Extstore => {
                 let number = |name: &str| cell.settings.get(name).and_then(|text| text.parse::<u64>().ok());
@@ -291,7 +298,13 @@ impl<'a> Lab<'a> {
     }
 
     /// The server's arguments and the files that it makes.
-    fn arguments(&self, cell: &Cell, plan: MemoryPlan, endpoint: &Endpoint) -> Result<(Vec<String>, Vec<Guard<'_>>)> {
+    fn arguments(
+        &self,
+        cell: &Cell,
+        plan: MemoryPlan,
+        endpoint: &Endpoint,
+        memory_servers: &[MemoryServer<'_>],
+    ) -> Result<(Vec<String>, Vec<Guard<'_>>)> {
         let configuration = &cell.configuration;
         let mut values: BTreeMap<&str, String> = cell.settings.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
         values.insert("max_connections", (cell.shape.connections + 64).max(1024).to_string());
@@ -309,6 +322,7 @@ impl<'a> Lab<'a> {
         if let Some(bytes) = plan.local_memory_bytes {
             values.insert("local_memory_mib", (bytes / MIB).to_string());
             values.insert("backend_mib", (cell.backend_bytes() / MIB).to_string());
+            values.insert("pool_mib", (cell.pool_bytes() / MIB).to_string());
             values.insert("backend_path", scratch("lightswap-bench.backend")?);
         }
         if let Some(extstore) = plan.extstore {
@@ -316,6 +330,7 @@ impl<'a> Lab<'a> {
             values.insert("extstore_file_mib", extstore.file_mib.to_string());
             values.insert("extstore_path", scratch("lightswap-bench.extstore")?);
         }
+        values.extend(REMOTES.into_iter().zip(memory_servers.iter().map(MemoryServer::url)));
         let mut arguments = configuration.arguments.iter().map(|template| fill(template, &values)).collect::<Result<Vec<_>>>()?;
         match endpoint {
             Endpoint::Tcp(address) => arguments.extend(["-l".into(), address.ip().to_string(), "-p".into(), address.port().to_string()]),
@@ -355,8 +370,10 @@ impl<'a> Lab<'a> {
             })
             .transpose()?;
 
+        // Before the server, which connects to them, and outside its cgroup: another machine's memory is not the server's.
+        let memory_servers = MemoryServer::start_all(self.journal, configuration.memory_servers, cell.backend_bytes())?;
         let endpoint = self.endpoint()?;
-        let (arguments, mut files) = self.arguments(cell, plan, &endpoint)?;
+        let (arguments, mut files) = self.arguments(cell, plan, &endpoint, &memory_servers)?;
         let log = self.directory.join("lightswap-bench.server-log");
         files.push(scratch_file(self.journal, &log)?);
         let mut server = Server::start(self.journal, binary, &arguments, endpoint, &log, cgroup.as_ref())
@@ -386,6 +403,7 @@ impl<'a> Lab<'a> {
             generator,
             server,
             cgroup,
+            memory_servers,
             _swap: active_swap,
             _files: files,
             _settings: kernel_settings,

@@ -12,6 +12,7 @@ use crate::poller::NO_EVENT;
 use crate::protocol::{Parsed, Reply, Store, append_store, parse_store_reply};
 use crate::stall::STALL_LIMIT;
 use crate::value_sizes::ValueSizes;
+use crate::values::ValueKind;
 
 /// Bytes of requests that one connection has under way.
 const PIPELINE_BYTES: usize = 32 * 1024;
@@ -32,6 +33,7 @@ pub struct Loader<'a> {
     pub fleet: &'a mut Fleet,
     pub keys: &'a KeyTable,
     pub value_sizes: ValueSizes,
+    pub value_kind: ValueKind,
     /// This thread sets the keys `first`, `first + step`, ... below `records`.
     pub first: u64,
     pub step: u64,
@@ -79,7 +81,7 @@ impl Loader<'_> {
                         None => break,
                     };
                     let version = self.keys.write_sent(key);
-                    append_store(Store::Set, key, version, self.value_sizes.of(key), &mut connection.output);
+                    append_store(Store::Set, key, version, self.value_kind, self.value_sizes.of(key), &mut connection.output);
                     under_way[token].push_back(key);
                 }
                 if connection.output.is_empty() {

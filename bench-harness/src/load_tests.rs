@@ -17,7 +17,13 @@ use serde_json::Value;
 
 use crate::budget::server_memory_mib;
 use crate::cli::Cli;
+use crate::endpoint::Endpoint;
 use crate::execute;
+use crate::generator::{Generator, Shape};
+use crate::value_sizes::ValueSizes;
+use crate::values::ValueKind;
+use crate::verify::Verified;
+use crate::ycsb::append_key;
 
 /// True: success. False: it ran, but found wrong values.
 fn bench(arguments: &[&str]) -> Result<bool> {
@@ -131,6 +137,32 @@ fn a_mix_of_sizes_fits_into_the_memory_reckoned_for_it() {
     let mut statistics = String::new();
     connection.read_to_string(&mut statistics).expect("statistics");
     assert!(statistics.contains("STAT evictions 0\r\n") && statistics.contains(&format!("STAT curr_items {records}\r\n")), "{statistics}");
+}
+
+#[test]
+fn verifying_finds_what_is_missing_and_what_is_wrong() {
+    let scratch = Scratch::new("verify");
+    let socket = scratch.file("socket");
+    let Some(_memcached) = start_memcached(&socket, 64) else {
+        return;
+    };
+    let shape = Shape { records: 1_000, value_sizes: ValueSizes::fixed(100), value_kind: ValueKind::Random, connections: 8, client_threads: 2 };
+    let mut generator = Generator::connect(&Endpoint::Unix(socket.clone().into()), shape).expect("connections");
+    generator.load("loading").expect("a load");
+    let good = Verified { records: 1_000, ..Verified::default() };
+    assert_eq!(generator.verify("verifying").expect("answers"), good);
+    let name = |key| {
+        let mut name = Vec::new();
+        append_key(key, &mut name);
+        String::from_utf8(name).expect("a name")
+    };
+    let mut connection = std::os::unix::net::UnixStream::connect(&socket).expect("a connection");
+    let requests = format!("delete {}\r\nset {} 0 0 3\r\nabc\r\nquit\r\n", name(17), name(998));
+    connection.write_all(requests.as_bytes()).expect("requests");
+    connection.read_to_string(&mut String::new()).expect("answers");
+    let found = generator.verify("verifying").expect("answers");
+    assert_eq!((found.records, found.missing, found.wrong, found.refused), (1_000, 1, 1, 0));
+    assert!(found.first.is_some_and(|first| first.contains("key 17 ") || first.contains("key 998:")));
 }
 
 #[test]
@@ -279,6 +311,8 @@ fn a_stall_shows_in_the_latencies_of_an_open_loop() {
     // Four connections, so a closed loop would see four slow answers; here 200 operations were due in the first half of the stall.
     assert!(count(200_000.0) >= 190, "{run}");
     assert!(run["latency_us"]["max"].as_f64() >= Some(390_000.0), "{run}");
+    // All connections waited, and the last piece of the time line has the whole of it.
+    assert!(run["longest_pause_seconds"].as_f64() >= Some(0.39), "{run}");
     assert_eq!(run["due_per_second"], 1_000.0);
     // All that was due is accounted for, done or not.
     let unfinished = run["unfinished_operations"].as_u64().expect("a number");

@@ -14,6 +14,7 @@ mod commands;
 mod compare;
 mod configuration;
 mod demo;
+mod demo_remote;
 mod disk_probe;
 mod drive;
 mod endpoint;
@@ -31,10 +32,12 @@ mod lab;
 mod load;
 #[cfg(test)]
 mod load_tests;
+mod memory_server;
 mod memtier;
 mod micro;
 mod null_server;
 mod out_file;
+mod outage_record;
 mod outcome;
 mod pace;
 mod plan;
@@ -61,6 +64,7 @@ mod torture_record;
 mod units;
 mod value_sizes;
 mod values;
+mod verify;
 mod ycsb;
 
 use std::io::ErrorKind;
@@ -77,6 +81,7 @@ fn execute(cli: &Cli) -> Result<bool> {
     interrupt::install()?;
     match &cli.command {
         Command::Demo(arguments) => demo::demo(arguments),
+        Command::DemoRemote(options) => demo_remote::run(options),
         Command::Grid(arguments) => demo::grid(arguments),
         Command::Configurations => commands::configurations(),
         Command::Run(arguments) => commands::run(arguments),

@@ -331,6 +331,7 @@ fn parse(text: &str) -> Result<Run> {
 mod tests {
     use super::*;
     use crate::value_sizes::ValueSizes;
+    use crate::values::ValueKind;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
@@ -390,7 +391,8 @@ mod tests {
             );
             fs::write(&program, script).unwrap();
             fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-            let shape = Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), connections: 64, client_threads: 2 };
+            let shape =
+                Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 64, client_threads: 2 };
             let plan = Plan { shape, pattern: Pattern::Uniform, percent_writes: 10, warm_up: Duration::ZERO, duration: Duration::from_secs(1) };
             run(&program, &"127.0.0.1:7".parse().unwrap(), &plan)
         };
@@ -403,7 +405,7 @@ mod tests {
 
     #[test]
     fn arguments_fit_the_plan() {
-        let shape = Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), connections: 64, client_threads: 2 };
+        let shape = Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 64, client_threads: 2 };
         let plan = Plan { shape, pattern: Pattern::Zipfian, percent_writes: 5, warm_up: Duration::ZERO, duration: Duration::from_millis(1_500) };
         let endpoint: Endpoint = "127.0.0.1:7".parse().unwrap();
         let line = [common_arguments(&endpoint, &shape), run_arguments(&plan, plan.duration)].concat().join(" ");

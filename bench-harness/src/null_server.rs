@@ -18,7 +18,7 @@ use crate::endpoint::{Endpoint, Listener};
 use crate::interrupt;
 use crate::poller::{NO_EVENT, Poller};
 use crate::value_sizes::{ValueSizes, parse_value_size};
-use crate::values::append_value;
+use crate::values::{ValueKind, append_value};
 use crate::ycsb::{append_decimal, fnv_hash};
 
 #[derive(Debug, Args)]
@@ -57,7 +57,7 @@ impl Records {
         to.extend_from_slice(b" 0 ");
         append_decimal(size as u64, to);
         to.extend_from_slice(b"\r\n");
-        append_value(key, LOADED_VERSION, size, to);
+        append_value(ValueKind::Random, key, LOADED_VERSION, size, to);
         to.extend_from_slice(b"\r\nEND\r\n");
     }
 
@@ -170,7 +170,7 @@ mod tests {
         let endpoint = Endpoint::Tcp(([127, 0, 0, 1], crate::server::free_port().unwrap()).into());
         let listener = endpoint.listen().unwrap();
         std::thread::spawn(move || serve_all(&listener, &Records::new(500, ValueSizes::fixed(1_000))));
-        let shape = Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), connections: 8, client_threads: 2 };
+        let shape = Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 8, client_threads: 2 };
         let mut generator = Generator::connect(&endpoint, shape).unwrap();
         generator.load("loading").unwrap();
         let mut run = |workload| {

@@ -35,11 +35,13 @@ impl Outcome {
             records: shape.records,
             value_size_bytes: shape.value_sizes.mean(),
             value_mix: shape.value_sizes.mix(),
+            value_kind: shape.value_kind.name().into(),
             warm_up_seconds: self.warm_up.as_secs_f64(),
             warm_up_operations: self.warm_up_operations,
             duration_seconds: self.measured.as_secs_f64(),
             operations: tally.operations,
             checked_reads: tally.hits,
+            missed_reads: tally.reads - tally.hits,
             unfinished_operations: tally.unfinished,
             latency_by_operation_us: tally.latency_by_operation(),
             latency_buckets: tally.latency_buckets(),
@@ -50,6 +52,7 @@ impl Outcome {
             generator: GENERATOR.into(),
             due_per_second: run.due_per_second,
             generator_cpu_seconds: self.generator_cpu.as_secs_f64(),
+            longest_pause_seconds: self.time_line.iter().map(|moment| moment.longest_pause_seconds).fold(0.0, f64::max),
             time_line: self.time_line.clone(),
             ..Details::default()
         }
@@ -97,13 +100,14 @@ impl TimeLine {
         (tick + PIECE / 2 <= end).then_some(tick)
     }
 
-    pub fn add(&mut self, now: Instant, operations: u64, sample: Sample) {
+    pub fn add(&mut self, now: Instant, operations: u64, longest_pause: Duration, sample: Sample) {
         let seconds = now.duration_since(self.last).as_secs_f64().max(1e-6);
         self.moments.push(Moment {
             at_seconds: now.duration_since(self.start).as_secs_f64(),
             operations_per_second: operations.saturating_sub(self.operations) as f64 / seconds,
             faults_per_second: sample.faults.saturating_sub(self.faults) as f64 / seconds,
             resident_bytes: sample.resident_bytes,
+            longest_pause_seconds: longest_pause.as_secs_f64(),
         });
         (self.last, self.operations, self.faults) = (now, operations, sample.faults);
     }
@@ -130,12 +134,13 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut line = TimeLine::start(start, 1_000, Sample { faults: 70, resident_bytes: 1 });
-        line.add(at(250), 1_500, Sample { faults: 170, resident_bytes: 2 });
-        line.add(at(1_250), 1_600, Sample { faults: 170, resident_bytes: 3 });
+        line.add(at(250), 1_500, Duration::ZERO, Sample { faults: 170, resident_bytes: 2 });
+        line.add(at(1_250), 1_600, Duration::from_millis(900), Sample { faults: 170, resident_bytes: 3 });
         let moments = line.into_moments();
         let expected = [(0.25, 2_000.0, 400.0, 2), (1.25, 100.0, 0.0, 3)];
         let found: Vec<_> = moments.iter().map(|m| (m.at_seconds, m.operations_per_second, m.faults_per_second, m.resident_bytes)).collect();
         assert_eq!(found, expected);
+        assert_eq!([moments[0].longest_pause_seconds, moments[1].longest_pause_seconds], [0.0, 0.9]);
     }
 
     #[test]
@@ -145,10 +150,10 @@ mod tests {
         let mut line = TimeLine::start(start, 0, Sample::default());
         assert_eq!(line.next_tick(at(1_000)), Some(at(250)));
         // A tick that came late does not shift the ones after it.
-        line.add(at(260), 1, Sample::default());
+        line.add(at(260), 1, Duration::ZERO, Sample::default());
         assert_eq!(line.next_tick(at(1_000)), Some(at(500)));
         assert_eq!(line.next_tick(at(624)), None);
-        line.add(at(900), 1, Sample::default());
+        line.add(at(900), 1, Duration::ZERO, Sample::default());
         assert_eq!(line.next_tick(at(2_000)), Some(at(1_000)));
     }
 }

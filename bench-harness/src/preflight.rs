@@ -40,8 +40,7 @@ fn needs(cells: &[Cell], data_is_known: bool) -> Needs {
         let all = cell.memory_mib() * MIB;
         let file = match configuration.memory {
             Memory::Extstore => all * 3,
-            Memory::Ample => cell.backend_bytes(),
-            Memory::Local if !configuration.backend_in_process => cell.backend_bytes(),
+            Memory::Ample | Memory::Local if configuration.makes_files() => cell.backend_bytes(),
             _ => 0,
         };
         backend_file = backend_file.max(file);
@@ -50,9 +49,10 @@ fn needs(cells: &[Cell], data_is_known: bool) -> Needs {
             Some(SwapKind::File) => swap_file = swap_file.max(cell.backend_bytes()),
             // Values are random text, which hardly shrinks.
             Some(SwapKind::Zram) => in_memory += cell.backend_bytes(),
-            None if configuration.backend_in_process => in_memory += cell.backend_bytes(),
+            None if configuration.backend_in_process => in_memory += cell.pool_bytes(),
             None => {}
         }
+        in_memory += cell.backend_bytes() * configuration.memory_servers as u64;
         if configuration.is_limited() && !data_is_known {
             in_memory = in_memory.max(all * 5 / 4);
         }
@@ -202,6 +202,8 @@ mod tests {
         // A swap file stays for all of the run, beside the file of the server that runs.
         let both = of(&["kernel-swap-ssd", "lightswap"]).disk_bytes - DISK_MARGIN_BYTES;
         assert_eq!(both, of(&["kernel-swap-ssd"]).disk_bytes + of(&["lightswap"]).disk_bytes - 2 * DISK_MARGIN_BYTES);
+        assert_eq!(of(&["lightswap-mirror"]).disk_bytes, DISK_MARGIN_BYTES);
+        assert!(of(&["lightswap-mirror"]).memory_bytes > of(&["lightswap-remote"]).memory_bytes + 500 * MIB);
         assert!(of(&["lightswap-memory"]).memory_bytes > of(&["lightswap"]).memory_bytes + 500 * MIB);
     }
 
@@ -228,7 +230,7 @@ mod tests {
         for name in ["lightswap", "lightswap-dram", "extstore", "kernel-swap-ssd"] {
             assert_eq!(refusals(name), 1, "{name}");
         }
-        for name in ["dram", "lightswap-memory", "kernel-swap-zram"] {
+        for name in ["dram", "lightswap-memory", "lightswap-remote", "kernel-swap-zram"] {
             assert_eq!(refusals(name), 0, "{name}");
         }
         assert_eq!(memory_file_system(Path::new("/proc")).unwrap(), None);

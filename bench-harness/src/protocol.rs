@@ -1,6 +1,6 @@
 //! memcached's text protocol: requests written into a buffer, replies parsed in place.
 
-use crate::values::append_value;
+use crate::values::{ValueKind, append_value};
 use crate::ycsb::{append_decimal, append_key};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub fn append_get(key: u64, to: &mut Vec<u8>) {
 }
 
 #[inline]
-pub fn append_store(store: Store, key: u64, version: u32, value_size: usize, to: &mut Vec<u8>) {
+pub fn append_store(store: Store, key: u64, version: u32, value_kind: ValueKind, value_size: usize, to: &mut Vec<u8>) {
     to.extend_from_slice(match store {
         Store::Set => b"set ",
         Store::Add => b"add ",
@@ -26,7 +26,7 @@ pub fn append_store(store: Store, key: u64, version: u32, value_size: usize, to:
     to.extend_from_slice(b" 0 0 ");
     append_decimal(value_size as u64, to);
     to.extend_from_slice(b"\r\n");
-    append_value(key, version, value_size, to);
+    append_value(value_kind, key, version, value_size, to);
     to.extend_from_slice(b"\r\n");
 }
 
@@ -128,7 +128,7 @@ mod tests {
         append_get(0, &mut bytes);
         assert_eq!(bytes, b"get user6284781860667377211\r\n");
         bytes.clear();
-        append_store(Store::Set, 0, 1, 40, &mut bytes);
+        append_store(Store::Set, 0, 1, ValueKind::Random, 40, &mut bytes);
         assert!(bytes.starts_with(b"set user6284781860667377211 0 0 40\r\n0000000000000000"));
         assert_eq!(bytes.len(), 36 + 40 + 2);
         assert!(bytes.ends_with(b"\r\n"));

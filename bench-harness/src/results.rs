@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::out_file;
+use crate::outage_record::OutageRecord;
 use crate::tally::LatencyUs;
 use crate::torture_record::TortureRecord;
 use crate::ycsb::Workload;
@@ -95,6 +96,7 @@ pub struct Details {
     pub operations: u64,
     /// Reads that found a value, every byte of which was checked. None where the generator checks nothing, or in older files.
     pub checked_reads: u64,
+    pub missed_reads: u64,
     /// Open loop: due in the measured time and not finished at its end. They are in the latencies, with the time until then.
     pub unfinished_operations: u64,
     pub latency_by_operation_us: BTreeMap<String, LatencyUs>,
@@ -114,8 +116,8 @@ pub struct Details {
     pub memory_limit: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_peak_bytes: Option<u64>,
-    /// Memory for swapped-out pages that is not part of the limit: all of a backend in the server's process (its cgroup's limit is higher by this), or
-    /// what a zram device used at the end of the run.
+    /// Memory for swapped-out pages that is not part of the limit: what a zram device, compressed memory or memory servers used at the end of the run, or
+    /// all of an uncompressed backend in the server's process (its cgroup's limit is higher by this).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend_memory_bytes: Option<u64>,
     /// Where records were loaded no faster than this.
@@ -130,6 +132,9 @@ pub struct Details {
     pub distribution: String,
     /// Sizes of values and their shares in percent, such as `100:40,1000:40,4096:20`; empty where all have `value_size_bytes`.
     pub value_mix: String,
+    /// What values are made of: `text`, which compresses; empty where they are random characters.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub value_kind: String,
     /// The program that made the load.
     pub generator: String,
     /// Open loop: requests a second that were due. Latencies then count from when a request was due. Absent in a closed loop.
@@ -138,6 +143,8 @@ pub struct Details {
     pub generator_cpu_seconds: f64,
     /// Upper bounds in microseconds, rising, and how many operations lie below each and above the one before; empty buckets are left out.
     pub latency_buckets: Vec<(f64, u64)>,
+    /// For this long no operation completed on any connection, at most. None in older files.
+    pub longest_pause_seconds: f64,
     /// The measured time in equal pieces.
     pub time_line: Vec<Moment>,
     /// What the server itself says at the end of the run (`stats lightswap`).
@@ -157,6 +164,9 @@ pub struct Moment {
     /// Major faults of the kernel, or swap-ins where the server pages for itself.
     pub faults_per_second: f64,
     pub resident_bytes: u64,
+    /// For this long no operation completed, in this piece or until it. None in older files.
+    #[serde(default)]
+    pub longest_pause_seconds: f64,
 }
 
 /// A configuration that was asked for and could not be run here.
@@ -239,6 +249,37 @@ pub enum Micro {
         /// Resident memory of the process beyond local memory and backend after the faults.
         metadata_bytes: u64,
     },
+    /// Random reads of 4 KiB from a memory server, the same for all tools, in turn.
+    RemoteRead {
+        /// "lightswap": the backend by itself; "fio": its nbd engine.
+        tool: String,
+        /// "unix" or "tcp", on one machine.
+        transport: String,
+        connections: u32,
+        depth: u32,
+        reads_per_second: f64,
+    },
+    /// Random accesses of one thread to memory of which a part is local and the rest compressed in memory.
+    CompressedMemory {
+        /// "lightswap" or "kernel": zram.
+        pager: String,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        contract: String,
+        faults_per_second: f64,
+        cpu_us_per_fault: f64,
+        /// Memory for a page of 4 KiB that is swapped out, bookkeeping included.
+        bytes_per_page: f64,
+        /// All that is taken for the data beside its local memory.
+        memory_bytes: f64,
+    },
+    /// CPU time that encryption adds to a page.
+    Encryption {
+        /// "in" or "out".
+        way: String,
+        extra_us: f64,
+        /// Of a fault without encryption, everything included: one that only reads, or one that makes a page dirty, too.
+        plain_us: f64,
+    },
     /// What a load generator can do, against a server of its own that answers without work ("null") or a real one.
     Generator {
         generator: String,
@@ -265,6 +306,9 @@ pub struct Results {
     /// What a file of `torture` holds, in the form of the others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub torture: Vec<TortureRecord>,
+    /// Memory servers that were killed under load.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outages: Vec<OutageRecord>,
 }
 
 /// What the repetitions of a micro-benchmark's first number were, as far as is known: itself, and the smallest and the largest.
@@ -280,7 +324,7 @@ impl Results {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.micro.is_empty() && self.skipped.is_empty() && self.torture.is_empty()
+        self.runs.is_empty() && self.micro.is_empty() && self.skipped.is_empty() && self.torture.is_empty() && self.outages.is_empty()
     }
 
     pub fn read(path: &Path) -> Result<Self> {

@@ -49,6 +49,35 @@ fn prepare_child(command: &mut Command, members: Option<OwnedFd>) {
     unsafe { command.pre_exec(join) };
 }
 
+/// Starts a process that ends with this one, in a cgroup if the file of its members is given, and writes it down.
+pub fn spawn<'a>(journal: &'a Journal, command: &mut Command, members: Option<OwnedFd>) -> Result<(Child, Guard<'a>)> {
+    // Ctrl-C is for us; servers are stopped in order.
+    command.stdin(Stdio::null()).process_group(0);
+    prepare_child(command, members);
+    let mut child = command.spawn()?;
+    let pid = child.id();
+    let recorded = process::usage(pid).and_then(|usage| Guard::new(journal, Leftover::Process { pid, start_time_ticks: usage.start_time_ticks }));
+    match recorded {
+        Ok(guard) => Ok((child, guard)),
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
+/// What a process wrote to its log last, to be put behind a sentence.
+pub fn log_tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.is_empty() {
+        return "; it wrote no message".into();
+    }
+    let tail = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
+    format!("; its last lines:\n  {}", tail.join("\n  "))
+}
+
 impl<'a> Server<'a> {
     pub fn start(journal: &'a Journal, binary: &Path, arguments: &[String], endpoint: Endpoint, log: &Path, cgroup: Option<&Cgroup>) -> Result<Self> {
         let output = File::create(log).with_context(|| format!("cannot create the log {}", log.display()))?;
@@ -58,25 +87,9 @@ impl<'a> Server<'a> {
             None => None,
         };
         let mut command = Command::new(binary);
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(errors)
-            // Ctrl-C is for us; the server is stopped in order.
-            .process_group(0);
-        prepare_child(&mut command, members);
-        let mut child = command.spawn().with_context(|| format!("cannot start {}; is it a program, and built?", binary.display()))?;
-        let pid = child.id();
-        let recorded = process::usage(pid).and_then(|usage| Guard::new(journal, Leftover::Process { pid, start_time_ticks: usage.start_time_ticks }));
-        let guard = match recorded {
-            Ok(guard) => guard,
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(error);
-            }
-        };
+        command.args(arguments).stdout(output).stderr(errors);
+        let (child, guard) =
+            spawn(journal, &mut command, members).with_context(|| format!("cannot start {}; is it a program, and built?", binary.display()))?;
         let mut server = Self { child, endpoint, log: log.to_owned(), _guard: guard };
         server.await_readiness(cgroup)?;
         Ok(server)
@@ -115,13 +128,7 @@ impl<'a> Server<'a> {
 
     /// What the server wrote last, to be put behind a sentence.
     pub fn log_tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        if lines.is_empty() {
-            return "; it wrote no message".into();
-        }
-        let tail = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
-        format!("; its last lines:\n  {}", tail.join("\n  "))
+        log_tail(&self.log)
     }
 
     /// The reply to `stats` or `stats NAME`. A server that does not know the name gives an empty map.

@@ -11,6 +11,7 @@ use crate::configuration::Memory;
 use crate::generator::{Generator, TimedRun, WarmUp};
 use crate::journal::Guard;
 use crate::lab::{Cell, MemoryPlan, Transport, explain};
+use crate::memory_server::MemoryServer;
 use crate::memtier::{self, Pattern};
 use crate::outcome::{Boundary, Sample};
 use crate::process::{self, Usage};
@@ -18,6 +19,7 @@ use crate::results::{Details, Run};
 use crate::server::Server;
 use crate::server_statistics::counted;
 use crate::swap::ActiveSwap;
+use crate::verify::Verified;
 use crate::ycsb::{Distribution, Workload};
 
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +33,8 @@ pub struct Timing {
     pub sweep: bool,
 }
 
+/// What compressed pages take, as the server says.
+pub const COMPRESSED_MEMORY: &str = "compressed_memory_bytes";
 /// memtier_benchmark's own default is one write in eleven operations.
 pub const MEMTIER_PERCENT_WRITES: u32 = 10;
 
@@ -40,6 +44,7 @@ pub struct Session<'l> {
     pub generator: Generator,
     pub server: Server<'l>,
     pub cgroup: Option<Cgroup<'l>>,
+    pub memory_servers: Vec<MemoryServer<'l>>,
     pub _swap: Option<ActiveSwap<'l>>,
     pub _files: Vec<Guard<'l>>,
     pub _settings: Vec<Guard<'l>>,
@@ -49,6 +54,15 @@ pub struct Session<'l> {
     pub load_rate: Option<f64>,
     pub data_bytes: u64,
     pub server_command: String,
+}
+
+/// What can be looked at and done at a boundary of a run.
+#[derive(Debug)]
+pub struct Watched<'w, 'l> {
+    pub boundary: Boundary,
+    /// The server's, of its paging.
+    pub statistics: &'w BTreeMap<String, String>,
+    pub memory_servers: &'w mut [MemoryServer<'l>],
 }
 
 /// What a server says of its own paging; nothing where it does none.
@@ -63,7 +77,7 @@ fn number(statistics: &BTreeMap<String, String>, name: &str) -> u64 {
     statistics.get(name).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-impl Session<'_> {
+impl<'l> Session<'l> {
     /// The server's resident set after loading: the size of the data, when nothing limits it.
     pub fn resident_bytes(&self) -> Result<u64> {
         Ok(process::resident(self.server.pid())?.now_bytes)
@@ -91,11 +105,30 @@ impl Session<'_> {
     }
 
     /// Memory that holds swapped-out pages, beside the limit.
-    fn backend_memory_bytes(&self) -> Option<u64> {
-        self.plan.in_process_bytes.or_else(|| self._swap.as_ref()?.memory_bytes())
+    fn backend_memory_bytes(&self, server_statistics: &BTreeMap<String, String>) -> Option<u64> {
+        let remote_bytes: u64 = self.memory_servers.iter().map(MemoryServer::resident_bytes).sum();
+        match self.plan.in_process_bytes {
+            Some(bytes) => {
+                let in_use = server_statistics.get(COMPRESSED_MEMORY).and_then(|text| text.parse().ok());
+                Some(in_use.unwrap_or(bytes) + remote_bytes)
+            }
+            None if remote_bytes > 0 => Some(remote_bytes),
+            None => self._swap.as_ref()?.memory_bytes(),
+        }
+    }
+
+    /// Reads and checks every record.
+    pub fn verify(&mut self) -> Result<Verified> {
+        let label = format!("{}: verifying all records", self.cell.label());
+        self.generator.verify(&label).map_err(|error| self.explain(error))
     }
 
     pub fn run(&mut self, timing: Timing) -> Result<Run> {
+        self.run_watched(timing, &mut |_| Ok(()))
+    }
+
+    /// The same with somebody who looks on at every boundary.
+    pub fn run_watched(&mut self, timing: Timing, watch: &mut dyn FnMut(Watched<'_, 'l>) -> Result<()>) -> Result<Run> {
         let pid = self.server.pid();
         let label = format!("{}: {}", self.cell.label(), timing.workload.name());
         let run = TimedRun {
@@ -108,12 +141,13 @@ impl Session<'_> {
         };
         let mut before = Usage::default();
         let mut after = Usage::default();
-        let (server, memory) = (&self.server, self.cell.configuration.memory);
+        let (server, memory_servers, memory) = (&self.server, &mut self.memory_servers, self.cell.configuration.memory);
         let (mut statistics_before, mut statistics_after) = (BTreeMap::new(), BTreeMap::new());
         let result = self.generator.run(&label, run, |boundary| {
             let usage = process::usage(pid)?;
             // The time line asks anyway: what is counted while it is measured costs no request more.
             let statistics = paging_statistics(server, memory)?;
+            watch(Watched { boundary, statistics: &statistics, memory_servers })?;
             let faults = usage.major_faults + number(&statistics, "swap_ins");
             match boundary {
                 Boundary::Start => (before, statistics_before) = (usage, statistics),
@@ -139,10 +173,9 @@ impl Session<'_> {
                 sweep: timing.sweep,
                 evictions,
                 major_faults: after.major_faults - before.major_faults,
-                server_statistics,
                 statistics_while_measured: counted(&statistics_before, &statistics_after),
                 settings: empty.details.settings.clone(),
-                ..self.memory_details(details)
+                ..self.memory_details(Details { server_statistics, ..details })
             },
             ..self.with_memory(empty)?
         })
@@ -175,10 +208,9 @@ impl Session<'_> {
             evictions,
             major_faults,
             warm_up_seconds: timing.warm_up.most.as_secs_f64(),
-            server_statistics,
             statistics_while_measured,
             settings: empty.details.settings.clone(),
-            ..self.memory_details(run.details)
+            ..self.memory_details(Details { server_statistics, ..run.details })
         };
         self.with_memory(Run {
             connections: run.connections,
@@ -205,7 +237,7 @@ impl Session<'_> {
             transport: self.transport.name().into(),
             data_bytes: self.data_bytes,
             local_memory_bytes: self.plan.local_memory_bytes,
-            backend_memory_bytes: self.backend_memory_bytes(),
+            backend_memory_bytes: self.backend_memory_bytes(&details.server_statistics),
             load_records_per_second: self.load_rate,
             memory_limit: self.plan.limit_bytes.map(|_| if self.cgroup.is_some() { "cgroup" } else { "none" }.to_owned()),
             cgroup_peak_bytes: self.cgroup.as_ref().and_then(Cgroup::peak_bytes),

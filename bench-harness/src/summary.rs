@@ -6,6 +6,7 @@ use crate::configuration::BUILT_IN;
 use crate::outcome::GENERATOR;
 use crate::results::{Moment, Run};
 use crate::units::{format_count, format_ratio};
+use crate::values::ValueKind;
 
 /// Median, smallest and largest of the repetitions.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,6 +46,7 @@ pub struct Shape {
     pub due_per_second: Option<u64>,
     pub distribution: String,
     pub value_mix: String,
+    pub value_kind: String,
     pub value_size_bytes: usize,
     pub records: u64,
     pub connections: usize,
@@ -67,6 +69,7 @@ impl Shape {
             due_per_second: details.due_per_second.map(|rate| rate.round() as u64),
             distribution: if details.distribution == own { String::new() } else { details.distribution.clone() },
             value_mix: details.value_mix.clone(),
+            value_kind: details.value_kind.clone(),
             value_size_bytes: if details.value_mix.is_empty() { details.value_size_bytes } else { 0 },
             records: details.records,
             connections: run.connections,
@@ -99,6 +102,9 @@ impl Shape {
         if (&self.value_mix, self.value_size_bytes) != (&usual.value_mix, usual.value_size_bytes) {
             parts.push(format!("values of {}", self.values()));
         }
+        if self.value_kind != usual.value_kind {
+            parts.push(kind_note(&self.value_kind));
+        }
         if self.records != usual.records {
             parts.push(format!("{} records", format_count(self.records as f64)));
         }
@@ -113,6 +119,15 @@ impl Shape {
         }
         parts.join(", ")
     }
+}
+
+fn kind_note(value_kind: &str) -> String {
+    format!("{} values", if value_kind.is_empty() { "random" } else { value_kind })
+}
+
+/// The note of a shape whose values alone are unusual: text.
+pub fn text_note() -> String {
+    kind_note(ValueKind::Text.name())
 }
 
 /// Of what is due in an open loop, what must be served for the rate to count as sustained.
@@ -411,7 +426,8 @@ pub mod tests {
         let duels = against_baselines(&summaries);
         assert!((duels[0].throughput_ratio - 3.0).abs() < 1e-9);
         assert_eq!(duels[0].workload, "ycsb-c, 5 records");
-        let changes: [fn(&mut Run); 5] = [
+        let changes: [fn(&mut Run); 6] = [
+            |run| run.details.value_kind = "text".into(),
             |run| run.connections = 9,
             |run| run.details.value_size_bytes = 9,
             |run| run.details.value_mix = "100:50,4096:50".into(),

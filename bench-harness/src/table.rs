@@ -96,6 +96,31 @@ pub fn micro_line(record: &Micro) -> [String; 5] {
             "1".into(),
             format!("{cpu_us_per_fault:.1} us CPU a fault, made in {create_us:.0} us, {} beside its pages", lightswap::format_size(*metadata_bytes)),
         ],
+        Micro::RemoteRead { tool, transport, connections, depth, reads_per_second } => [
+            format!("remote read, {transport}"),
+            tool.clone(),
+            connections.to_string(),
+            depth.to_string(),
+            format!("{}/s", format_count(*reads_per_second)),
+        ],
+        Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, bytes_per_page, memory_bytes } => [
+            "compressed memory".into(),
+            format!("{pager} {contract}").trim_end().into(),
+            "1".into(),
+            "1".into(),
+            format!(
+                "{}/s, {cpu_us_per_fault:.2} us CPU each, {bytes_per_page:.0} bytes a page, {:.1} MiB in all",
+                format_count(*faults_per_second),
+                memory_bytes / MIB as f64
+            ),
+        ],
+        Micro::Encryption { way, extra_us, plain_us } => [
+            "encryption".into(),
+            format!("a page {way}"),
+            "1".into(),
+            "1".into(),
+            format!("{extra_us:.2} us CPU more, of a fault without it {plain_us:.2} us"),
+        ],
         Micro::Generator { generator, server, connections, requests_per_second, generator_cpu_us_per_request } => [
             "load generator".into(),
             format!("{generator}, {server} server"),

@@ -9,6 +9,8 @@ fn mistakes_on_the_command_line_end_with_2() {
         ("grid --plan --configurations dram,kernel-swp-ssd", "kernel-swap-ssd"),
         ("run --configuration dram --workload unifrom", "uniform"),
         ("run --configuration dram --seconds 0", "from 0.1"),
+        ("demo-remote --configuration lightswap-remote", "uses 1 memory server; it takes two"),
+        ("demo-remote --seconds 3", "6"),
         ("load 127.0.0.1:1 --records 0", "--records"),
         ("load 127.0.0.1:1 --connections 0", "from 1"),
         ("load 127.0.0.1:1 --connections 2 --client-threads 3", "2 connections"),

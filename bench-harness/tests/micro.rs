@@ -42,7 +42,7 @@ fn measure(name: &str, arguments: &[&str]) -> (Vec<Value>, Vec<Value>) {
     let json = scratch.0.join("results.json");
     let directory = scratch.0.to_string_lossy().into_owned();
     let mut all = vec!["micro", name, "--repetitions", "1", "--json", json.to_str().unwrap()];
-    if name != "switch" && name != "regions" {
+    if !["switch", "regions", "remote", "encrypted", "compressed"].contains(&name) {
         all.extend(["--directory", &directory]);
     }
     all.extend(arguments);
@@ -113,4 +113,22 @@ fn single_faults_are_timed_beside_those_of_the_kernel() {
         }
     }
     assert!(latencies.iter().all(|record| is_positive(record, "p50_us")), "{latencies:?}");
+}
+
+#[test]
+fn memory_servers_are_read_by_all_in_turn() {
+    let refused = bench(&["micro", "remote", "--region", "1MiB"]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("at least 16MiB"));
+    if Command::new("nbdkit").arg("--version").output().is_err() {
+        let refused = bench(&["micro", "remote"]);
+        assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("apt-get install nbdkit"));
+        return;
+    }
+    let (micro, skipped) = measure("remote", &["--region", "16MiB", "--depths", "1,8", "--seconds", "0.2"]);
+    let of = |field: &str, value: &str| micro.iter().filter(|record| record[field] == value).count();
+    assert_eq!((of("tool", "lightswap"), of("tool", "fio") + 4 * skipped.len()), (4, 4));
+    assert_eq!((of("backend", "nbd-unix"), of("backend", "nbd-tcp")), (2, 2));
+    for record in &micro {
+        assert!(is_positive(record, "reads_per_second") || is_positive(record, "faults_per_second"), "{record}");
+    }
 }

@@ -8,7 +8,7 @@ mod plot;
 mod scale;
 
 pub use bars::{Bar, Group, Segment, Stack, bars, stacks};
-pub use plot::{Line, Plot, Point, Reference, Series};
+pub use plot::{Line, Mark, Plot, Point, Reference, Series};
 pub use scale::Axis;
 
 pub fn escape(text: &str) -> String {

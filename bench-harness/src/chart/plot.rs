@@ -41,6 +41,14 @@ pub struct Reference {
     pub y: f64,
 }
 
+/// A moment that something happened at: a line from bottom to top.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    pub label: String,
+    pub class: String,
+    pub x: f64,
+}
+
 #[derive(Debug, Clone)]
 pub struct Plot {
     pub title: String,
@@ -49,6 +57,7 @@ pub struct Plot {
     pub y: Axis,
     pub series: Vec<Series>,
     pub references: Vec<Reference>,
+    pub marks: Vec<Mark>,
     /// The axis reaches this far in any case: for plots that are looked at together.
     pub y_at_least: f64,
     /// Less high and without a legend: one of several.
@@ -64,7 +73,8 @@ const LETTERS_ON_A_PHONE: usize = 34;
 
 impl Plot {
     pub fn new(title: impl Into<String>, note: impl Into<String>, x: Axis, y: Axis) -> Self {
-        Self { title: title.into(), note: note.into(), x, y, series: Vec::new(), references: Vec::new(), y_at_least: f64::NAN, small: false }
+        let (series, references, marks) = (Vec::new(), Vec::new(), Vec::new());
+        Self { title: title.into(), note: note.into(), x, y, series, references, marks, y_at_least: f64::NAN, small: false }
     }
 
     /// Nothing when there is nothing to show.
@@ -74,13 +84,13 @@ impl Plot {
             return String::new();
         }
         let points = || series.iter().flat_map(|series| &series.points);
-        let x = self.x.scale(points().map(|point| point.x));
+        let x = self.x.scale(points().map(|point| point.x).chain(self.marks.iter().map(|mark| mark.x)));
         let spreads = points().flat_map(|point| [point.y.min, point.y.median, point.y.max]);
         let y = self.y.scale(spreads.chain(self.references.iter().map(|reference| reference.y)).chain([self.y_at_least]));
 
         let mut html = format!("<figure class=\"chart{}\">", if self.small { " small" } else { "" });
         let _ = write!(html, "<figcaption><b>{}</b> <span>{}</span></figcaption>", escape(&self.title), escape(&self.note));
-        if !self.small && series.len() + self.references.len() > 1 {
+        if !self.small && series.len() + self.references.len() + self.marks.len() > 1 {
             self.write_legend(&mut html, &series);
         }
         let names = series.iter().map(|series| series.label.as_str()).collect::<Vec<_>>().join(", ");
@@ -106,6 +116,15 @@ impl Plot {
                 escape(&reference.class),
                 escape(&reference.label),
                 escape(&(self.y.format)(reference.y))
+            );
+        }
+        for mark in &self.marks {
+            let at = x.percent(mark.x);
+            let _ = write!(
+                html,
+                "<line class=\"reference {}\" x1=\"{at:.2}%\" x2=\"{at:.2}%\" y1=\"0\" y2=\"100%\"><title>{}</title></line>",
+                escape(&mark.class),
+                escape(&mark.label)
             );
         }
         for (index, series) in series.iter().enumerate() {
@@ -147,12 +166,14 @@ impl Plot {
             }
             let _ = write!(html, "</svg>{}</li>", escape(&series.label));
         }
-        for reference in &self.references {
+        let across = self.references.iter().map(|reference| (&reference.label, &reference.class, "M-13 0H13"));
+        let upright = self.marks.iter().map(|mark| (&mark.label, &mark.class, "M0 -6V6"));
+        for (label, class, path) in across.chain(upright) {
             let _ = write!(
                 html,
-                "<li class=\"{}\"><svg class=\"key\" viewBox=\"-13 -6 26 12\" aria-hidden=\"true\"><path class=\"reference\" d=\"M-13 0H13\"/></svg>{}</li>",
-                escape(&reference.class),
-                escape(&reference.label)
+                "<li class=\"{}\"><svg class=\"key\" viewBox=\"-13 -6 26 12\" aria-hidden=\"true\"><path class=\"reference\" d=\"{path}\"/></svg>{}</li>",
+                escape(class),
+                escape(label)
             );
         }
         *html += "</ul>";
@@ -224,6 +245,17 @@ mod tests {
         assert_eq!(html.matches("<line class=\"error\"").count(), 2);
         assert!(html.contains("<title>at 100</title>"));
         assert!(html.contains("LWTs") && html.contains("operations a second"));
+    }
+
+    #[test]
+    fn marks_stand_upright_and_are_in_the_legend() {
+        let mut plot = plot(vec![Point { x: 1.0, y: Spread::one(1.0), note: String::new() }]);
+        plot.marks.push(Mark { label: "killed <1>".into(), class: "c-x".into(), x: 100.0 });
+        let html = plot.html();
+        assert_eq!(html.matches("killed &lt;1&gt;").count(), 2);
+        // The axis reaches it, though no point lies there.
+        let at = html.split("class=\"reference c-x\" x1=\"").nth(1).and_then(|rest| rest.split('%').next()).unwrap();
+        assert!((90.0..=100.0).contains(&at.parse::<f64>().unwrap()), "{html}");
     }
 
     #[test]

@@ -4,20 +4,19 @@
 //! in turn with it.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Barrier};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use lightswap::{Contract, Lightswap, PAGE_SIZE};
+use lightswap::Contract;
 
 use super::disk_file::{DiskFile, has_fio};
-use super::pages::{Filled, Pages};
-use super::{Findings, contract_name, cpu_seconds, median, parse_ratio, parse_seconds};
+use super::pages::Content;
+use super::random_faults::{Access, RandomFaults};
+use super::{Findings, contract_name, median, parse_ratio, parse_seconds};
 use crate::interrupt;
 use crate::journal::Journal;
 use crate::progress::Progress;
-use crate::random::Random;
 use crate::results::Micro;
 use crate::units::parse_size;
 
@@ -92,7 +91,21 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
                 Kind::Fio => (file.as_ref().context("fio needs the file")?.read_by_fio(point.workers, point.lwts, options.seconds)?, 0.0),
                 Kind::Lightswap { contract, touches } => {
                     let backend = file.as_ref().map_or_else(|| format!("memory:?size={}", options.region), DiskFile::url);
-                    measure(options, backend, contract, touches, point, u64::from(repetition))?
+                    let access = if touches { Access::Touch } else { Access::Read };
+                    let faults = RandomFaults {
+                        backend,
+                        region_bytes: options.region,
+                        ratio: options.ratio,
+                        content: Content::HalfNoise,
+                        contract,
+                        access,
+                        workers: point.workers,
+                        lwts: point.lwts,
+                        duration: Duration::from_secs_f64(options.seconds),
+                        seed: u64::from(repetition),
+                    };
+                    let measured = faults.measure()?;
+                    (measured.faults_per_second, measured.cpu_us_per_fault)
                 }
             };
             point.faults_per_second.push(rate);
@@ -146,61 +159,6 @@ impl Point {
                 faults_per_second,
                 cpu_us_per_fault: median(self.cpu_us_per_fault),
             }),
-        }
-    }
-}
-
-/// `(faults per second, CPU us a fault)` of one measurement.
-fn measure(options: &Options, backend: String, contract: Contract, touches: bool, point: &Point, seed: u64) -> Result<(f64, f64)> {
-    let page = PAGE_SIZE as u64;
-    let local_bytes = (options.region as f64 * options.ratio) as u64 / page * page;
-    let swap = Lightswap::builder().local_memory(local_bytes).backend(backend).max_workers(point.workers as usize).open()?;
-    let filled = Filled::new(swap, usize::try_from(options.region)?, contract)?;
-    let pages = Pages::of(&filled.region);
-    let start = Arc::new(Barrier::new(point.workers as usize + 1));
-    let duration = Duration::from_secs_f64(options.seconds);
-    let (faults_before, mut elapsed, mut cpu) = (filled.statistic("swap_ins")?, Duration::ZERO, 0.0);
-    std::thread::scope(|scope| -> Result<()> {
-        let threads: Vec<_> = (0..point.workers)
-            .map(|number| {
-                let (swap, start, lwts) = (filled.swap.clone(), Arc::clone(&start), point.lwts);
-                scope.spawn(move || -> Result<()> {
-                    let worker = swap.enter_worker()?;
-                    start.wait();
-                    let end = Instant::now() + duration;
-                    for lwt in 0..lwts {
-                        let random = Random::new(seed << 32 | u64::from(number * lwts + lwt));
-                        worker.start(move || read_until(end, pages, touches, random))?;
-                    }
-                    worker.run();
-                    Ok(())
-                })
-            })
-            .collect();
-        start.wait();
-        let (cpu_before, began) = (cpu_seconds(), Instant::now());
-        for thread in threads {
-            thread.join().expect("a measuring thread does not panic")?;
-        }
-        (elapsed, cpu) = (began.elapsed(), cpu_seconds() - cpu_before);
-        Ok(())
-    })?;
-    let faults = (filled.statistic("swap_ins")? - faults_before).max(1) as f64;
-    Ok((faults / elapsed.as_secs_f64(), cpu * 1e6 / faults))
-}
-
-/// One LWT: reads random pages until the end.
-fn read_until(end: Instant, pages: Pages, touches: bool, mut random: Random) {
-    loop {
-        for _ in 0..32 {
-            let page = pages.draw(&mut random);
-            if touches {
-                lightswap::touch(pages.address(page).cast(), 8).expect("inside the region");
-            }
-            pages.read(page);
-        }
-        if Instant::now() >= end {
-            return;
         }
     }
 }

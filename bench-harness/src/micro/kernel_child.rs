@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::pages::{Pages, major_faults};
+use super::pages::{Content, Pages, major_faults};
 use super::{cpu_seconds, latency_ns, now_ns, quantile_us};
 use crate::random::Random;
 
@@ -18,6 +18,8 @@ use crate::random::Random;
 pub struct Options {
     #[arg(long)]
     region: usize,
+    #[arg(long, value_enum, default_value = "half-noise")]
+    content: Content,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -49,7 +51,7 @@ pub fn run(options: &Options) -> Result<()> {
         reply(match serde_json::from_str(&line?).context("not a request")? {
             Request::Fill => {
                 // SAFETY: the pages are mapped, and this thread is the only one.
-                (0..pages.num_pages).for_each(|page| unsafe { pages.write(page) });
+                (0..pages.num_pages).for_each(|page| unsafe { pages.write(page, options.content) });
                 Reply::Ready
             }
             Request::Read { threads, seconds, seed } => read(pages, threads, Duration::from_secs_f64(seconds), seed),

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 
 use super::kernel_child::{Reply, Request};
+use super::pages::Content;
 use super::{Findings, median, parse_ratio, parse_seconds};
 use crate::cgroup::{Cgroup, KernelSwap};
 use crate::interrupt;
@@ -18,7 +20,7 @@ use crate::journal::{Guard, Journal, Leftover, change_setting};
 use crate::process;
 use crate::progress::Progress;
 use crate::results::Micro;
-use crate::swap::{ActiveSwap, SwapDevice, SwapKind};
+use crate::swap::{ActiveSwap, Stored, SwapDevice, SwapKind};
 use crate::units::{MIB, parse_size};
 
 #[derive(Debug, Clone, clap::Args)]
@@ -71,7 +73,7 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     let mut num_done = 0;
     for repetition in 0..options.repetitions {
         for points in points.chunk_by_mut(|one, other| one.0 == other.0) {
-            let mut client = Client { devices: &devices, device: points[0].0, session: None, warm_up: options.warm_up() };
+            let mut client = Client::new(&devices, points[0].0, options.warm_up());
             for (_, threads, measured) in points {
                 interrupt::check()?;
                 match client.ask(Request::Read { threads: *threads, seconds: options.seconds, seed: u64::from(repetition) })? {
@@ -120,15 +122,24 @@ const MAX_ATTEMPTS: u32 = 5;
 /// Asks sessions one after the other. A few threads that swap to zram at full speed now and then find every page of a small cgroup in use (seen with
 /// Linux 6.18, cgroup version 1), and the kernel kills the process: the measurement then is made again by a new one.
 #[derive(Debug)]
-struct Client<'d> {
+pub struct Client<'d> {
     devices: &'d Devices<'d>,
     device: usize,
     session: Option<Session<'d>>,
     warm_up: Request,
 }
 
-impl Client<'_> {
-    fn ask(&mut self, request: Request) -> Result<Reply> {
+impl<'d> Client<'d> {
+    pub fn new(devices: &'d Devices<'d>, device: usize, warm_up: Request) -> Self {
+        Self { devices, device, session: None, warm_up }
+    }
+
+    /// What lies in the swap space, if that is zram.
+    pub fn stored(&self) -> Option<Stored> {
+        self.session.as_ref()?._swap.stored()
+    }
+
+    pub fn ask(&mut self, request: Request) -> Result<Reply> {
         for attempt in 1.. {
             match self.try_to_ask(request) {
                 Err(error) if error.is::<OutOfMemory>() && attempt < MAX_ATTEMPTS => {
@@ -160,6 +171,7 @@ pub struct Devices<'a> {
     journal: &'a Journal,
     pub devices: Vec<(SwapKind, SwapDevice<'a>)>,
     region_bytes: u64,
+    content: Content,
     limit_bytes: u64,
     _settings: Vec<Guard<'a>>,
 }
@@ -167,9 +179,21 @@ pub struct Devices<'a> {
 impl<'a> Devices<'a> {
     /// Notes in `findings` what is left out.
     pub fn create(journal: &'a Journal, directory: &Path, region_bytes: u64, ratio: f64, findings: &mut Findings) -> Result<Self> {
+        Self::of_kinds(journal, &[SwapKind::File, SwapKind::Zram], directory, region_bytes, ratio, Content::HalfNoise, findings)
+    }
+
+    pub fn of_kinds(
+        journal: &'a Journal,
+        kinds: &[SwapKind],
+        directory: &Path,
+        region_bytes: u64,
+        ratio: f64,
+        content: Content,
+        findings: &mut Findings,
+    ) -> Result<Self> {
         let mut devices = Vec::new();
         let mut settings = Vec::new();
-        for kind in [SwapKind::File, SwapKind::Zram] {
+        for &kind in kinds {
             if let Some(obstacle) = kind.obstacle() {
                 findings.skip(&format!("kernel {}", name(kind)), obstacle);
                 continue;
@@ -183,7 +207,7 @@ impl<'a> Devices<'a> {
         }
         // A page table takes 1/512 of the pages, and threads need stacks: both count in a cgroup, and neither in Lightswap's local memory.
         let limit_bytes = (region_bytes as f64 * ratio) as u64 + region_bytes / 512 + MIB;
-        Ok(Self { journal, devices, region_bytes, limit_bytes, _settings: settings })
+        Ok(Self { journal, devices, region_bytes, content, limit_bytes, _settings: settings })
     }
 
     /// A process with filled pages, most of which are in the swap space.
@@ -193,6 +217,7 @@ impl<'a> Devices<'a> {
         let binary = std::env::current_exe().context("cannot find the own program")?;
         let mut command = Command::new(binary);
         command.args(["micro", "kernel-child", "--region"]).arg(self.region_bytes.to_string());
+        command.arg("--content").arg(self.content.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned()));
         // Ctrl-C is for the parent.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         // SAFETY: prctl with these arguments takes no pointers; the closure makes no other call.

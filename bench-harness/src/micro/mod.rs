@@ -4,14 +4,18 @@
 //! median over the repetitions.
 
 mod bare;
+mod compressed;
 mod disk_file;
+mod encrypted;
 mod fault;
 mod floor;
 mod kernel_child;
 mod kernel_swap;
 mod notify;
 mod pages;
+mod random_faults;
 mod regions;
+mod remote;
 mod steps;
 mod switch;
 
@@ -42,6 +46,12 @@ pub enum Command {
     Switch(Arguments<switch::Options>),
     /// What the size of a region costs when the number of pages in use is the same
     Regions(Arguments<regions::Options>),
+    /// Random reads from memory servers over NBD, by the backend alone and by faults, beside fio's nbd engine
+    Remote(Arguments<remote::Options>),
+    /// Compressed memory as a backend beside kernel swap on zram: faults, CPU and memory for the same pages
+    Compressed(Arguments<compressed::Options>),
+    /// What encryption adds to a page each way
+    Encrypted(Arguments<encrypted::Options>),
     /// What this load generator can do and what a request costs it, beside memtier_benchmark when that is on PATH
     Generator(Arguments<generator_ceiling::Options>),
     /// What `steps` and `kernel` start in a cgroup
@@ -58,6 +68,9 @@ impl Command {
             Self::Kernel(arguments) => &arguments.json,
             Self::Switch(arguments) => &arguments.json,
             Self::Regions(arguments) => &arguments.json,
+            Self::Remote(arguments) => &arguments.json,
+            Self::Compressed(arguments) => &arguments.json,
+            Self::Encrypted(arguments) => &arguments.json,
             Self::Generator(arguments) => &arguments.json,
             Self::KernelChild(_) => &None,
         };
@@ -113,6 +126,9 @@ pub fn run(command: &Command) -> Result<bool> {
         Command::Kernel(arguments) => kernel_swap::run(&journal, &arguments.options)?,
         Command::Switch(arguments) => switch::run(&arguments.options)?,
         Command::Regions(arguments) => regions::run(&arguments.options)?,
+        Command::Remote(arguments) => remote::run(&journal, &arguments.options)?,
+        Command::Compressed(arguments) => compressed::run(&journal, &arguments.options)?,
+        Command::Encrypted(arguments) => encrypted::run(&journal, &arguments.options)?,
         Command::Generator(arguments) => generator_ceiling::run(&journal, &arguments.options)?,
         Command::KernelChild(_) => unreachable!("handled above"),
     };

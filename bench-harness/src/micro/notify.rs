@@ -14,7 +14,7 @@ use anyhow::Result;
 use lightswap::{Contract, Lightswap, Notifier, last_notification_ns, lwt};
 
 use super::disk_file::DiskFile;
-use super::pages::{Filled, Pages};
+use super::pages::{Content, Filled, Pages};
 use super::{Findings, bare, floor, latency_ns, median, now_ns, quantile_us};
 use crate::interrupt;
 use crate::journal::Journal;
@@ -134,7 +134,7 @@ fn measure(point: &Point, file: Option<&DiskFile>, quota: usize, seed: u64) -> R
     let notifier = if point.kind == Kind::Monitor { Notifier::Monitor } else { Notifier::Sigbus };
     let backend = file.map_or_else(|| format!("memory:?size={REGION_BYTES}"), DiskFile::url);
     let builder = Lightswap::builder().local_memory(REGION_BYTES as u64 / 4).backend(backend).max_workers(num_workers);
-    let filled = Filled::new(builder.notifier(notifier).open()?, REGION_BYTES, Contract::Transparent)?;
+    let filled = Filled::new(builder.notifier(notifier).open()?, REGION_BYTES, Contract::Transparent, Content::HalfNoise)?;
     let pages = Pages::of(&filled.region);
     let start = Arc::new(Barrier::new(num_workers));
     let mut all = std::thread::scope(|scope| {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use lightswap::{Contract, Lightswap, PAGE_SIZE, Region, format_size};
 
-use super::pages::{Pages, fill};
+use super::pages::{Content, Pages, fill};
 use super::{Findings, contract_name, cpu_seconds, median, now_ns, parse_seconds};
 use crate::interrupt;
 use crate::process;
@@ -85,7 +85,7 @@ fn measure(options: &Options, region_bytes: u64, seed: u64) -> Result<Measured> 
     let region = swap.create_region(usize::try_from(region_bytes)?, CONTRACT)?;
     let create_us = (now_ns() - start_ns) as f64 / 1e3;
     let pages = Pages::spread(&region, usize::try_from(options.pages)?);
-    fill(&swap, pages)?;
+    fill(&swap, pages, Content::HalfNoise)?;
 
     let swap_ins = || swap.stats().iter().find(|(name, _)| *name == "swap_ins").map_or(0, |(_, value)| *value);
     let worker = swap.enter_worker()?;

@@ -10,7 +10,7 @@ use lightswap::{Contract, Lightswap, Notifier, PAGE_SIZE, last_notification_ns};
 use super::disk_file::DiskFile;
 use super::kernel_child::{Reply, Request};
 use super::kernel_swap::{Devices, name, parse_region};
-use super::pages::{Filled, Pages};
+use super::pages::{Content, Filled, Pages};
 use super::{Findings, contract_name, latency_ns, median, now_ns, parse_ratio, quantile_us};
 use crate::interrupt;
 use crate::journal::Journal;
@@ -193,7 +193,7 @@ fn measure(options: &Options, file: Option<&DiskFile>, way: Way, contract: Contr
     let local_bytes = (options.region as f64 * options.ratio) as u64 / page * page;
     let notifier = if way == Way::Monitor { Notifier::Monitor } else { Notifier::Sigbus };
     let builder = Lightswap::builder().local_memory(local_bytes).backend(backend).notifier(notifier).step_times(true);
-    let filled = Filled::new(builder.open()?, usize::try_from(options.region)?, contract)?;
+    let filled = Filled::new(builder.open()?, usize::try_from(options.region)?, contract, Content::HalfNoise)?;
     let pages = Pages::of(&filled.region);
     let times = Rc::new(RefCell::new(Times::default()));
     let worker = filled.swap.enter_worker()?;

@@ -1,8 +1,10 @@
 //! Everything that the result files hold, in the form in which the report asks for it.
 
+use crate::outage_record::OutageRecord;
 use crate::results::{Micro, Results, Run, repetitions};
-use crate::summary::{Shape, Spread, Summary, best, comparison, configuration_name, sweep};
+use crate::summary::{Shape, Spread, Summary, best, comparison, configuration_name, configuration_position, sweep, text_note};
 use crate::torture_record::TortureRecord;
+use crate::values::ValueKind;
 
 /// The cell that claims about throughput are judged by, and charts of single cells show: declared before measuring, not chosen after it.
 pub const PRIMARY_PERCENT: u32 = 25;
@@ -32,6 +34,12 @@ pub const CPU_CELLS: [CpuCell; 2] =
 pub const CONTRACT: &str = "transparent";
 /// What micro-benchmarks without a choice of contract used before they recorded it.
 const COOPERATIVE: &str = "cooperative";
+
+/// Whether it is one of the primary cells but for the values, which are text.
+pub fn is_of_text(summary: &Summary) -> bool {
+    let is_primary = summary.memory_percent() == PRIMARY_PERCENT && PRIMARY_WORKLOADS.contains(&summary.workload.as_str());
+    is_primary && summary.shape.value_kind == ValueKind::Text.name() && [String::new(), text_note()].contains(&summary.note)
+}
 
 /// Read from the record's own form in files, whichever of its kinds have the field.
 fn contract_of(record: &Micro) -> String {
@@ -102,6 +110,15 @@ impl<'a> Evidence<'a> {
         })
     }
 
+    /// The same of all configurations, fastest settings, with values of text.
+    pub fn text_cells(&self, workload: &str) -> Vec<&Summary> {
+        let wanted = |summary: &Summary| summary.workload == workload && is_of_text(summary) && !summary.is_open_loop();
+        let mut names: Vec<&str> = self.summaries.iter().filter(|summary| wanted(summary)).map(|summary| summary.configuration.as_str()).collect();
+        names.sort_by_key(|name| configuration_position(name));
+        names.dedup();
+        names.into_iter().filter_map(|name| best(&self.summaries, |summary| wanted(summary) && summary.configuration == name)).collect()
+    }
+
     /// The repetitions that a summary is of.
     pub fn runs_of(&self, cell: &Summary) -> Vec<&Run> {
         let is_of_it = |run: &&Run| {
@@ -116,6 +133,14 @@ impl<'a> Evidence<'a> {
 
     pub fn torture(&self) -> impl Iterator<Item = &'a TortureRecord> {
         self.files.iter().flat_map(|file| &file.torture)
+    }
+
+    pub fn outages(&self) -> impl Iterator<Item = &'a OutageRecord> {
+        self.files.iter().flat_map(|file| &file.outages)
+    }
+
+    pub fn command_of_outage(&self) -> String {
+        self.command(|file| !file.outages.is_empty())
     }
 
     pub fn command_of_torture(&self, record: &TortureRecord) -> String {

@@ -81,6 +81,16 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
         }
         headlines.push(Headline { number: format_us(own.median), sentence, is_good: own.median <= NOTIFICATION_US });
     }
+    if let Some(outage) = evidence.outages().max_by(|a, b| a.longest_pause_seconds.total_cmp(&b.longest_pause_seconds)) {
+        let is_good = outage.problems().is_empty();
+        let sentence = format!(
+            "without an answer at most, when one of two mirrored memory servers was killed under load and came back empty: {} lost items, {} wrong values{}",
+            outage.lost_items(),
+            outage.wrong_values,
+            outage.resynchronised_after_seconds().map_or_else(String::new, |after| format!(", in sync again {after:.1} s after its return"))
+        );
+        headlines.push(Headline { number: format!("{:.0} ms", outage.longest_pause_seconds * 1e3), sentence, is_good });
+    }
     let duels = duels(evidence);
     if let Some((worst, own, other)) = duels.first() {
         let lost = duels.iter().filter(|duel| duel.0 < CLEARLY_LESS).count();

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::evidence::{Evidence, KERNEL_IN_MEMORY, STATE_OF_THE_ART};
+use super::evidence::{Evidence, KERNEL_IN_MEMORY, STATE_OF_THE_ART, is_of_text};
 use super::verdict::{digits, throughput, throughput_ratio};
 use super::{class_of, section};
 use crate::chart::{Axis, Bar, Group, Line, Plot, Point, Reference, Series, bars, escape};
@@ -148,7 +148,8 @@ fn against_memory(cells: &[&Summary], title: &str, note: &str, y: Axis, value: f
     let all = percents_of(cells, None);
     let x = Axis::linear("local memory, part of the data", percent).reversed().ticks_at(all.iter().map(|percent| f64::from(*percent)));
     let mut plot = Plot::new(title, note, x, y);
-    for name in configurations(cells) {
+    // What was measured at one share only has bars elsewhere.
+    for name in configurations(cells).into_iter().filter(|name| *name == "dram" || all.len() < 2 || percents_of(cells, Some(name)).len() > 1) {
         let points: Vec<Point> = all
             .iter()
             .filter_map(|&percent| best_at(cells, name, percent))
@@ -179,7 +180,9 @@ pub fn write_others(html: &mut String, evidence: &Evidence<'_>) {
     let is_there = |cells: &[&Summary]| {
         !by_value.is_empty() && cells[0].note == format!("values of {}", cells[0].shape.values()) && cells[0].shape.value_mix.is_empty()
     };
-    for cells in groups(evidence).into_iter().filter(|cells| !is_swept_over_memory(cells) && !is_there(cells)) {
+    for cells in
+        groups(evidence).into_iter().filter(|cells| !is_swept_over_memory(cells) && !is_there(cells) && !cells.iter().all(|cell| is_of_text(cell)))
+    {
         let bar_groups = |value: fn(&Summary) -> Spread| -> Vec<Group> {
             let percents = percents_of(&cells, None);
             let group = |&percent: &u32| Group {
@@ -210,7 +213,9 @@ pub fn write_others(html: &mut String, evidence: &Evidence<'_>) {
 fn by_value_size(evidence: &Evidence<'_>) -> String {
     let mut html = String::new();
     for workload in evidence.workloads() {
-        let closed = |summary: &&Summary| summary.workload == workload && !summary.is_open_loop() && summary.shape.value_mix.is_empty();
+        let closed = |summary: &&Summary| {
+            summary.workload == workload && !summary.is_open_loop() && summary.shape.value_mix.is_empty() && summary.shape.value_kind.is_empty()
+        };
         let cells: Vec<&Summary> = evidence.summaries.iter().filter(closed).collect();
         for percent in percents_of(&cells, None).into_iter().filter(|percent| *percent < 100) {
             let here: Vec<&Summary> = cells.iter().copied().filter(|cell| cell.memory_percent() == percent).collect();

@@ -4,6 +4,7 @@ mod appendix;
 #[cfg(test)]
 mod browser;
 mod claims;
+mod compressed;
 mod errors;
 mod evidence;
 mod files;
@@ -13,6 +14,8 @@ mod markdown;
 mod mechanism;
 mod memory;
 mod paging;
+mod remote;
+mod remote_targets;
 #[cfg(test)]
 pub mod synthetic;
 mod targets;
@@ -32,6 +35,7 @@ use crate::results::Results;
 use crate::summary::configuration_position;
 use evidence::Evidence;
 pub use files::read_all;
+use verdict::Verdict;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -154,16 +158,25 @@ pub fn html(files: &[Results]) -> String {
     let mut body = String::new();
     section(&mut body, "claims", "In short", "");
     headline::write_headlines(&mut body, &evidence);
-    headline::write_claims(&mut body, "The paper's claims", "paper", &claims::paper(&evidence));
+    // A demonstration of an outage says nothing of the rest, and so leaves its rows out.
+    let is_outage_alone = evidence.outages().next().is_some() && files.iter().all(|file| file.runs.is_empty() && file.micro.is_empty());
+    if !is_outage_alone {
+        headline::write_claims(&mut body, "The paper's claims", "paper", &claims::paper(&evidence));
+    }
+    remote::write_outages(&mut body, &evidence);
     memory::write_wins(&mut body, &evidence);
     memory::write_against_memory(&mut body, &evidence);
+    remote::write_remote(&mut body, &evidence);
     latency::write_latency(&mut body, &evidence);
     mechanism::write_micro(&mut body, &evidence);
     latency::write_time_lines(&mut body, &evidence);
     memory::write_others(&mut body, &evidence);
     memory::write_sweeps(&mut body, &evidence);
     errors::write_errors(&mut body, &evidence);
-    let own = targets::own(&evidence);
+    let mut own = targets::own(&evidence);
+    if is_outage_alone {
+        own.retain(|claim| matches!(claim.verdict, Verdict::Met | Verdict::NotMet));
+    }
     section(&mut body, "targets", "Our own targets", &format!("What the project asks of itself beyond the paper: {}.", headline::tally(&own)));
     headline::write_claims(&mut body, "", "target", &own);
     appendix::write_problems(&mut body, &evidence);

@@ -5,7 +5,7 @@ use crate::results::{Details, Micro, Moment, Results, Run, Skipped};
 use crate::tally::LatencyUs;
 
 /// Configuration, backend, threads, throughput with all in memory and how much of it is lost when nothing is.
-const CONFIGURATIONS: [(&str, &str, u32, f64, f64); 9] = [
+const CONFIGURATIONS: [(&str, &str, u32, f64, f64); 15] = [
     ("dram", "none", 2, 92_000.0, 0.0),
     ("lightswap-dram", "file", 2, 89_000.0, 0.0),
     ("lightswap", "file", 2, 88_000.0, 0.45),
@@ -15,6 +15,12 @@ const CONFIGURATIONS: [(&str, &str, u32, f64, f64); 9] = [
     ("kernel-swap-zram", "swap-zram", 4, 91_000.0, 0.6),
     ("extstore", "extstore", 4, 90_000.0, 0.78),
     ("monitor", "file", 8, 80_000.0, 0.93),
+    ("lightswap-remote", "nbd", 2, 88_000.0, 0.35),
+    ("lightswap-mirror", "mirror(nbd,nbd)", 2, 88_000.0, 0.4),
+    ("lightswap-encrypted", "encrypted(nbd)", 2, 88_000.0, 0.39),
+    ("lightswap-compressed", "memory-lz4", 2, 89_000.0, 0.3),
+    ("lightswap-tier", "tier(memory-lz4,nbd)", 2, 88_000.0, 0.34),
+    ("fastswap-style-remote", "nbd", 8, 87_000.0, 0.75),
 ];
 const WORKLOADS: [(&str, f64); 4] = [("ycsb-a", 0.9), ("ycsb-b", 0.97), ("ycsb-c", 1.0), ("ycsb-d", 1.05)];
 const RATIOS: [f64; 5] = [1.0, 0.75, 0.5, 0.25, 0.1];
@@ -44,6 +50,7 @@ fn time_line(speed: f64, faults_per_operation: f64, limit_bytes: Option<u64>) ->
             operations_per_second,
             faults_per_second: operations_per_second * faults_per_operation,
             resident_bytes: (full * (0.98 - 0.02 * (index as f64 / 5.0).cos().abs())) as u64,
+            longest_pause_seconds: 0.002,
         }
     };
     (0..50).map(moment).collect()
@@ -112,8 +119,12 @@ fn main_runs() -> Vec<Run> {
     let mut runs = Vec::new();
     for repetition in 1..=3 {
         for (workload, factor) in WORKLOADS {
-            for (index, configuration) in CONFIGURATIONS.iter().enumerate() {
-                let ratios = if configuration.0.ends_with("dram") { &RATIOS[..1] } else { &RATIOS[..] };
+            for index in 0..CONFIGURATIONS.len() {
+                let ratios = match index {
+                    0 | 1 => &RATIOS[..1],
+                    2..=8 => &RATIOS[..],
+                    _ => &RATIOS[3..4],
+                };
                 for &ratio in ratios {
                     runs.push(cell(workload, index, ratio, speed_of(index, ratio) * factor * wobble(repetition, index), repetition));
                 }
@@ -142,6 +153,22 @@ fn other_runs() -> Vec<Run> {
             let mut mixed = cell("ycsb-c", index, 0.25, speed * 0.8, repetition);
             mixed.details.value_mix = "100:40,1000:40,4096:15,16384:5".into();
             runs.push(mixed);
+        }
+    }
+    runs
+}
+
+/// Compressed memory and zram with values that compress.
+fn text_runs() -> Vec<Run> {
+    let mut runs = Vec::new();
+    for repetition in 1..=3 {
+        for (workload, factor) in &WORKLOADS[..3] {
+            for (index, mib) in [(6, 190), (12, 225), (13, 260)] {
+                let mut run = cell(workload, index, 0.25, speed_of(index, 0.25) * factor * wobble(repetition, index), repetition);
+                run.details.value_kind = "text".into();
+                run.details.backend_memory_bytes = Some(mib << 20);
+                runs.push(run);
+            }
         }
     }
     runs
@@ -276,6 +303,45 @@ fn micro() -> Vec<Micro> {
             metadata_bytes: (gib << 22) + 65_536,
         });
     }
+    for (transport, base) in [("unix", 30_000.0), ("tcp", 22_000.0)] {
+        for depth in [1, 32, 128] {
+            let rate = base * f64::from(depth).min(7.0);
+            let of = |tool: &str, reads_per_second: f64| Micro::RemoteRead {
+                tool: tool.into(),
+                transport: transport.into(),
+                connections: 1,
+                depth,
+                reads_per_second,
+            };
+            micro.extend([of("lightswap", rate), of("fio", rate * 0.6)]);
+            micro.push(Micro::Fault {
+                backend: format!("nbd-{transport}"),
+                contract: "cooperative".into(),
+                path: "touch".into(),
+                workers: 1,
+                lwts: depth,
+                faults_per_second: rate * 0.7,
+                cpu_us_per_fault: 6.0,
+            });
+        }
+    }
+    for (pager, contract, cpu_us_per_fault, bytes_per_page) in
+        [("lightswap", "transparent", 6.0, 1_760.0), ("lightswap", "cooperative", 5.0, 1_760.0), ("kernel", "", 14.0, 1_850.0)]
+    {
+        let faults_per_second = 1e6 / cpu_us_per_fault;
+        let (pager, contract) = (pager.into(), contract.into());
+        micro.push(Micro::CompressedMemory {
+            pager,
+            contract,
+            faults_per_second,
+            cpu_us_per_fault,
+            bytes_per_page,
+            memory_bytes: bytes_per_page * 65_536.0,
+        });
+    }
+    for (way, extra_us) in [("in", 1.4), ("out", 1.6)] {
+        micro.push(Micro::Encryption { way: way.into(), extra_us, plain_us: 5.0 });
+    }
     for connections in [1, 64, 512] {
         let requests_per_second = 260_000.0 * (1.0 - 0.8 / f64::from(connections));
         for server in ["null", "memcached"] {
@@ -319,11 +385,12 @@ pub fn micro_only() -> Results {
 
 /// Everything that the report knows to show.
 pub fn full() -> Results {
-    let runs = [main_runs(), other_runs(), open_loop_runs(), swept_runs(), bad_runs()].concat();
+    let runs = [main_runs(), text_runs(), other_runs(), open_loop_runs(), swept_runs(), bad_runs()].concat();
     Results {
         command: "target/release/lightswap-bench reproduce --directory build/bench --out results/full.json".into(),
         runs,
         torture: vec![crate::torture_record::tests::record(188_152)],
+        outages: vec![crate::outage_record::tests::record()],
         skipped: vec![Skipped { configuration: "lightswap-nbd".into(), reason: "there is no server for remote memory <here>".into() }],
         ..micro_only()
     }

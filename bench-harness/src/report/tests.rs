@@ -32,8 +32,10 @@ fn a_full_run_has_every_section_and_an_empty_file_has_every_claim() {
     let full = html(&[synthetic::full()]);
     for id in [
         "claims",
+        "outage",
         "wins",
         "memory",
+        "remote",
         "latency",
         "open-loop",
         "mechanism",
@@ -60,6 +62,13 @@ fn a_full_run_has_every_section_and_an_empty_file_has_every_claim() {
         assert!(claim.verdict == Verdict::ByTest || !claim.remark.is_empty(), "{claim:?}");
     }
     assert!(html(&nothing).contains("</html>"));
+}
+
+#[test]
+fn an_outage_alone_has_no_rows_of_the_rest() {
+    let text = html(&[Results { outages: vec![crate::outage_record::tests::record()], ..Results::default() }]);
+    assert!(text.contains("400 ms") && text.contains("<section id=\"outage\">") && !text.contains("not measured"), "{text}");
+    assert!(text.contains("1 met"), "{text}");
 }
 
 #[test]

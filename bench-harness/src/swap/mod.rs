@@ -92,12 +92,32 @@ impl<'a> SwapDevice<'a> {
     }
 }
 
+/// What a zram device holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Of pages as they were; those filled with one word do not count.
+    pub page_bytes: u64,
+    /// The memory that they take, its own bookkeeping included.
+    pub memory_bytes: u64,
+}
+
+/// Of a line of mm_stat: what was stored, its compressed size, and the memory it takes come first.
+fn parse_mm_stat(text: &str) -> Option<Stored> {
+    let mut numbers = text.split_whitespace().map(|word| word.parse::<u64>().ok());
+    let (page_bytes, memory_bytes) = (numbers.next()??, numbers.nth(1)??);
+    Some(Stored { page_bytes, memory_bytes })
+}
+
 impl ActiveSwap<'_> {
-    /// The memory that a zram device takes now, its own bookkeeping included.
-    pub fn memory_bytes(&self) -> Option<u64> {
+    /// Of a zram device: what it holds now.
+    pub fn stored(&self) -> Option<Stored> {
         let name = self.path.file_name()?.to_str()?;
-        let text = fs::read_to_string(format!("/sys/block/{name}/mm_stat")).ok()?;
-        text.split_whitespace().nth(2)?.parse().ok()
+        parse_mm_stat(&fs::read_to_string(format!("/sys/block/{name}/mm_stat")).ok()?)
+    }
+
+    /// The memory that a zram device takes now.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.stored().map(|stored| stored.memory_bytes)
     }
 }
 
@@ -163,6 +183,13 @@ mod tests {
         assert_eq!(&page[4086..], b"SWAPSPACE2");
         assert_eq!(page[1024..1032], [1, 0, 0, 0, 255, 0, 0, 0]);
         assert_eq!(&page[1052..1068], LABEL);
+    }
+
+    #[test]
+    fn what_zram_holds_is_read_from_its_statistics() {
+        let text = "  201326592  84000000  90177536        0 90177536        3        0        0        0\n";
+        assert_eq!(parse_mm_stat(text), Some(Stored { page_bytes: 201_326_592, memory_bytes: 90_177_536 }));
+        assert_eq!((parse_mm_stat(""), parse_mm_stat("1 x")), (None, None));
     }
 
     #[test]

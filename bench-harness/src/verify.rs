@@ -1,0 +1,137 @@
+//! Reads every record once and checks it: nothing that was loaded may be missing or wrong.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::client::Fleet;
+use crate::interrupt;
+use crate::keys::KeyTable;
+use crate::poller::NO_EVENT;
+use crate::protocol::{Parsed, Reply, append_get, parse_get_reply};
+use crate::stall::STALL_LIMIT;
+use crate::value_sizes::ValueSizes;
+use crate::values::{ValueKind, verify_value};
+use crate::ycsb::append_key;
+
+/// What the threads found so far.
+#[derive(Debug, Default)]
+pub struct VerifyShared {
+    pub read: AtomicU64,
+    missing: AtomicU64,
+    wrong: AtomicU64,
+    refused: AtomicU64,
+    first: Mutex<Option<String>>,
+    pub stop: AtomicBool,
+}
+
+/// What the records are at the end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verified {
+    pub records: u64,
+    pub missing: u64,
+    pub wrong: u64,
+    /// The server answered with an error.
+    pub refused: u64,
+    /// An example of what is not as it should be.
+    pub first: Option<String>,
+}
+
+impl VerifyShared {
+    pub fn into_verified(self) -> Verified {
+        let number = |count: AtomicU64| count.into_inner();
+        Verified {
+            records: number(self.read),
+            missing: number(self.missing),
+            wrong: number(self.wrong),
+            refused: number(self.refused),
+            first: self.first.into_inner().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+
+    fn count(&self, kind: &AtomicU64, describe: impl FnOnce() -> String) {
+        kind.fetch_add(1, Ordering::Relaxed);
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(describe);
+    }
+}
+
+#[derive(Debug)]
+pub struct Verifier<'a> {
+    pub fleet: &'a mut Fleet,
+    pub keys: &'a KeyTable,
+    pub value_sizes: ValueSizes,
+    pub value_kind: ValueKind,
+    /// This thread reads the keys `first`, `first + step`, ... below `end`.
+    pub first: u64,
+    pub step: u64,
+    pub end: u64,
+}
+
+impl Verifier<'_> {
+    pub fn run(self, shared: &VerifyShared) -> Result<()> {
+        const CLOSED: &str = "the server closed a connection while records were verified";
+        let Self { fleet: Fleet { connections, poller }, keys, value_sizes, value_kind, first, step, end } = self;
+        let mut next = first;
+        let mut idle: Vec<usize> = (0..connections.len()).collect();
+        let mut pending: Vec<u64> = vec![0; connections.len()];
+        let mut events = vec![NO_EVENT; connections.len()];
+        let mut name = Vec::new();
+        let mut last_answer = Instant::now();
+        loop {
+            if shared.stop.load(Ordering::Relaxed) || interrupt::requested() {
+                return interrupt::check();
+            }
+            while next < end
+                && let Some(token) = idle.pop()
+            {
+                pending[token] = next;
+                append_get(next, &mut connections[token].output);
+                connections[token].flush(poller, token).context(CLOSED)?;
+                next += step;
+            }
+            if idle.len() == connections.len() {
+                return Ok(());
+            }
+            for event in poller.wait(&mut events, Duration::from_millis(100))? {
+                let token = event.u64 as usize;
+                let (connection, key) = (&mut connections[token], pending[token]);
+                connection.flush(poller, token).and_then(|()| connection.receive()).context(CLOSED)?;
+                let length = match parse_get_reply(connection.input()) {
+                    Parsed::Incomplete => continue,
+                    Parsed::Garbled => bail!("the server's answer to a get is no memcached protocol"),
+                    Parsed::Complete(reply, length) => {
+                        name.clear();
+                        append_key(key, &mut name);
+                        check(keys, (value_kind, value_sizes.of(key)), key, &name, &reply, shared);
+                        length
+                    }
+                };
+                connection.consume(length);
+                last_answer = Instant::now();
+                shared.read.fetch_add(1, Ordering::Relaxed);
+                idle.push(token);
+            }
+            if last_answer.elapsed() > STALL_LIMIT {
+                bail!("the server did not answer for {} s while records were verified", STALL_LIMIT.as_secs());
+            }
+        }
+    }
+}
+
+fn check(keys: &KeyTable, (value_kind, value_size): (ValueKind, usize), key: u64, expected_name: &[u8], reply: &Reply<'_>, shared: &VerifyShared) {
+    match reply {
+        Reply::Value { key: name, data } => {
+            // No write is under way: what is legal was settled when the last one was answered.
+            let version = verify_value(value_kind, key, value_size, data);
+            let legal = *name == expected_name && version.is_some_and(|version| keys.is_legal(key, keys.read_sent(key), version));
+            if !legal {
+                let name = String::from_utf8_lossy(name);
+                shared.count(&shared.wrong, || format!("key {key}: {name} has version {version:?}, {} bytes", data.len()));
+            }
+        }
+        Reply::Refused(text) => shared.count(&shared.refused, || format!("key {key}: {}", String::from_utf8_lossy(text))),
+        Reply::Miss | Reply::Stored => shared.count(&shared.missing, || format!("key {key} is not there")),
+    }
+}
