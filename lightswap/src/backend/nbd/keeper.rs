@@ -69,6 +69,12 @@ struct State {
     must_stop: bool,
 }
 
+impl State {
+    fn has_wanted(&self) -> bool {
+        self.links.iter().any(|link| link.is_wanted.load(Relaxed))
+    }
+}
+
 /// The thread; it ends soon after this is dropped.
 #[derive(Debug)]
 pub(super) struct Keeper(Arc<Shared>);
@@ -166,7 +172,13 @@ impl Link {
 
     /// The worker ends.
     pub(super) fn close(self: &Arc<Self>) {
-        lock(&self.keeper.state).links.retain(|link| !Arc::ptr_eq(link, self));
+        let mut state = lock(&self.keeper.state);
+        state.links.retain(|link| !Arc::ptr_eq(link, self));
+        if !state.has_wanted() {
+            // What failed for others says nothing to who comes later.
+            self.keeper.is_away.store(false, Relaxed);
+            self.keeper.changed.notify_one();
+        }
     }
 }
 
@@ -208,7 +220,7 @@ impl Shared {
                     // Those in a mirror wait no longer.
                     state.links.iter().filter(|link| link.is_wanted.load(Relaxed)).for_each(|link| link.worker.poke());
                     // Links come and go meanwhile; another one that wants a connection is no reason to hurry.
-                    let pause = self.changed.wait_timeout_while(state, pause_after(num_failures), |state| !state.must_stop);
+                    let pause = self.changed.wait_timeout_while(state, pause_after(num_failures), |state| !state.must_stop && state.has_wanted());
                     state = pause.unwrap_or_else(PoisonError::into_inner).0;
                 }
             }
