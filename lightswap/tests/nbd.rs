@@ -57,6 +57,13 @@ fn nbdkit_that_is_particular_about_sizes() {
     round_trip_on(Nbdkit::memory(NUM_PAGES).map(|nbdkit| nbdkit.filter("blocksize-policy", sizes).start()));
 }
 
+/// Larger requests than its filter passes on are taken apart there.
+#[test]
+fn nbdkit_with_another_block_size() {
+    let sizes = ["minblock=4096", "maxdata=8K", "maxlen=64K"];
+    round_trip_on(Nbdkit::memory(NUM_PAGES).map(|nbdkit| nbdkit.filter("blocksize", sizes).start()));
+}
+
 #[test]
 fn nbdkit_without_multi_conn() {
     round_trip_on(Nbdkit::memory(NUM_PAGES).map(|nbdkit| nbdkit.filter("multi-conn", ["multi-conn-mode=disable"]).start()));
@@ -161,6 +168,19 @@ fn a_connection_for_each_worker_only_where_the_server_allows_it() {
     }
 }
 
+/// A worker that ends leaves its place to the next.
+#[test]
+fn connections_of_workers_that_come_and_go() {
+    let Some(_watchdog) = watchdog(100) else { return };
+    let server = ScriptedServer::new(NUM_PAGES);
+    let load = Load::open(server.url("connections=2"));
+    for _ in 0..5 {
+        let before = server.num_connections();
+        load.work_during(|| wait_until("a worker has a connection of its own", || server.num_connections() > before));
+    }
+    load.expect_all_right();
+}
+
 #[test]
 fn a_disconnect_ends_every_connection() {
     let Some(_watchdog) = watchdog(100) else { return };
@@ -169,7 +189,8 @@ fn a_disconnect_ends_every_connection() {
         export.multi_conn = multi_conn;
         let server = ScriptedServer::start(unix_place(), export);
         let load = Load::open(server.url(""));
-        load.work(100);
+        // A connection that is still being made when its worker ends is just closed.
+        load.work_during(|| load.wait_until_connected());
         drop(load);
         wait_until("all connections are gone", || server.num_open_connections() == 0);
         let mut ended: Vec<usize> = server.log(|log| log.of(Command::Disconnect).map(|request| request.connection).collect());
@@ -203,6 +224,31 @@ fn neighbours_are_written_together() {
         // Victims come from one span at a time.
         let most = if largest == 4 << 10 { num_written } else { num_written / 3 };
         assert!(num_writes <= most, "{num_writes} requests for {num_written} pages, of up to {largest} bytes");
+    }
+}
+
+/// Neighbouring pages that are asked for together are read with one request, but for as many as the server takes; the scripted one complains of longer ones.
+#[test]
+fn neighbours_are_read_together() {
+    let Some(_watchdog) = watchdog(100) else { return };
+    for (largest, num_pages) in [(4 << 20, 8), (8 << 10, 2), (4 << 10, 1)] {
+        let mut export = ScriptedServer::export_of(1000);
+        export.block_sizes = Some([1, 4096, largest]);
+        let server = ScriptedServer::start(unix_place(), export);
+        let swap = builder(500, server.url("")).open().unwrap();
+        let region = swap.create_region(1000 * PAGE, Contract::Transparent).unwrap();
+        let pages = Pages::of(&region);
+        (0..1000).for_each(|page| pages.fill(page, 1));
+        // Reads begin before anybody waits for them if there is room.
+        pages.discard(500, 500);
+        assert!((0..80).all(|page| !pages.is_resident(page)));
+        let handle = swap.enter_worker().unwrap();
+        let touch = move || (0..80).step_by(8).for_each(|first| lightswap::touch(pages.address(first), 8 * PAGE).unwrap());
+        handle.start(touch).unwrap();
+        handle.run();
+        let longest = server.log(|log| log.of(Command::Read).map(|read| read.length as usize / PAGE).max());
+        assert_eq!(longest, Some(num_pages), "requests of {largest} bytes: {:?}", swap.stats());
+        (0..500).for_each(|page| pages.check(page, 1));
     }
 }
 

@@ -1,5 +1,6 @@
 //! One connection of a scripted server: a thread that reads requests, and one that does and answers them, in the order and manner of the script.
 
+use super::handshake::Export;
 use super::log::fault_of;
 use super::protocol::*;
 use super::script::Action;
@@ -44,15 +45,17 @@ struct Outbox {
 pub struct Connection {
     number: usize,
     shared: Arc<Shared>,
+    /// As the client was told.
+    export: Export,
     stream: Stream,
     outbox: Mutex<Outbox>,
     changed: Condvar,
 }
 
 /// Serves requests until the connection ends.
-pub fn serve(number: usize, shared: &Arc<Shared>, stream: Stream) -> io::Result<()> {
+pub fn serve(number: usize, shared: &Arc<Shared>, export: Export, stream: Stream) -> io::Result<()> {
     let reader = stream.try_clone()?;
-    let connection = Connection { number, shared: shared.clone(), stream, outbox: Mutex::default(), changed: Condvar::new() };
+    let connection = Connection { number, shared: shared.clone(), export, stream, outbox: Mutex::default(), changed: Condvar::new() };
     std::thread::scope(|scope| {
         scope.spawn(|| connection.answer_all());
         let _ = connection.take_in(reader);
@@ -81,8 +84,7 @@ impl Connection {
             self.wait_while_frozen()?;
             let mut header = [0; REQUEST_LEN];
             self.read(&mut reader, &mut header)?;
-            let export = self.shared.export();
-            let parsed = Request::parse(&header).and_then(|request| match fault_of(&request, &export) {
+            let parsed = Request::parse(&header).and_then(|request| match fault_of(&request, &self.export) {
                 Some(fault) => Err(fault),
                 None => Ok(request),
             });

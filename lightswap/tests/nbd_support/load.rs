@@ -1,7 +1,7 @@
 //! An instance whose backend is a server, and work for it: workers' LWTs and ordinary threads change and check pages against a model.
 
 use crate::common::pages::Pages;
-use crate::common::{DEFAULT_MODE, Mode, PAGE, Random, Watchdog, builder, kernel_is_able, stat};
+use crate::common::{DEFAULT_MODE, Mode, PAGE, Random, Watchdog, builder, kernel_is_able, stat, wait_until};
 use crate::faulty_support::{Model, expect_order};
 use lightswap::{Contract, Lightswap, Region};
 use std::sync::atomic::AtomicBool;
@@ -82,6 +82,11 @@ impl Load {
             let _stop = StopOnDrop(must_stop);
             meanwhile();
         })
+    }
+
+    /// Waits until every worker has a connection. They are made in the background, and begin with a look at the client's mark: requests that are no page's.
+    pub fn wait_until_connected(&self) {
+        wait_until("every worker is connected", || self.stat("nbd_connections_down") == 0);
     }
 
     fn run(&self, num_steps: usize, must_stop: &Arc<AtomicBool>, meanwhile: impl FnOnce()) -> usize {

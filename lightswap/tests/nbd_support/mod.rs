@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod connection;
+pub mod events;
 pub mod handshake;
 pub mod load;
 pub mod log;

@@ -104,6 +104,8 @@ pub struct Script {
     pub piece: usize,
     /// Writes and trims that a lost connection leaves behind are still done some time later, as by a server whose disk is slow.
     pub stragglers: Option<Duration>,
+    /// Rules are not for requests of the mark that clients leave behind the pages, which begins here.
+    pub spared_from: Option<u64>,
     pub random: Random,
     rules: Vec<Rule>,
     /// Rules that were followed, one for each time.
@@ -112,7 +114,16 @@ pub struct Script {
 
 impl Script {
     pub fn new(seed: u64) -> Self {
-        Self { hold: 0, delay: Duration::ZERO, piece: 0, stragglers: None, random: Random::new(seed), rules: Vec::new(), followed: Vec::new() }
+        Self {
+            hold: 0,
+            delay: Duration::ZERO,
+            piece: 0,
+            stragglers: None,
+            spared_from: None,
+            random: Random::new(seed),
+            rules: Vec::new(),
+            followed: Vec::new(),
+        }
     }
 
     pub fn add(&mut self, rule: Rule) {
@@ -132,6 +143,9 @@ impl Script {
     /// What goes wrong with the request: by the first rule whose turn it is.
     pub fn action_for(&mut self, request: &Request) -> Option<Action> {
         let Self { rules, random, followed, .. } = self;
+        if self.spared_from.is_some_and(|start| request.offset >= start && request.command != Command::Flush) {
+            return None;
+        }
         for rule in rules.iter_mut().filter(|rule| rule.times > 0 && rule.is_for(request)) {
             if rule.skip > 0 {
                 rule.skip -= 1;

@@ -173,6 +173,12 @@ impl ScriptedServer {
         self.script(|script| script.add(rule));
     }
 
+    /// What the client reads and writes of its mark, in the last page, is answered whatever the rules say; or not.
+    pub fn spare_mark(&self, is_spared: bool) {
+        let start = self.shared.export().num_bytes - PAGE as u64;
+        self.script(|script| script.spared_from = is_spared.then_some(start));
+    }
+
     /// Nothing goes wrong any more.
     pub fn behave(&self) {
         self.script(Script::behave);
@@ -302,7 +308,11 @@ fn accept_all(shared: &Arc<Shared>, place: &Place, listener: Listener) {
         match next {
             None => std::thread::sleep(Duration::from_millis(2)),
             Some(stream) if away == Some(Away::Closing) => stream.shut_down(),
-            Some(stream) => threads.extend(start_connection(shared, stream)),
+            Some(stream) => {
+                // Each that has ended keeps its stack until then.
+                threads.retain(|thread| !thread.is_finished());
+                threads.extend(start_connection(shared, stream));
+            }
         }
     }
     lock(&shared.connections).iter().flatten().for_each(Stream::shut_down);
@@ -336,7 +346,7 @@ fn run_connection(number: usize, shared: &Arc<Shared>, mut stream: Stream) -> io
         shared.log(|log| log.violated(number, &violation));
     }
     match ended? {
-        Ended::Ready => connection::serve(number, shared, stream),
+        Ended::Ready => connection::serve(number, shared, export, stream),
         Ended::Closed => {
             stream.shut_down();
             Ok(())

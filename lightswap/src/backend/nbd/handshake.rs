@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// A handshake takes some round trips, so it has at least so long, however short the time limit of requests is.
-const MIN_TIME_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const MIN_TIME_LIMIT: Duration = Duration::from_secs(1);
 /// Longest answer that is read, and how many there may be.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 const MAX_ANSWERS: usize = 64;

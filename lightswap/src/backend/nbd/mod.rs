@@ -16,6 +16,7 @@ mod signature;
 mod trims;
 mod wire;
 
+use super::read_runs::MAX_RUN_PAGES;
 use super::url::BackendUrl;
 use super::{Backend, BackendQueue, Health, QueueBuilder, offset_of};
 use crate::budget::MAX_BATCH_PAGES;
@@ -86,7 +87,7 @@ impl NbdBackend {
             failed(&format!("an export of {} is too large to keep track of ({cause}): use less of it, with size=SIZE", format_size(export.num_bytes)))
         })?;
         Ok(Self {
-            keeper: Keeper::start(address.clone(), offset_of(num_slots), signature)?,
+            keeper: Keeper::start(address.clone(), export.clone(), offset_of(num_slots), signature)?,
             trims,
             address,
             export,
@@ -122,9 +123,19 @@ impl NbdBackend {
         self.address.lost_after.as_nanos() as u64
     }
 
+    /// In a mirror requests wait no longer for a worker's first connection.
+    fn connect_limit_ns(&self) -> u64 {
+        self.address.timeout.max(handshake::MIN_TIME_LIMIT).as_nanos() as u64
+    }
+
     /// Of one request.
     fn max_write_bytes(&self) -> usize {
         (self.export.max_payload_bytes as usize / PAGE_SIZE * PAGE_SIZE).max(PAGE_SIZE)
+    }
+
+    /// Of one request.
+    fn max_read_pages(&self) -> usize {
+        (self.max_write_bytes() / PAGE_SIZE).min(MAX_RUN_PAGES)
     }
 
     /// Requests that a write falls into at most.
@@ -136,6 +147,11 @@ impl NbdBackend {
     fn may_connect(&self) -> bool {
         let most = if self.export.can_multi_conn { self.address.max_connections } else { 1 };
         self.num_connections.fetch_update(Relaxed, Relaxed, |num| (num < most).then_some(num + 1)).is_ok()
+    }
+
+    /// A worker that was allowed to connect has ended: another one may.
+    fn end_connection(&self) {
+        self.num_connections.fetch_sub(1, Relaxed);
     }
 
     fn poke_pager_thread(&self) {
@@ -165,7 +181,12 @@ impl Backend for NbdBackend {
             None
         };
         let link = self.keeper.link(builder.shared, ready);
-        let node = Rc::new(NbdQueue::new(self, link, builder, forwards)?);
+        let backend = self.clone();
+        let node = NbdQueue::new(self, link.clone(), builder, forwards).inspect_err(|_| {
+            link.close();
+            backend.end_connection();
+        })?;
+        let node = Rc::new(node);
         Ok(builder.add(node.number(), node))
     }
 

@@ -1,7 +1,8 @@
 //! A worker's own connection: requests in the order of their making, many under way, replies in any order; and what happens when it breaks.
 //!
 //! A connection that breaks is shut down, and given up when nothing uses it any more. Its requests, all of which can be repeated, wait for the next one. After
-//! `lost-after` they fail, and with them all that come; in a mirror they do so at once, unless the worker's first connection is still being made.
+//! `lost-after` without any reply, over however many connections, they fail, and with them all that come until there is one; in a mirror they do so at once,
+//! unless the worker's first connection is still being made.
 
 use super::connection::{Broken, Connection};
 use super::inbox::Inbox;
@@ -11,7 +12,7 @@ use super::proxy::{Forwarded, Forwards};
 use super::wire::{Command, errno_of, request};
 use super::{Counter, NbdBackend};
 use crate::backend::parts::PartWrites;
-use crate::backend::read_runs::{MAX_RUN_PAGES, ReadRuns};
+use crate::backend::read_runs::ReadRuns;
 use crate::backend::slab::Slab;
 use crate::backend::{BackendQueue, QueueBuilder, Read, Write, WriteRequest, offset_of};
 use crate::error::Result;
@@ -79,6 +80,8 @@ pub(super) struct NbdQueue {
     inbox: Inbox,
     outbox: Outbox,
     runs: ReadRuns,
+    /// Of the open run.
+    num_run_pages: Cell<usize>,
     parts: PartWrites,
     requests: Slab<Request>,
     /// Numbers of those to send; never grows past its capacity.
@@ -87,9 +90,12 @@ pub(super) struct NbdQueue {
     put_off: RefCell<Vec<WriteRequest>>,
     next_serial: Cell<u32>,
     num_trims: Cell<usize>,
-    /// Since when there is no connection, and when the last reply came.
+    /// Since when no connection has brought a reply that was waited for.
     down_since_ns: Cell<u64>,
     last_reply_ns: Cell<u64>,
+    /// This connection has brought a reply; or nobody waited for one when it was made.
+    has_answered: Cell<bool>,
+    was_waited_for: Cell<bool>,
     is_timer_set: Cell<bool>,
     is_closed: Cell<bool>,
     /// Of the pager thread.
@@ -104,9 +110,10 @@ impl NbdQueue {
         let num_requests = num_reads + num_parts + MAX_TRIMS;
         Ok(Self {
             number: builder.reserve(),
-            inbox: Inbox::new(num_reads, num_reads.min(MAX_RUN_PAGES))?,
+            inbox: Inbox::new(num_reads, num_reads.min(backend.max_read_pages()))?,
             outbox: Outbox::new(),
             runs: ReadRuns::new(num_reads),
+            num_run_pages: Cell::new(0),
             parts: PartWrites::new(num_writes),
             requests: Slab::new(num_requests),
             unsent: RefCell::new(VecDeque::with_capacity(num_requests)),
@@ -115,6 +122,8 @@ impl NbdQueue {
             num_trims: Cell::new(0),
             down_since_ns: Cell::new(sys::now_ns()),
             last_reply_ns: Cell::new(0),
+            has_answered: Cell::new(false),
+            was_waited_for: Cell::new(false),
             is_timer_set: Cell::new(false),
             is_closed: Cell::new(false),
             line: RefCell::new(Line::Down),
@@ -133,11 +142,12 @@ impl NbdQueue {
         if !matches!(*self.line.borrow(), Line::Down) {
             return None;
         }
-        if self.is_closed.get() || (self.backend.is_mirrored.load(Relaxed) && self.link.is_away()) {
+        let down_ns = sys::now_ns().saturating_sub(self.down_since_ns.get());
+        let may_not_wait = || self.backend.is_mirrored.load(Relaxed) && (self.link.is_away() || down_ns > self.backend.connect_limit_ns());
+        if self.is_closed.get() || may_not_wait() {
             return Some(libc::ENOTCONN);
         }
-        let is_lost = sys::now_ns() - self.down_since_ns.get() > self.backend.lost_after_ns();
-        is_lost.then_some(libc::ENODEV)
+        (down_ns > self.backend.lost_after_ns()).then_some(libc::ENODEV)
     }
 
     fn add(&self, task: Task) {
@@ -148,6 +158,7 @@ impl NbdQueue {
     }
 
     fn close_run(&self) {
+        self.num_run_pages.set(0);
         if let Some((run, _)) = self.runs.take() {
             self.add(Task::Read { run });
         }
@@ -203,6 +214,7 @@ impl NbdQueue {
             if result == -libc::ESHUTDOWN {
                 return Err(Broken::ShuttingDown);
             }
+            self.has_answered.set(true);
             self.end(io, reply.cookie as u32, result, reply.payload);
         }
         Ok(())
@@ -268,15 +280,18 @@ impl NbdQueue {
         *line = Line::Closing(connection);
     }
 
-    /// The worker ends: so does the connection, when all requests (TRIMs may be left) have been answered.
-    fn end_line(&self) {
+    /// The worker ends: so does the connection, when all requests (TRIMs may be left) have been answered. With `is_late` even if one is still being sent, as to
+    /// a server that answers what it has not read.
+    fn end_line(&self, is_late: bool) {
         if !self.requests.is_empty() {
             return;
         }
         let mut line = self.line.borrow_mut();
         *line = match std::mem::replace(&mut *line, Line::Down) {
-            Line::Up(connection) if !connection.is_sending() => {
-                connection.say_goodbye();
+            Line::Up(connection) if is_late || !connection.is_sending() => {
+                if !connection.is_sending() {
+                    connection.say_goodbye();
+                }
                 connection.shut_down();
                 Line::Closing(connection)
             }
@@ -290,17 +305,19 @@ impl NbdQueue {
             return;
         }
         *self.line.borrow_mut() = Line::Down;
-        self.down_since_ns.set(sys::now_ns());
+        if self.has_answered.get() || !self.was_waited_for.get() {
+            self.down_since_ns.set(sys::now_ns());
+        }
         self.inbox.clear();
         self.outbox.clear();
+        if !self.is_closed.get() {
+            self.link.want(self.has_answered.get());
+        }
         if let Some(errno) = self.refusal() {
             self.fail_all(io, errno);
         } else {
             self.close_run();
             self.send_all_again();
-        }
-        if !self.is_closed.get() {
-            self.link.want();
         }
     }
 
@@ -345,7 +362,8 @@ impl NbdQueue {
     /// Looks at the time, again and again while there are requests.
     fn set_timer(&self, io: &IoQueue) {
         let has_requests = !self.requests.is_empty() || !self.put_off.borrow().is_empty();
-        if has_requests && !self.is_timer_set.replace(true) {
+        let is_ending = self.is_closed.get() && matches!(*self.line.borrow(), Line::Up(_));
+        if (has_requests || is_ending) && !self.is_timer_set.replace(true) {
             let limit_ns = self.backend.timeout_ns().min(self.backend.lost_after_ns());
             io.push_timer(Duration::from_nanos(limit_ns / u64::from(LOOKS)).max(Duration::from_millis(1)), self.token(TIMER));
         }
@@ -364,6 +382,9 @@ impl NbdQueue {
                 self.backend.count(Counter::Timeouts, 1);
                 self.break_line(&Broken::TimedOut(age_ns / 1_000_000));
                 self.end_closing(io);
+            } else if self.is_closed.get() {
+                self.end_line(true);
+                self.end_closing(io);
             }
         } else if let Some(errno) = self.refusal() {
             self.fail_all(io, errno);
@@ -376,10 +397,12 @@ impl BackendQueue for NbdQueue {
         if let Some(errno) = self.refusal() {
             return io.finish(read.token, Completion::of(-errno));
         }
-        if read.is_retry || !self.runs.add(read) {
+        let is_full = self.num_run_pages.get() == self.backend.max_read_pages();
+        if read.is_retry || is_full || !self.runs.add(read) {
             self.close_run();
             self.runs.add(read);
         }
+        self.num_run_pages.set(self.num_run_pages.get() + 1);
         if read.is_retry {
             self.close_run();
         }
@@ -440,6 +463,8 @@ impl BackendQueue for NbdQueue {
             && let Some(connected) = self.link.take()
         {
             self.last_reply_ns.set(sys::now_ns());
+            self.has_answered.set(false);
+            self.was_waited_for.set(!self.requests.is_empty());
             *self.line.borrow_mut() = Line::Up(Connection::new(connected));
             self.send_all_again();
         }
@@ -450,7 +475,7 @@ impl BackendQueue for NbdQueue {
             self.fail_all(io, errno);
         }
         if self.is_closed.get() {
-            self.end_line();
+            self.end_line(false);
         }
         if let Line::Up(connection) = &*self.line.borrow() {
             if !connection.is_sending() {
@@ -467,6 +492,12 @@ impl BackendQueue for NbdQueue {
     fn close(&self, _: &IoQueue) {
         self.is_closed.set(true);
         self.link.close();
-        self.end_line();
+        self.end_line(false);
+    }
+}
+
+impl Drop for NbdQueue {
+    fn drop(&mut self) {
+        self.backend.end_connection();
     }
 }
