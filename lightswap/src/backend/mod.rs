@@ -18,6 +18,7 @@ mod read_runs;
 mod schedule;
 mod slab;
 mod stripe;
+mod tier;
 mod url;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -88,6 +89,11 @@ pub(crate) trait Backend: Send + Sync + Debug {
     /// The content of the slots is not needed any more: a chance to give memory back. Async-signal-safe.
     fn discard(&self, _slot: usize, _num_slots: usize) {}
 
+    /// Bytes that its content takes, and most that it may, if there is such a limit and [`Self::read_now`] reads all slots. Cheap, and async-signal-safe.
+    fn fill(&self) -> Option<(u64, u64)> {
+        None
+    }
+
     /// Whether it works.
     fn health(&self) -> Health {
         Health::default()
@@ -126,6 +132,7 @@ fn open_tree(tree: Tree) -> Result<Arc<dyn Backend>> {
             match how {
                 Combination::Encrypted => Arc::new(encrypted::EncryptedBackend::new(members.remove(0))?),
                 Combination::Stripe => Arc::new(stripe::StripeBackend::new(members, &text)?),
+                Combination::Tier => Arc::new(tier::TierBackend::new(members, &text)?),
             }
         }
     })

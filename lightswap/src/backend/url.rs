@@ -22,16 +22,18 @@ const MAX_DEPTH: usize = 8;
 pub(super) enum Combination {
     Stripe,
     Encrypted,
+    Tier,
 }
 
 impl Combination {
-    const ALL: [(&str, Self); 2] = [("stripe", Self::Stripe), ("encrypted", Self::Encrypted)];
+    const ALL: [(&str, Self); 3] = [("stripe", Self::Stripe), ("encrypted", Self::Encrypted), ("tier", Self::Tier)];
 
     /// How many members it takes.
     fn num_members(self) -> RangeInclusive<usize> {
         match self {
             Self::Stripe => 2..=16,
             Self::Encrypted => 1..=1,
+            Self::Tier => 2..=2,
         }
     }
 }
