@@ -438,15 +438,18 @@ fn what_a_page_had_makes_room() {
     let pool = Pool::new(NUM_SLOTS, Some(64 << 10)).unwrap();
     let mut scratch = Scratch::new();
     let num_stored = (0..NUM_SLOTS).take_while(|slot| store(&pool, *slot, Kind::Random(*slot as u64), &mut scratch).is_ok()).count();
-    // Longer than anything that is shared, shorter than a page: it takes a place of its own.
     let half = |seed| Kind::Mixed(seed, PAGE_SIZE / 5);
     assert!(num_stored > 8 && store(&pool, num_stored, half(1), &mut scratch) == Err(NotStored::Full));
     assert_eq!(store(&pool, 3, half(2), &mut scratch), Ok(()), "in the page that it had");
     assert_eq!(load(&pool, 3), Ok(half(2).page()));
+    let beside = num_stored..NUM_SLOTS;
+    let num_beside = beside.clone().take_while(|slot| store(&pool, *slot, half(*slot as u64), &mut scratch).is_ok()).count();
+    assert!(num_beside > 1);
     // The slot's own room is not enough for this, but it is given up.
     assert_eq!(store(&pool, 3, Kind::Random(3), &mut scratch), Err(NotStored::Full));
     assert_eq!(load(&pool, 3), Err(Corrupt));
-    assert_eq!(store(&pool, num_stored + 1, half(4), &mut scratch), Ok(()));
+    assert_eq!(store(&pool, NUM_SLOTS - 1, half(4), &mut scratch), Ok(()));
+    beside.take(num_beside).for_each(|slot| assert_eq!(load(&pool, slot), Ok(half(slot as u64).page())));
     (4..num_stored).for_each(|slot| assert_eq!(load(&pool, slot), Ok(Kind::Random(slot as u64).page())));
 }
 

@@ -29,7 +29,7 @@ const MAX_SCANNED: usize = 16 << 10;
 /// After a failed write, or a round in which there was nothing to move.
 const PAUSE: Duration = Duration::from_millis(100);
 /// In place of a buffer's number.
-const TIMER: u32 = NUM_BUFFERS as u32;
+pub(super) const TIMER: u32 = NUM_BUFFERS as u32;
 
 /// Pages on their way.
 #[derive(Clone, Copy, Debug)]
