@@ -448,7 +448,7 @@ fn what_a_page_had_makes_room() {
     // The slot's own room is not enough for this, but it is given up.
     assert_eq!(store(&pool, 3, Kind::Random(3), &mut scratch), Err(NotStored::Full));
     assert_eq!(load(&pool, 3), Err(Corrupt));
-    assert_eq!(store(&pool, NUM_SLOTS - 1, half(4), &mut scratch), Ok(()));
+    assert_eq!(store(&pool, num_stored + num_beside, half(2), &mut scratch), Ok(()));
     beside.take(num_beside).for_each(|slot| assert_eq!(load(&pool, slot), Ok(half(slot as u64).page())));
     (4..num_stored).for_each(|slot| assert_eq!(load(&pool, slot), Ok(Kind::Random(slot as u64).page())));
 }

@@ -404,7 +404,8 @@ fn a_mover_without_anything_to_move_rests() {
     // As if an owner were about to discard something of each.
     for slot in 0..60 {
         bench.fill(slot, slot as u64..slot as u64 + 1);
-        drop(bench.tier.slots.update(slot, |state| state.without_content().with_content_in(Place::Slow).without_content().with_content_in(Place::Fast)));
+        let slot_again = |state: State| state.without_content().with_content_in(Place::Slow).without_content().with_content_in(Place::Fast);
+        bench.tier.slots.update(slot, slot_again);
     }
     assert!(bench.tier.slots.load(5).is_stale() && bench.tier.is_pressed());
     bench.turns();
