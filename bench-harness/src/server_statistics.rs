@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// What `stats lightswap` tells of the present, beside what rises for ever. All else that is a number is a counter, so that new ones are recorded, too.
-const GAUGES: [&str; 9] = [
+const GAUGES: [&str; 11] = [
     "pinned_pages",
     "backend_away",
     "vectored_removal",
@@ -13,6 +13,8 @@ const GAUGES: [&str; 9] = [
     "compressed_pages",
     "compressed_same_filled_pages",
     "compressed_incompressible_pages",
+    "tier_fast_pages",
+    "tier_slow_pages",
 ];
 /// Sizes, and percentiles and means of latencies.
 const GAUGE_ENDS: [&str; 2] = ["_bytes", "_ns"];

@@ -88,9 +88,14 @@ impl TierBackend {
 
     /// Reads a slot whose content is in the fast member; `None` if it is there no more.
     fn read_fast(&self, slot: usize, buffer: *mut u8) -> Option<Now> {
+        let count = |now| {
+            if !matches!(now, Now::NeedsIo) {
+                self.num_fast_reads.fetch_add(1, Relaxed);
+            }
+            Some(now)
+        };
         if !self.can_move {
-            self.num_fast_reads.fetch_add(1, Relaxed);
-            return Some(self.fast.read_now(slot, buffer));
+            return count(self.fast.read_now(slot, buffer));
         }
         let mut locked = self.slots.lock(slot);
         if locked.state.place() != Place::Fast {
@@ -107,8 +112,7 @@ impl TierBackend {
             *content = buffer;
         }
         drop(locked);
-        self.num_fast_reads.fetch_add(1, Relaxed);
-        Some(now)
+        count(now)
     }
 
     /// After a write: has the mover make room if that is called for. Async-signal-safe.

@@ -63,7 +63,20 @@ impl Mover {
         buffers.advise(libc::MADV_DONTFORK);
         let [is_paused, is_failing, is_closed] = Default::default();
         let (num_moving, hand, num_in_vain, goal) = Default::default();
-        Ok(Self { tier, number, shared, buffers, moves: Slab::new(NUM_BUFFERS), num_moving, hand, num_in_vain, goal, is_paused, is_failing, is_closed })
+        Ok(Self {
+            tier,
+            number,
+            shared,
+            buffers,
+            moves: Slab::new(NUM_BUFFERS),
+            num_moving,
+            hand,
+            num_in_vain,
+            goal,
+            is_paused,
+            is_failing,
+            is_closed,
+        })
     }
 
     /// Writes that it has in flight at most.

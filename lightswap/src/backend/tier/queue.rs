@@ -277,7 +277,10 @@ impl BackendQueue for TierQueue {
             && let Some(now) = tier.read_fast(read.slot, read.target)
         {
             let result = match now {
-                Now::NeedsIo => return self.fast.read(io, read),
+                Now::NeedsIo => {
+                    tier.num_fast_reads.fetch_add(1, Relaxed);
+                    return self.fast.read(io, read);
+                }
                 Now::Failed(RawCause::WRONG_HASH) => WRONG_CONTENT,
                 Now::Failed(RawCause(cause)) => -cause.abs(),
                 Now::Content(content) => {
@@ -341,7 +344,11 @@ impl BackendQueue for TierQueue {
             }
         } else {
             self.change_whole(part.whole, |whole| whole.num_in_slow -= 1);
-            let error = if is_whole { 0 } else { completion.result.min(-1).max(-4095) };
+            let error = match completion.result {
+                _ if is_whole => 0,
+                0.. => -libc::EIO,
+                error => error,
+            };
             self.end_slow(part.whole, part.pages(), error, &mut change);
         }
         self.go_on(io, part.whole, change);

@@ -447,7 +447,11 @@ fn run_model(seed: u64, limit_pages: usize, num_steps: usize) {
             bench.tier.discard(write.slot, num_pages);
         }
         for (slot, seed) in (write.slot..).zip(write.seeds.clone()) {
-            if succeeded { model.insert(slot, seed) } else { model.remove(&slot) };
+            if succeeded {
+                model.insert(slot, seed)
+            } else {
+                model.remove(&slot)
+            };
         }
     };
     for step in 0..num_steps + 100 {
