@@ -19,6 +19,7 @@ mod read_runs;
 mod schedule;
 mod slab;
 mod stripe;
+mod tier;
 mod url;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -89,6 +90,11 @@ pub(crate) trait Backend: Send + Sync + Debug {
     /// The content of the slots is not needed any more: a chance to give memory back. Async-signal-safe.
     fn discard(&self, _slot: usize, _num_slots: usize) {}
 
+    /// Bytes that its content takes, and most that it may, if there is such a limit and [`Self::read_now`] reads all slots. Cheap, and async-signal-safe.
+    fn fill(&self) -> Option<(u64, u64)> {
+        None
+    }
+
     /// Whether it works.
     fn health(&self) -> Health {
         Health::default()
@@ -127,6 +133,7 @@ fn open_tree(tree: Tree) -> Result<Arc<dyn Backend>> {
                 Combination::Encrypted => Arc::new(encrypted::EncryptedBackend::new(members.remove(0))?),
                 Combination::Mirror => Arc::new(mirror::MirrorBackend::new(members, &text)?),
                 Combination::Stripe => Arc::new(stripe::StripeBackend::new(members, &text)?),
+                Combination::Tier => Arc::new(tier::TierBackend::new(members, &text)?),
             }
         }
     })

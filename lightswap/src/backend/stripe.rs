@@ -96,6 +96,10 @@ impl Backend for StripeBackend {
         self.parts(slot, num_slots).for_each(|(member, first, len)| self.members[member].discard(first, len));
     }
 
+    fn fill(&self) -> Option<(u64, u64)> {
+        self.members.iter().try_fold((0, 0), |(used, limit), member| member.fill().map(|of_member| (used + of_member.0, limit + of_member.1)))
+    }
+
     fn health(&self) -> Health {
         self.members
             .iter()

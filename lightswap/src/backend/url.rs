@@ -24,10 +24,11 @@ pub(super) enum Combination {
     Mirror,
     Stripe,
     Encrypted,
+    Tier,
 }
 
 impl Combination {
-    const ALL: [(&str, Self); 3] = [("mirror", Self::Mirror), ("stripe", Self::Stripe), ("encrypted", Self::Encrypted)];
+    const ALL: [(&str, Self); 4] = [("mirror", Self::Mirror), ("stripe", Self::Stripe), ("encrypted", Self::Encrypted), ("tier", Self::Tier)];
 
     /// How many members it takes.
     fn num_members(self) -> RangeInclusive<usize> {
@@ -35,6 +36,7 @@ impl Combination {
             Self::Mirror => mirror::NUM_MEMBERS,
             Self::Stripe => 2..=16,
             Self::Encrypted => 1..=1,
+            Self::Tier => 2..=2,
         }
     }
 }

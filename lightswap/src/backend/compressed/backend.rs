@@ -70,6 +70,10 @@ impl Backend for CompressedBackend {
         self.pool.free(slot, num_slots);
     }
 
+    fn fill(&self) -> Option<(u64, u64)> {
+        self.pool.fill()
+    }
+
     fn stats(&self) -> Vec<(&'static str, u64)> {
         let stats = self.pool.stats();
         vec![

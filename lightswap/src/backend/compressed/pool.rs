@@ -35,12 +35,12 @@ pub(in crate::backend) struct Pool {
     object_bytes: AtomicU64,
 }
 
-/// Why a page was not stored. The slot has what it had before.
+/// Why a page was not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::backend) enum NotStored {
-    /// The pool has reached its limit.
+    /// The pool has reached its limit. The slot has nothing any more: what it had is of no use to a page that has changed, and its place may be to others.
     Full,
-    /// The memory of the page cannot be read.
+    /// The memory of the page cannot be read. The slot has what it had before.
     Damaged,
 }
 
@@ -134,9 +134,9 @@ impl Pool {
         }
         let new = match form_of(page, bytes, output, table) {
             Form::Same(word) => Entry::Same(word),
-            Form::Word(word) => Entry::Word { offset: self.put(slot, &word.to_ne_bytes()).ok_or(NotStored::Full)? },
-            Form::Compressed(len) => Entry::Object { offset: self.put(slot, &output[..len]).ok_or(NotStored::Full)?, len },
-            Form::Raw => Entry::Object { offset: self.put(slot, bytes).ok_or(NotStored::Full)?, len: PAGE_SIZE },
+            Form::Word(word) => Entry::Word { offset: self.put_somehow(slot, &word.to_ne_bytes())? },
+            Form::Compressed(len) => Entry::Object { offset: self.put_somehow(slot, &output[..len])?, len },
+            Form::Raw => Entry::Object { offset: self.put_somehow(slot, bytes)?, len: PAGE_SIZE },
         };
         let old = Entry::decode(self.slot(slot).swap(new.encode(), Release));
         self.count(new, u64::wrapping_add);
@@ -182,6 +182,11 @@ impl Pool {
         }
     }
 
+    /// Bytes of what is stored, without the loss in classes, groups and metadata, and the limit if there is one.
+    pub(in crate::backend) fn fill(&self) -> Option<(u64, u64)> {
+        Some((self.object_bytes.load(Relaxed), self.heap.limit_bytes?))
+    }
+
     pub(in crate::backend) fn stats(&self) -> PoolStats {
         let in_table = self.num_in_table.load(Relaxed);
         PoolStats {
@@ -193,6 +198,16 @@ impl Pool {
             compressed_bytes: self.object_bytes.load(Relaxed),
             idle_bytes: self.heap.num_idle.load(Relaxed) * PAGE_SIZE as u64,
         }
+    }
+
+    /// [`Self::put`], in the room of what the slot has if there is no other.
+    fn put_somehow(&self, slot: usize, object: &[u8]) -> std::result::Result<u64, NotStored> {
+        if let Some(offset) = self.put(slot, object) {
+            return Ok(offset);
+        }
+        let has_place = Entry::decode(self.slot(slot).load(Relaxed)).place().is_some();
+        self.free(slot, 1);
+        has_place.then(|| self.put(slot, object)).flatten().ok_or(NotStored::Full)
     }
 
     /// Where the object of this length is from now on: in place of the slot's old one if that is of the same class, else in a place of its own.

@@ -119,8 +119,10 @@ proptest! {
         let mut model = HashMap::new();
         let mut store_one = |model: &mut HashMap<usize, Kind>, slot, kind| match store(&pool, slot, kind, &mut scratch) {
             Ok(()) => drop(model.insert(slot, kind)),
-            // It has what it had before, then.
-            Err(error) => assert!(error == NotStored::Full && limit.is_some()),
+            Err(error) => {
+                assert!(error == NotStored::Full && limit.is_some());
+                model.remove(&slot);
+            }
         };
         for step in steps {
             match step {
@@ -361,7 +363,10 @@ fn threads_do_not_disturb_each_other() {
                         };
                         match store(&pool, slot, kind, &mut scratch) {
                             Ok(()) => drop(model.insert(slot, kind)),
-                            Err(error) => assert!(limit.is_some() && error == NotStored::Full),
+                            Err(error) => {
+                                assert!(limit.is_some() && error == NotStored::Full);
+                                model.remove(&slot);
+                            }
                         }
                     }
                     4 => {
@@ -425,6 +430,27 @@ fn hard_inputs_cost_little_more_than_themselves() {
     let random = per_page(Kind::Random);
     assert!(random > PAGE_SIZE as f64 && random < PAGE_SIZE as f64 + 16.0, "{random}");
     assert!(per_page(Kind::Text) < 1600.0);
+}
+
+/// Pages that changed keep no room that others could use.
+#[test]
+fn what_a_page_had_makes_room() {
+    let pool = Pool::new(NUM_SLOTS, Some(64 << 10)).unwrap();
+    let mut scratch = Scratch::new();
+    let num_stored = (0..NUM_SLOTS).take_while(|slot| store(&pool, *slot, Kind::Random(*slot as u64), &mut scratch).is_ok()).count();
+    let half = |seed| Kind::Mixed(seed, PAGE_SIZE / 5);
+    assert!(num_stored > 8 && store(&pool, num_stored, half(1), &mut scratch) == Err(NotStored::Full));
+    assert_eq!(store(&pool, 3, half(2), &mut scratch), Ok(()), "in the page that it had");
+    assert_eq!(load(&pool, 3), Ok(half(2).page()));
+    let beside = num_stored..NUM_SLOTS;
+    let num_beside = beside.clone().take_while(|slot| store(&pool, *slot, half(*slot as u64), &mut scratch).is_ok()).count();
+    assert!(num_beside > 1);
+    // The slot's own room is not enough for this, but it is given up.
+    assert_eq!(store(&pool, 3, Kind::Random(3), &mut scratch), Err(NotStored::Full));
+    assert_eq!(load(&pool, 3), Err(Corrupt));
+    assert_eq!(store(&pool, num_stored + num_beside, half(2), &mut scratch), Ok(()));
+    beside.take(num_beside).for_each(|slot| assert_eq!(load(&pool, slot), Ok(half(slot as u64).page())));
+    (4..num_stored).for_each(|slot| assert_eq!(load(&pool, slot), Ok(Kind::Random(slot as u64).page())));
 }
 
 #[test]

@@ -129,6 +129,10 @@ impl Backend for EncryptedBackend {
         self.inner.discard(slot, num_slots);
     }
 
+    fn fill(&self) -> Option<(u64, u64)> {
+        self.inner.fill()
+    }
+
     fn health(&self) -> Health {
         self.inner.health()
     }
