@@ -55,6 +55,7 @@ mod evict;
 mod failure;
 mod fork;
 mod hand;
+pub mod heap;
 mod instance;
 mod io_queue;
 pub mod lwt;
@@ -80,6 +81,7 @@ mod worker;
 pub use config::{Notifier, Waiting};
 pub use error::{Error, ErrorKind, Result};
 pub use failure::{Cause, SwapFailure};
+pub use heap::Heap;
 pub use instance::{Builder, Lightswap, Region, WorkerHandle};
 pub use instance::{advise_cold, compare, copy, discard, is_resident, pin, pin_resident, prefetch, reserve, touch, unpin};
 #[doc(hidden)]
