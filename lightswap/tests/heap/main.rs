@@ -124,15 +124,10 @@ fn a_full_heap_says_so_and_goes_on() {
     expect_all_back(&swap, &region, &heap);
 }
 
-/// Fills objects until as many pages as `num_pages` are behind them.
+/// Objects of `size` bytes that fill so many pages.
 fn objects_of(heap: &Heap, num_pages: usize, size: usize) -> Vec<Object> {
-    let num_objects = num_pages * PAGE / heap_size(size);
+    let num_objects = num_pages * PAGE / size;
     (0..num_objects).map(|number| Object::new(heap, size, number as u64).unwrap()).collect()
-}
-
-/// What an object of `size` bytes takes of a slab, roughly.
-fn heap_size(size: usize) -> usize {
-    size.max(16)
 }
 
 /// What of the instance would change if something were accessed.
@@ -168,7 +163,7 @@ fn compressed_memory_goes_back() {
         return;
     }
     let _watchdog = watchdog();
-    let swap = builder(60, format!("compressed:?size={}", 3000 * PAGE)).open().unwrap();
+    let swap = builder(60, format!("memory:?size={}&compress=lz4", 3000 * PAGE)).open().unwrap();
     let (region, heap) = heap_of(&swap);
     let at_start = stat(&swap, "compressed_memory_bytes");
     let objects = objects_of(&heap, 2000, 500);
