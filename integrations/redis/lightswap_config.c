@@ -137,6 +137,18 @@ void lightswap_start(void) {
 }
 
 int lightswap_update_memory(const char **err) {
-    *err = "lightswap-memory has to be set before the server starts";
-    return 0;
+    static char sentence[512];
+    if (!lightswap_enabled) {
+        if (lightswap_settings.memory_bytes == 0) {
+            return 1;
+        }
+        *err = "Lightswap is off: lightswap-memory and lightswap-backend have to be set before the server starts";
+        return 0;
+    }
+    if (lsw_set_local_memory(lightswap_instance, whole_pages(lightswap_settings.memory_bytes)) != LSW_OK) {
+        snprintf(sentence, sizeof(sentence), "%s", lsw_last_error());
+        *err = sentence;
+        return 0;
+    }
+    return 1;
 }
