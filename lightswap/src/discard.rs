@@ -8,6 +8,7 @@ use crate::page_table::{PageState, Word};
 use crate::parking;
 use crate::region::{Page, RegionInner};
 use crate::size::bytes_of;
+use crate::snapshot::{Pass, Runs};
 use crate::swap_in;
 use crate::sys;
 use crate::sys::removal::Run;
@@ -73,7 +74,10 @@ fn claim(region: &'static RegionInner, start: usize, end: usize) -> Result<Claim
 /// Discards pages of the range, which the caller has claimed, up to one that another owns or that is pinned: how many, and the one to wait for.
 fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, Result<Option<Page<'static>>>) {
     let pager = &*region.pager;
+    let pass = pager.enter_change();
+    let spares_slots = pass.as_ref().is_some_and(Pass::spares_slots);
     let first = pages.start;
+    let mut num_moved = 0;
     let mut num_framed = 0;
     let mut has_slot = false;
     let mut num_used = 0;
@@ -85,7 +89,9 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
             Taken::Owned(word) => {
                 num_framed += usize::from(word.has_frame());
                 // Of a page that has a frame, mapped or damaged, the slot may hold an older content.
-                has_slot |= word.is_stored() || word.has_frame();
+                let uses_slot = word.is_stored() || word.has_frame();
+                has_slot |= uses_slot;
+                num_moved += usize::from(uses_slot && spares_slots && page.entry().spare_slot());
                 num_used += u64::from(word.state() != PageState::Untouched);
             }
             Taken::Blocked => result = Ok(Some(page)),
@@ -105,8 +111,12 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
         unsafe { pager.remover.remove(&[Run { start: region.page(first).address(), num_bytes: bytes_of(num_taken) }]) };
     }
     if has_slot {
-        // Before others can have the pages, and so write to the slots.
-        pager.backend.discard(region.page(first).slot(), num_taken);
+        // Before others can have the pages, and so write to the slots. What a snapshot needs is no page's current slot any more.
+        let mut runs = Runs::new(|slot, num_slots| pager.backend.discard(slot, num_slots));
+        (first..end).for_each(|index| runs.add(region.page(index).slot()));
+    }
+    if let Some(pass) = pass.as_ref().filter(|_| num_moved > 0) {
+        pass.count_moved(num_moved);
     }
     for page in (first..end).map(|index| region.page(index)) {
         if page.entry().finish_removal(None) {
