@@ -193,6 +193,10 @@ impl Nbdkit {
                 command.extend([format!("--ipaddr={}", address.ip()), format!("--port={}", address.port())]);
             }
         }
+        if self.filters.is_empty() {
+            // A thread for each connection: with several, nbdkit 1.32 may abort when a connection breaks under one that answers. Delays need several.
+            command.push("--threads=1".into());
+        }
         command.extend(self.options);
         command.extend(self.filters.iter().map(|filter| format!("--filter={filter}")));
         command.push("memory".into());
