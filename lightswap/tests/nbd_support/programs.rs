@@ -43,6 +43,11 @@ impl Server {
         self.place.url(&self.export, options)
     }
 
+    /// The same with TLS.
+    pub fn secure_url(&self, options: &str) -> String {
+        self.place.secure_url(&self.export, options)
+    }
+
     pub fn place(&self) -> &Place {
         &self.place
     }
