@@ -8,8 +8,8 @@ use common::{Backend, DEFAULT_MODE, Mode, PAGE, POLL, Random, Watchdog, builder,
 use lightswap::{Contract, ErrorKind, Lightswap, Region};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -136,10 +136,19 @@ fn holds(pages: Pages, page: usize, seed: u64) -> bool {
     if seed == 0 { pages.is_zero(page) } else { is_right(pages, page, seed) }
 }
 
+/// Tells others to end, whatever this thread ends by.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 /// Several snapshots, one after the other, of a parent whose threads and LWTs never stop to change pages but for the moment of the fork.
 fn under_load(mode: Mode, url: &str, seed: u64) {
     with_region(mode, url, Duration::from_secs(30), |swap, pages| {
-        let (contents, forking, is_over) = (Contents::new(), RwLock::new(()), std::sync::atomic::AtomicBool::new(false));
+        let (contents, forking, is_over) = (Contents::new(), RwLock::new(()), AtomicBool::new(false));
         std::thread::scope(|scope| {
             for thread in 0..2 {
                 let (contents, forking, is_over) = (&contents, &forking, &is_over);
@@ -159,6 +168,7 @@ fn under_load(mode: Mode, url: &str, seed: u64) {
                     pages.touch(random.below(NUM_PAGES), 1);
                 }
             });
+            let _ends_them = OnDrop(&is_over);
             let mut random = Random::new(seed + 77);
             for round in 0..4 {
                 let others_wait = forking.write().unwrap();
@@ -180,7 +190,6 @@ fn under_load(mode: Mode, url: &str, seed: u64) {
                 expect_exit(wait_for(pid), 0);
                 wait_for_the_end(swap);
             }
-            is_over.store(true, SeqCst);
         });
         assert!(!lightswap::in_snapshot());
         for (page, seed) in contents.seeds.iter().enumerate() {
@@ -211,6 +220,41 @@ under_load! {
     under_load_mirrored: DEFAULT_MODE, format!("mirror({},{})", memory(), file("mirrored"));
     under_load_striped: DEFAULT_MODE, format!("stripe({},{})", memory(), memory());
     under_load_delayed: DEFAULT_MODE, format!("faulty(read%0.2=delay:2;write%0.2=delay:2):{}", memory());
+}
+
+/// Nobody stops for the fork here: pages are written, removed and brought in as it happens, and in the child each has one content or another.
+#[test]
+fn forks_amid_evictions() {
+    alone("forks_amid_evictions", || {
+        with_region(DEFAULT_MODE, &memory(), Duration::from_secs(30), |swap, pages| {
+            let is_over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for thread in 0..3 {
+                    let is_over = &is_over;
+                    scope.spawn(move || {
+                        let mut random = Random::new(thread);
+                        while !is_over.load(SeqCst) {
+                            let page = random.below(NUM_PAGES);
+                            pages.set_word(page, 0, pages.word(page, 0) + 1);
+                        }
+                    });
+                }
+                let _ends_them = OnDrop(&is_over);
+                for round in 0..40 {
+                    let pid = fork_aside(|| {
+                        for page in 0..NUM_PAGES {
+                            let is_right = (1..WORDS).all(|word| pages.word(page, word) == pattern(page, word, 1));
+                            exit_unless(is_right, &format!("round {round}: page {page}"));
+                            let num_changes = pages.word(page, 0).wrapping_sub(pattern(page, 0, 1));
+                            exit_unless(num_changes < 1 << 32, &format!("round {round}: page {page} word 0"));
+                        }
+                    });
+                    expect_exit(wait_for(pid), 0);
+                }
+            });
+            assert_eq!((stat(swap, "snapshots"), stat(swap, "snapshots_refused")), (40, 0));
+        });
+    });
 }
 
 /// In a child: reads all pages.
@@ -302,7 +346,10 @@ fn what_a_child_fetches_is_bounded() {
                         }
                     }
                     exit_unless((0..NUM_PAGES).filter(|page| pages.is_resident(*page)).count() <= LOCAL_PAGES as usize + MOST_FETCHED, "resident");
-                    exit_unless(most < before + (LOCAL_PAGES + MOST_FETCHED as u64 + 64) * 4, &format!("{before} kB, then {most} kB in round {round}"));
+                    exit_unless(
+                        most < before + (LOCAL_PAGES + MOST_FETCHED as u64 + 64) * 4,
+                        &format!("{before} kB, then {most} kB in round {round}"),
+                    );
                 }
             });
             expect_exit(status, 0);
@@ -343,7 +390,7 @@ fn untouched_and_discarded_pages_are_zeroes() {
         let pages = Pages::of(&region);
         (0..NUM_PAGES).step_by(2).for_each(|page| pages.fill(page, 1));
         (0..NUM_PAGES).step_by(8).for_each(|page| pages.discard(page, 1));
-        let seed_of = |page: usize| if page % 2 == 1 || page % 8 == 0 { 0 } else { 1 };
+        let seed_of = |page: usize| if page % 2 == 1 || page.is_multiple_of(8) { 0 } else { 1 };
         let pid = fork_aside(|| {
             for page in 0..NUM_PAGES {
                 exit_unless(holds(pages, page, seed_of(page)), &format!("page {page}"));
@@ -481,7 +528,8 @@ fn failed_reads_end_a_child_or_are_caught() {
 #[test]
 fn reads_that_fail_now_and_then_are_tried_again() {
     alone("reads_that_fail_now_and_then_are_tried_again", || {
-        for url in [format!("faulty(read%0.05=EIO;read%0.05=flip):{}", memory()), format!("mirror(faulty(read%0.1=flip):{},{})", memory(), memory())] {
+        for url in [format!("faulty(read%0.05=EIO;read%0.05=flip):{}", memory()), format!("mirror(faulty(read%0.1=flip):{},{})", memory(), memory())]
+        {
             with_region(DEFAULT_MODE, &url, Duration::from_secs(30), |swap, pages| {
                 let status = fork(|| {
                     let mut num_lost = 0;
@@ -654,7 +702,10 @@ fn prefetches_and_requests_in_a_child() {
                 let words = copied.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap()));
                 exit_unless(words.enumerate().all(|(word, found)| found == pattern(100 + word / WORDS, word % WORDS, 1)), "copied content");
                 // SAFETY: as above.
-                exit_unless(unsafe { lightswap::compare(pages.address(100), copied.as_ptr(), copied.len()) }.is_ok_and(|order| order.is_eq()), "compare");
+                exit_unless(
+                    unsafe { lightswap::compare(pages.address(100), copied.as_ptr(), copied.len()) }.is_ok_and(|order| order.is_eq()),
+                    "compare",
+                );
             });
             expect_exit(status, 0);
         });
@@ -702,10 +753,10 @@ fn several_threads_of_a_child() {
                             // Words of their own: all write while the others make the child drop what it has not changed.
                             let word = 8 + thread as usize;
                             exit_unless(pages.word(page, 0) == pattern(page, 0, 1), "content");
-                            if page % 64 == 0 {
+                            if page.is_multiple_of(64) {
                                 pages.set_word(page, word, 7);
                             }
-                            exit_unless(pages.word(page, word) == if page % 64 == 0 { 7 } else { pattern(page, word, 1) }, "own content");
+                            exit_unless(pages.word(page, word) == if page.is_multiple_of(64) { 7 } else { pattern(page, word, 1) }, "own content");
                         }
                     })
                 });
@@ -762,7 +813,8 @@ fn several_instances_and_one_of_the_childs_own() {
                     let region = own.create_region(NUM_PAGES * PAGE, Contract::Transparent).unwrap();
                     let its = Pages::of(&region);
                     (0..NUM_PAGES).for_each(|page| its.fill(page, 4));
-                    (0..NUM_PAGES).for_each(|page| exit_unless(is_right(pages, page, 1) && is_right(others, page, 1) && is_right(its, page, 4), "content"));
+                    (0..NUM_PAGES)
+                        .for_each(|page| exit_unless(is_right(pages, page, 1) && is_right(others, page, 1) && is_right(its, page, 4), "content"));
                 });
                 expect_exit(status, 0);
             });
