@@ -169,8 +169,8 @@ fn forks_amid_evictions() {
 
 #[test]
 fn from_a_worker_and_from_an_lwt() {
-    for url in [memory(), file("worker")] {
-        alone("from_a_worker_and_from_an_lwt", || {
+    alone("from_a_worker_and_from_an_lwt", || {
+        for url in [memory(), file("worker")] {
             with_region(DEFAULT_MODE, &url, Duration::from_secs(30), |swap, pages| {
                 let worker = swap.enter_worker().unwrap();
                 // LWTs that are in the midst of swap-ins and evictions when the worker's own stack forks, and then one of them.
@@ -220,8 +220,8 @@ fn from_a_worker_and_from_an_lwt() {
                 drop(worker);
                 (0..NUM_PAGES).for_each(|page| pages.check(page, 1));
             });
-        });
-    }
+        }
+    });
 }
 
 /// Whether a child of ours has not ended; how it has.
