@@ -78,7 +78,7 @@ fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, R
     let pass = region.pager.enter_change();
     let (part, result) = take_first(region, pages, pass.as_ref());
     let num_taken = part.pages.len();
-    give_up(region, std::slice::from_ref(&part), pass.as_ref());
+    give_up(region, std::slice::from_ref(&part));
     (num_taken, result)
 }
 
@@ -88,8 +88,6 @@ struct Part {
     pages: Range<usize>,
     num_framed: usize,
     has_slot: bool,
-    /// Pages whose slot a snapshot needs: they have their other one now.
-    num_moved: usize,
     num_used: u64,
 }
 
@@ -105,7 +103,13 @@ fn take_first(region: &'static RegionInner, pages: Range<usize>, pass: Option<&P
                 // Of a page that has a frame, mapped or damaged, the slot may hold an older content.
                 let uses_slot = word.is_stored() || word.has_frame();
                 part.has_slot |= uses_slot;
-                part.num_moved += usize::from(uses_slot && spares_slots && page.entry().spare_slot());
+                if let Some(pass) = pass
+                    && spares_slots
+                    && uses_slot
+                    && page.entry().spare_slot()
+                {
+                    pass.count_moved(1);
+                }
                 part.num_used += u64::from(word.state() != PageState::Untouched);
                 part.pages.end += 1;
             }
@@ -116,8 +120,8 @@ fn take_first(region: &'static RegionInner, pages: Range<usize>, pass: Option<&P
     (part, Ok(None))
 }
 
-/// Makes pages that were taken, under the same pass, untouched. At most [`MAX_RANGES`] parts.
-fn give_up(region: &'static RegionInner, parts: &[Part], pass: Option<&Pass<'_>>) {
+/// Makes pages that were taken untouched. At most [`MAX_RANGES`] parts.
+fn give_up(region: &'static RegionInner, parts: &[Part]) {
     let pager = &*region.pager;
     let mut runs = [Run { start: 0, num_bytes: 0 }; MAX_RANGES];
     let mut num_runs = 0;
@@ -135,9 +139,6 @@ fn give_up(region: &'static RegionInner, parts: &[Part], pass: Option<&Pass<'_>>
             let mut runs = Runs::new(|slot, num_slots| pager.backend.discard(slot, num_slots));
             part.pages.clone().for_each(|index| runs.add(region.page(index).slot()));
         }
-        if let Some(pass) = pass.filter(|_| part.num_moved > 0) {
-            pass.count_moved(part.num_moved);
-        }
         for page in part.pages.clone().map(|index| region.page(index)) {
             if page.entry().finish_removal(None) {
                 parking::unpark_all(page.key());
@@ -153,13 +154,17 @@ fn give_up(region: &'static RegionInner, parts: &[Part], pass: Option<&Pass<'_>>
 /// Makes the pages of each range, [`MAX_RANGES`] at most, as if they had never been touched, as far as that needs no waiting; a bit for each range whose
 /// pages all are then. Those of other ranges may be in part.
 pub(crate) fn try_discard(region: &'static RegionInner, ranges: &[Range<usize>]) -> u64 {
+    if region.is_inherited() {
+        // By a child of fork, whose parent needs the slots.
+        return 0;
+    }
     let hand = &region.pager.hand;
     let pass = region.pager.enter_change();
     let mut parts: [(Option<Claim>, Part); MAX_RANGES] = std::array::from_fn(|_| (None, Part::default()));
     let mut num_parts = 0;
     let flush = |parts: &mut [(Option<Claim>, Part)]| {
         let taken: [Part; MAX_RANGES] = std::array::from_fn(|number| parts.get(number).map_or_else(Part::default, |(_, part)| part.clone()));
-        give_up(region, &taken, pass.as_ref());
+        give_up(region, &taken);
         parts.iter_mut().filter_map(|(claim, _)| claim.take()).for_each(|claim| hand.release(&claim));
     };
     let mut done = 0;
