@@ -193,6 +193,12 @@ int lsw_parse_size(const char *text, uint64_t *bytes);
 /* Opens an instance: backend, userfaultfd, and the thread that serves faults of ordinary threads. */
 int lsw_open(const struct lsw_config *config, struct lsw_instance **instance);
 
+/* Gives the instance more or less local memory while it runs; a multiple of the page size. More can be used at once; less is reached by and by, as pages are evicted in the
+ * background. Nothing is changed, and the error says why, if it is too small: LSW_ERR_PIN_LIMIT for the pages that are pinned (half of it may be), or
+ * LSW_ERR_INVALID_ARGUMENT for the I/O buffers, which stay as they are. */
+int lsw_set_local_memory(struct lsw_instance *instance,
+                         uint64_t bytes);
+
 /* Closes an instance. It lives on until its last region is destroyed and its last worker has left. */
 int lsw_close(struct lsw_instance *instance);
 

@@ -68,6 +68,7 @@ mod poison;
 pub mod raw_backend;
 mod region;
 mod residency;
+mod shrink;
 mod size;
 mod stack;
 mod stats;

@@ -35,10 +35,6 @@ impl Object {
         self.address as *mut u8
     }
 
-    pub fn size(&self) -> usize {
-        self.size
-    }
-
     fn check_place(&self, heap: &Heap) {
         assert!(
             self.address.is_multiple_of(16) && heap.contains(self.pointer()) && heap.contains((self.address + self.size.max(1) - 1) as *const u8)
