@@ -26,6 +26,8 @@ int lightswap_num_admitted;
 static struct {
     struct lightswap_range *ranges;
     size_t num_ranges, capacity;
+    size_t first;                           /* those before are of the script that has called the command */
+    bool is_in_script;
     size_t num_missing;
     size_t num_pins, most_pins;
     bool is_oversized;
@@ -86,7 +88,7 @@ bool lightswap_need_now(struct lightswap_walk *walk, const void *addr, size_t le
     if (walk->is_over) {
         return false;
     }
-    if (wanted.num_ranges >= MOST_RANGES) {
+    if (wanted.num_ranges - wanted.first >= MOST_RANGES) {
         walk->is_over = true;
         return false;
     }
@@ -111,16 +113,17 @@ void lightswap_need(struct lightswap_walk *walk, const void *addr, size_t len) {
 }
 
 static void drop_ranges(void) {
-    for (size_t i = 0; i < wanted.num_ranges; i++) {
+    for (size_t i = wanted.first; i < wanted.num_ranges; i++) {
         if (wanted.ranges[i].state == LIGHTSWAP_PINNED) {
             lsw_unpin(wanted.ranges[i].addr, wanted.ranges[i].len);
         }
     }
-    wanted.num_ranges = 0;
+    wanted.num_ranges = wanted.first;
 }
 
 static void find_out(client *c, struct lightswap_walk *walk) {
-    wanted.num_ranges = wanted.num_missing = wanted.num_pins = 0;
+    wanted.num_ranges = wanted.first;
+    wanted.num_missing = wanted.num_pins = 0;
     wanted.most_pins = lightswap_most_pins_of_client();
     wanted.is_oversized = false;
     wanted.lost_key = NULL;
@@ -154,32 +157,41 @@ static void drop_key(redisDb *db, robj *key) {
     notifyKeyspaceEvent(NOTIFY_GENERIC, "del", key, db->id);
     propagateDeletion(db, key, server.lazyfree_lazy_server_del);
     server.dirty++;
-    propagatePendingCommands();
-    trackingHandlePendingKeyInvalidations();
+    if (!wanted.is_in_script) {
+        propagatePendingCommands();
+        trackingHandlePendingKeyInvalidations();
+    }
     server.core_propagates = outer_core_propagates;
     decrRefCount(key);
     lightswap_park_counters.dropped_keys++;
 }
 
-/* True: the key is gone, and the command may go on without. */
-static bool lose(client *c, redisDb *db) {
+static sds error_text(void) {
+    const sds key = wanted.lost_key->ptr;
+    const size_t len = sdslen(key);
+    const sds error = sdscatrepr(sdsnew("-LSWERR page of key "), key, len < SHOWN_KEY_BYTES ? len : SHOWN_KEY_BYTES);
+    return sdscatprintf(error, "%s is lost: %s", len < SHOWN_KEY_BYTES ? "" : "...", cause_text(wanted.lost_cause));
+}
+
+/* True: the key is gone, and the command may go on without. Else the caller is to be told. */
+static bool lose(redisDb *db) {
     if (lightswap_settings.io_error_policy == LIGHTSWAP_IO_MISS && server.masterhost == NULL && !checkClientPauseTimeoutAndReturnIfPaused()) {
         drop_key(db, wanted.lost_key);
         return true;
     }
     lightswap_park_counters.rejections++;
+    return false;
+}
+
+static void refuse(client *c) {
     if (c->flags & CLIENT_MASTER) {
         /* What the master has changed cannot be changed here. All of the data comes anew. */
         serverLog(LL_WARNING, "A page that a command of the master needs is lost (%s): full resynchronization", cause_text(wanted.lost_cause));
         c->flags |= CLIENT_PROTOCOL_ERROR;
         freeClientAsync(c);
-        return false;
+    } else {
+        rejectCommandSds(c, error_text());
     }
-    const sds key = wanted.lost_key->ptr;
-    const size_t len = sdslen(key);
-    sds error = sdscatrepr(sdsnew("-LSWERR page of key "), key, len < SHOWN_KEY_BYTES ? len : SHOWN_KEY_BYTES);
-    rejectCommandSds(c, sdscatprintf(error, "%s is lost: %s", len < SHOWN_KEY_BYTES ? "" : "...", cause_text(wanted.lost_cause)));
-    return false;
 }
 
 /* ---- Is it worth a look? ---- */
@@ -223,15 +235,17 @@ static bool bring_in(client *c) {
     struct lightswap_waiter *waiter = NULL;
     enum lightswap_fetch result = LIGHTSWAP_HAS_ALL;
     lightswap_park_counters.restarts += restarts > 0;
-    if (restarts < MOST_RESTARTS && !ProcessingEventsWhileBlocked) {
-        waiter = lightswap_waiter_start(wanted.ranges, wanted.num_ranges, restarts, &result);
+    const struct lightswap_range *ranges = wanted.ranges + wanted.first;
+    const size_t num_ranges = wanted.num_ranges - wanted.first;
+    if (restarts < MOST_RESTARTS && !ProcessingEventsWhileBlocked && !wanted.is_in_script) {
+        waiter = lightswap_waiter_start(ranges, num_ranges, restarts, &result);
     }
     if (waiter == NULL) {
         lightswap_park_counters.synchronous_runs++;
-        waiter = lightswap_waiter_run(wanted.ranges, wanted.num_ranges, restarts);
+        waiter = lightswap_waiter_run(ranges, num_ranges, restarts);
     }
-    /* Its pins are the waiter's now. */
-    wanted.num_ranges = 0;
+    /* Their pins are the waiter's now. */
+    wanted.num_ranges = wanted.first;
     lightswap_waiter_release(wanted.granted);
     wanted.granted = NULL;
     if (result == LIGHTSWAP_WAITS) {
@@ -242,13 +256,14 @@ static bool bring_in(client *c) {
     return true;
 }
 
+/* False: the client is parked, or cannot have what it asks for: then there is a lost key. */
 static bool prepare(client *c) {
     for (;;) {
         struct lightswap_walk found;
         find_out(c, &found);
         if (wanted.lost_key != NULL) {
             drop_ranges();
-            if (!lose(c, found.db)) {
+            if (!lose(found.db)) {
                 return false;
             }
         } else if (wanted.num_missing == 0) {
@@ -270,6 +285,9 @@ bool lightswap_admit(client *c) {
     wanted.granted = NULL;
     if (!may_run) {
         lightswap_num_admitted = 0;
+        if (wanted.lost_key != NULL) {
+            refuse(c);
+        }
     } else if (wanted.is_oversized) {
         lightswap_park_counters.oversized_runs++;
     }
@@ -280,4 +298,24 @@ void lightswap_release(void) {
     if (--lightswap_num_admitted == 0) {
         drop_ranges();
     }
+}
+
+/* A script's keys that it has not declared are only known when it calls the command. */
+char *lightswap_admit_in_script(client *c) {
+    wanted.first = wanted.num_ranges;
+    wanted.is_in_script = true;
+    const bool may_run = prepare(c);
+    wanted.is_in_script = false;
+    lightswap_waiter_release(wanted.granted);
+    wanted.granted = NULL;
+    if (may_run) {
+        return NULL;
+    }
+    wanted.first = 0;
+    return error_text();
+}
+
+void lightswap_release_in_script(void) {
+    drop_ranges();
+    wanted.first = 0;
 }

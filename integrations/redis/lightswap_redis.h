@@ -92,6 +92,9 @@ bool lightswap_admit(struct client *c);
 extern int lightswap_num_admitted;
 /* After it has run. */
 void lightswap_release(void);
+/* The same for a command that a script calls: nobody is parked then. NULL, or an error that the script gets instead. */
+char *lightswap_admit_in_script(struct client *c);
+void lightswap_release_in_script(void);
 /* processCommand is over, whether the command has run or not. */
 void lightswap_command_processed(struct client *c);
 /* The client goes away. */
