@@ -22,7 +22,8 @@ void lightswap_worker_start(void) {
 }
 
 void lightswap_before_sleep(void) {
-    if (!lightswap_enabled) {
+    /* A thread of a module that has Redis's lock may process events, too. */
+    if (!lightswap_enabled || !pthread_equal(server.main_thread_id, pthread_self())) {
         return;
     }
     if (!server.loading) {
