@@ -22,7 +22,7 @@ bool lightswap_walks;
 /* Commands that were let in and have not ended; those within another one (which runs a busy script) are not looked at. */
 int lightswap_num_admitted;
 
-/* What the command that is let in now will wanted. Of the main thread. */
+/* What the command that is let in now will access. Of the main thread. */
 static struct {
     struct lightswap_range *ranges;
     size_t num_ranges, capacity;
