@@ -155,7 +155,7 @@ pub fn micro_numbers(record: &Micro) -> Vec<Number> {
             let key = format!("remote read by {tool} over {transport}, {connections} connections, depth {depth}");
             vec![(key, "reads/s", *reads_per_second, true, format_count)]
         }
-        Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, bytes_per_page, memory_bytes } => {
+        Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, bytes_per_page, memory_bytes, .. } => {
             let key = format!("compressed memory {pager} {contract}").trim_end().to_owned();
             vec![
                 (key.clone(), "faults/s", *faults_per_second, true, format_count),

@@ -176,6 +176,9 @@ pub struct Skipped {
     pub reason: String,
 }
 
+/// In place of a contract: the transparent one, with so much less local memory that it takes as much memory as zram in all.
+pub const AS_MUCH_IN_ALL: &str = "transparent, as much memory in all";
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum Micro {
@@ -263,10 +266,13 @@ pub enum Micro {
     CompressedMemory {
         /// "lightswap" or "kernel": zram.
         pager: String,
+        /// Ours; or [`AS_MUCH_IN_ALL`].
         #[serde(default, skip_serializing_if = "String::is_empty")]
         contract: String,
         faults_per_second: f64,
         cpu_us_per_fault: f64,
+        #[serde(default)]
+        local_memory_bytes: f64,
         /// Memory for a page of 4 KiB that is swapped out, bookkeeping included.
         bytes_per_page: f64,
         /// All that is taken for the data beside its local memory.

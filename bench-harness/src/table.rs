@@ -103,15 +103,16 @@ pub fn micro_line(record: &Micro) -> [String; 5] {
             depth.to_string(),
             format!("{}/s", format_count(*reads_per_second)),
         ],
-        Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, bytes_per_page, memory_bytes } => [
+        Micro::CompressedMemory { pager, contract, faults_per_second, cpu_us_per_fault, local_memory_bytes, bytes_per_page, memory_bytes } => [
             "compressed memory".into(),
             format!("{pager} {contract}").trim_end().into(),
             "1".into(),
             "1".into(),
             format!(
-                "{}/s, {cpu_us_per_fault:.2} us CPU each, {bytes_per_page:.0} bytes a page, {:.1} MiB in all",
+                "{}/s, {cpu_us_per_fault:.2} us CPU each, {bytes_per_page:.0} bytes a page, {:.1} MiB beside {:.1} MiB local",
                 format_count(*faults_per_second),
-                memory_bytes / MIB as f64
+                memory_bytes / MIB as f64,
+                local_memory_bytes / MIB as f64
             ),
         ],
         Micro::Encryption { way, extra_us, plain_us } => [

@@ -13,7 +13,9 @@
  * - LWTs of a worker share its thread, and so its thread-local storage and the locks that it holds. Code that accesses a region under a lock uses lsw_mutex.
  * - Any access to a region may run other LWTs of the worker: what LWTs share is not read before such an access and written after it
  *   (total += array[i] loses what others add).
- * - Handlers of other signals do not access regions. A child of fork() may read pages that were resident; a missing one ends it with a message.
+ * - Handlers of other signals do not access regions. A child of fork() may read pages that were resident; a missing one ends it with a message. With
+ *   lsw_config.snapshots it may read all that the regions held at the fork (lsw_in_snapshot() tells), as long as its parent lives; one such child at a time. It is no
+ *   worker and has no LWTs, cannot discard, and exits with code 1 if a page cannot be had and no try block is open.
  * - In a region made with LSW_COOPERATIVE, pages are pinned before they are written.
  * - An access to a page whose content cannot be had ends the process with a message, unless it is in a try block (LSW_TRY). */
 

@@ -92,6 +92,11 @@ fn serve(pager: &Pager, worker: &'static Worker) {
 
 impl Drop for Instance {
     fn drop(&mut self) {
+        if self.pager.is_inherited() {
+            // A child of fork does not have the thread, and would wait for ever.
+            std::mem::forget(self.thread.take());
+            return;
+        }
         let shared = self.pager.pager_thread();
         shared.must_stop.store(true, Relaxed);
         shared.nudge();
@@ -357,6 +362,10 @@ impl Drop for Region {
     fn drop(&mut self) {
         let pager = self.inner.pager.clone();
         region::unregister(&self.inner);
+        if pager.is_inherited() {
+            // What is at work in it is so in the parent.
+            return;
+        }
         // Evictors and prefetches that are at work in it end by themselves; on a worker, this one must help.
         let mut attempt = 0;
         while !pager.hand.forget(&self.inner) || self.inner.num_swapping_in.load(Acquire) > 0 {
@@ -430,6 +439,10 @@ impl std::fmt::Debug for WorkerHandle {
 
 impl Drop for WorkerHandle {
     fn drop(&mut self) {
+        if self.worker.pager().is_inherited() {
+            // Not in a child of fork, whose parent's all of that is.
+            return;
+        }
         // LWTs that have not ended hold pointers into this thread: they must.
         self.run();
         let _ = Worker::leave();

@@ -30,7 +30,11 @@
 //!   `total += array[i]` loses what others add.
 //! * An access to a page whose content cannot be had (the backend failed, memory is damaged) ends the process with a message, unless it is made in a block of
 //!   [`try_catch`]. Explicit requests ([`touch`], [`pin`], [`copy`]) return it as an error.
-//! * A child of fork() may read pages that were resident; a missing one ends the child with a message.
+//! * A child of fork() may read pages that were resident; a missing one ends the child with a message. With [`Builder::snapshots`] it may read all that the regions held at
+//!   the fork ([`in_snapshot`] tells): its parent reads for it, and must live on. One such child at a time; a fork while there is one, or one of the child's own, gets a
+//!   child as without snapshots. The child may write its pages, too: those it then keeps, while of what it only reads it keeps a bounded number of pages. It is no worker and
+//!   has no LWTs; one that was forked on an LWT must end by `_exit` or exec. A page that cannot be had is an error or is thrown, as ever, but without a block it ends the
+//!   child with exit code 1. It cannot discard. What other threads change while one forks, the child may see or not, page by page, as with any memory.
 //!
 //! # Data flow
 //! fault ([`notifier`]) or touch ([`access`]) → pager ([`swap_in`], [`page_table`], [`hand`], [`evict`]) → [`backend`] → completion

@@ -303,8 +303,9 @@ impl Pager {
         if self.backend.num_slots() - first < num_slots {
             let (wanted, size) = (format_size((num_slots * PAGE_SIZE) as u64), format_size((self.backend.num_slots() * PAGE_SIZE) as u64));
             let message = format!(
-                "backend \"{}\" is too small: it holds {size} in all, and a region of {wanted} does not fit beside the others",
-                self.config.backend_url
+                "backend \"{}\" is too small: it holds {size} in all, and a region that takes {wanted} does not fit beside the others{}",
+                self.config.backend_url,
+                if self.snapshots.is_some() { " (with snapshots a region takes twice its size)" } else { "" }
             );
             return Err(Error::new(ErrorKind::NoSpace, message));
         }

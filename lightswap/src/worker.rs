@@ -142,7 +142,9 @@ impl Worker {
         if !worker.current_lwt.get().is_null() || worker.num_lwts.get() > 0 {
             return Err(Error::new(ErrorKind::Busy, format!("{} LWTs of this worker have not ended", worker.num_lwts.get())));
         }
-        worker.server.iter().for_each(Server::close);
+        if let (Some(server), Some(snapshots)) = (&worker.server, &worker.pager.snapshots) {
+            server.close(snapshots);
+        }
         let sleep = || {
             // What others leave from here on nudges, and what they left before is found by the flush.
             worker.shared.is_sleeping.store(true, SeqCst);

@@ -11,8 +11,8 @@ fn all_are_documented() {
         return;
     }
     let document = include_str!("../../docs/statistics.md");
-    for backend in ["memory:?size=1MiB", "memory:?size=1MiB&compress=lz4", "encrypted(memory:?size=1MiB)"] {
-        let swap = Lightswap::builder().local_memory(1 << 20).backend(backend).step_times(true).open().unwrap();
+    for (backend, snapshots) in [("memory:?size=1MiB", true), ("memory:?size=1MiB&compress=lz4", false), ("encrypted(memory:?size=1MiB)", false)] {
+        let swap = Lightswap::builder().local_memory(1 << 20).backend(backend).step_times(true).snapshots(snapshots).open().unwrap();
         for (name, _) in swap.stats() {
             assert!(document.contains(&format!("| `{name}` |")), "docs/statistics.md lacks {name}");
         }

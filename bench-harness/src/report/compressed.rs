@@ -3,7 +3,7 @@
 use super::class_of;
 use super::evidence::{Evidence, PRIMARY_PERCENT, PRIMARY_WORKLOADS};
 use crate::chart::{Bar, Group, bars};
-use crate::results::Micro;
+use crate::results::{AS_MUCH_IN_ALL, Micro};
 use crate::summary::{Spread, Summary};
 use crate::units::{MIB, format_count};
 
@@ -49,7 +49,7 @@ fn micro(evidence: &Evidence<'_>) -> String {
         };
         Some(Bar { label, class: class_of(class), value })
     };
-    let all = [("lightswap", "transparent"), ("lightswap", "cooperative"), ("kernel", "")];
+    let all = [("lightswap", "transparent"), ("lightswap", AS_MUCH_IN_ALL), ("lightswap", "cooperative"), ("kernel", "")];
     let chart = |title: &str, note: &str, number: fn(f64, f64) -> f64| {
         let found: Vec<Bar> = all.iter().filter_map(|(pager, contract)| bar(pager, contract, number)).collect();
         if found.is_empty() { String::new() } else { bars(title, note, &[Group { title: String::new(), bars: found }], format_count) }

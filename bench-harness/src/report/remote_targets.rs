@@ -4,7 +4,7 @@ use super::claims::versus;
 use super::evidence::{CONTRACT, Evidence, KERNEL_IN_MEMORY, PRIMARY_PERCENT};
 use super::verdict::{Claim, Verdict, throughput_ratio, times, with_spread};
 use crate::outage_record::{LONGEST_PAUSE_SECONDS, OutageRecord};
-use crate::results::{Micro, repetitions};
+use crate::results::{AS_MUCH_IN_ALL, Micro, repetitions};
 use crate::summary::Spread;
 use crate::units::{MIB, format_count, format_us};
 
@@ -23,6 +23,7 @@ pub fn targets(evidence: &Evidence<'_>) -> Vec<Claim> {
         over_zram(evidence),
         compressed_speed(evidence),
         compressed_memory(evidence),
+        compressed_in_as_much(evidence),
         encryption(evidence),
         outage(evidence),
     ]
@@ -94,8 +95,8 @@ struct Compressed {
     bytes: f64,
 }
 
-/// A number of compressed memory, ours by the contract that is judged, and zram's.
-fn of_compressed(evidence: &Evidence<'_>, number: fn(&Compressed) -> f64) -> Option<(Spread, Spread)> {
+/// A number of compressed memory, ours by this contract, and zram's.
+fn of_compressed(evidence: &Evidence<'_>, contract: &str, number: fn(&Compressed) -> f64) -> Option<(Spread, Spread)> {
     let of = |wanted: &str, of_contract: &str| {
         evidence.spread(|record| match record {
             Micro::CompressedMemory { pager, contract, cpu_us_per_fault, bytes_per_page, memory_bytes, .. }
@@ -106,14 +107,33 @@ fn of_compressed(evidence: &Evidence<'_>, number: fn(&Compressed) -> f64) -> Opt
             _ => None,
         })
     };
-    Some((of("lightswap", CONTRACT)?, of("kernel", "")?))
+    Some((of("lightswap", contract)?, of("kernel", "")?))
 }
 
 const COMPRESSED_MISSING: &str = "missing: lightswap-bench micro compressed, with kernel swap on zram";
 
 fn compressed_speed(evidence: &Evidence<'_>) -> Claim {
     let claim = Claim::new("Compressed memory handles more faults a second of CPU than kernel swap on zram, random reads of the same pages", "≥ 2 ×");
-    let Some((own, kernel)) = of_compressed(evidence, |it| 1e6 / it.cpu_us) else {
+    let remark = format!("{CONTRACT} contract, one thread; all CPU time of the process, the evicting thread's too");
+    judge_compressed_speed(evidence, claim, CONTRACT, remark)
+}
+
+/// Where memory is what there is a certain amount of, copies of pages that are in local memory, too, take room from local memory.
+fn compressed_in_as_much(evidence: &Evidence<'_>) -> Claim {
+    let claim = Claim::new(
+        "The same with so much less local memory that Lightswap takes no more than zram's run in all, copies of local pages included",
+        "≥ 2 ×",
+    );
+    judge_compressed_speed(
+        evidence,
+        claim,
+        AS_MUCH_IN_ALL,
+        "a smaller part of the accesses finds its page in local memory, so there are more faults".into(),
+    )
+}
+
+fn judge_compressed_speed(evidence: &Evidence<'_>, claim: Claim, contract: &str, remark: String) -> Claim {
+    let Some((own, kernel)) = of_compressed(evidence, contract, |it| 1e6 / it.cpu_us) else {
         return claim.missing(COMPRESSED_MISSING);
     };
     let ratio = own.median / kernel.median;
@@ -121,7 +141,7 @@ fn compressed_speed(evidence: &Evidence<'_>) -> Claim {
         ours: format!("{} against {} faults a second and core", with_spread(own, format_count), with_spread(kernel, format_count)),
         ratio: times(ratio, &[COMPRESSED]),
         verdict: Verdict::met_if(ratio >= COMPRESSED),
-        remark: format!("{CONTRACT} contract, one thread; all CPU time of the process, the evicting thread's too"),
+        remark,
         command: evidence.command_of_micro(|record| matches!(record, Micro::CompressedMemory { .. })),
         ..claim
     }
@@ -130,7 +150,7 @@ fn compressed_speed(evidence: &Evidence<'_>) -> Claim {
 fn compressed_memory(evidence: &Evidence<'_>) -> Claim {
     let claim = Claim::new("Compressed memory takes no more memory than zram for the same pages", "≤ 1 ×");
     let (Some((own, kernel)), Some((own_page, kernel_page))) =
-        (of_compressed(evidence, |it| it.bytes), of_compressed(evidence, |it| it.bytes_per_page))
+        (of_compressed(evidence, CONTRACT, |it| it.bytes), of_compressed(evidence, CONTRACT, |it| it.bytes_per_page))
     else {
         return claim.missing(COMPRESSED_MISSING);
     };
@@ -261,17 +281,20 @@ mod tests {
             contract: contract.into(),
             faults_per_second: 1.0,
             cpu_us_per_fault,
+            local_memory_bytes: 1.0,
             bytes_per_page,
             memory_bytes: 100.0 * bytes_per_page,
         };
         let kernel = of("kernel", "", 10.0, 2_000.0);
         let judge = |own: Micro| {
             let results = micro(vec![own, kernel.clone()]);
-            [compressed_speed, compressed_memory].map(|of| verdict(&results, of))
+            [compressed_speed, compressed_memory, compressed_in_as_much].map(|of| verdict(&results, of))
         };
-        assert_eq!(judge(of("lightswap", "transparent", 5.0, 2_000.0)), [Verdict::Met; 2]);
-        assert_eq!(judge(of("lightswap", "transparent", 5.1, 2_001.0)), [Verdict::NotMet; 2]);
-        assert_eq!(judge(of("lightswap", "cooperative", 1.0, 1.0)), [Verdict::NotMeasured; 2]);
+        assert_eq!(judge(of("lightswap", "transparent", 5.0, 2_000.0)), [Verdict::Met, Verdict::Met, Verdict::NotMeasured]);
+        assert_eq!(judge(of("lightswap", "transparent", 5.1, 2_001.0)), [Verdict::NotMet, Verdict::NotMet, Verdict::NotMeasured]);
+        assert_eq!(judge(of("lightswap", AS_MUCH_IN_ALL, 5.0, 2_000.0))[2], Verdict::Met);
+        assert_eq!(judge(of("lightswap", AS_MUCH_IN_ALL, 5.1, 2_000.0))[2], Verdict::NotMet);
+        assert_eq!(judge(of("lightswap", "cooperative", 1.0, 1.0)), [Verdict::NotMeasured; 3]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Results as a full run makes them, for tests: the numbers are invented, only their kinds and orders of magnitude are right.
 
 use crate::compare::micro_numbers;
-use crate::results::{Details, Micro, Moment, Results, Run, Skipped};
+use crate::results::{AS_MUCH_IN_ALL, Details, Micro, Moment, Results, Run, Skipped};
 use crate::tally::LatencyUs;
 
 /// Configuration, backend, threads, throughput with all in memory and how much of it is lost when nothing is.
@@ -325,9 +325,12 @@ fn micro() -> Vec<Micro> {
             });
         }
     }
-    for (pager, contract, cpu_us_per_fault, bytes_per_page) in
-        [("lightswap", "transparent", 6.0, 1_760.0), ("lightswap", "cooperative", 5.0, 1_760.0), ("kernel", "", 14.0, 1_850.0)]
-    {
+    for (pager, contract, cpu_us_per_fault, bytes_per_page) in [
+        ("lightswap", "transparent", 6.0, 1_760.0),
+        ("lightswap", AS_MUCH_IN_ALL, 6.1, 1_760.0),
+        ("lightswap", "cooperative", 5.0, 1_760.0),
+        ("kernel", "", 14.0, 1_850.0),
+    ] {
         let faults_per_second = 1e6 / cpu_us_per_fault;
         let (pager, contract) = (pager.into(), contract.into());
         micro.push(Micro::CompressedMemory {
@@ -335,6 +338,7 @@ fn micro() -> Vec<Micro> {
             contract,
             faults_per_second,
             cpu_us_per_fault,
+            local_memory_bytes: 65_536.0 * 1_024.0,
             bytes_per_page,
             memory_bytes: bytes_per_page * 65_536.0,
         });

@@ -1,8 +1,8 @@
 //! Where swapped-out pages live.
 //!
 //! A backend is an array of page-sized slots, or a tree of such: those that wrap others (`mirror(a,b)`, `faulty(...):a`) are nodes, files and servers leaves.
-//! Regions own contiguous ranges of slots, page `i` of a region always in the same one: no slot table is needed, neighbouring pages are
-//! neighbours in the backend, and a batch of victims from one span is written with few, large requests.
+//! Regions own contiguous ranges of slots, page `i` of a region always in the same one (with snapshots in one of two, in two ranges): no slot table is needed,
+//! neighbouring pages are neighbours in the backend, and a batch of victims from one span is written with few, large requests.
 //!
 //! [`Backend`] is the part of a node that all threads share, [`BackendQueue`] (see [`queue`]) that of one worker, which does its I/O.
 
@@ -55,7 +55,8 @@ pub(crate) struct Health {
     pub(crate) generation: u64,
 }
 
-/// An array of slots, as all threads see it. No slot is ever used by two of them at once: its page's owner is the only one.
+/// An array of slots, as all threads see it. No slot is ever used by two of them at once: its page's owner is the only one. But for reads: while a snapshot needs a
+/// slot, which is not written then, the pager thread may read it beside its owner.
 pub(crate) trait Backend: Send + Sync + Debug {
     /// Number of slots.
     fn num_slots(&self) -> usize;

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::size::parse_size;
 use std::ops::RangeInclusive;
 
-const SCHEMES: [&str; 4] = ["file", "memory", "nbd", "nbd+unix"];
+const SCHEMES: [&str; 6] = ["file", "memory", "nbd", "nbd+unix", "nbds", "nbds+unix"];
 /// So deep may parentheses be nested.
 const MAX_DEPTH: usize = 8;
 

@@ -58,6 +58,8 @@ use table::{Kind, PageInfo, Table};
 
 /// The part of a region that is kept for runs and for classes without holes: a class whose slabs have holes takes fresh ones only while more is free.
 const SPARE_PART: usize = 4;
+/// Batches of freed pages that an allocation without room discards: usually all there are.
+const MAX_BATCHES: usize = 8;
 
 /// An allocator that owns a region; see the [module](self). For any thread and LWT; in a child of fork(), which cannot page, it gives out what was resident at the fork.
 #[derive(Debug)]
@@ -182,7 +184,7 @@ impl Heap {
 
     /// Gives back everything that holds no object, as far as that needs no waiting. (Other calls do so by and by.)
     pub fn trim(&self) {
-        self.parts.trim();
+        self.parts.trim(usize::MAX);
     }
 
     /// Counters and gauges by name; units are in the names.
@@ -286,7 +288,7 @@ impl Parts {
         let take = || self.runs.take(&self.table, num_pages);
         let first = take().or_else(|| {
             // What is on its way back may do.
-            self.trim();
+            self.trim(MAX_BATCHES);
             take()
         });
         let first = first.ok_or_else(|| {
@@ -359,7 +361,7 @@ impl Parts {
         }
     }
 
-    fn trim(&self) {
+    fn trim(&self, max_batches: usize) {
         if self.region.is_inherited() {
             return;
         }
@@ -369,6 +371,6 @@ impl Parts {
                 self.runs.release(&self.table, slab, class(index).num_pages);
             }
         }
-        self.runs.discard_all(&self.table, self.region);
+        self.runs.discard_batches(&self.table, self.region, max_batches);
     }
 }

@@ -103,8 +103,8 @@ impl Runs {
             || self.num_leaving.load(Relaxed) >= self.stuck_pages.load(Relaxed) + LEAVING_PAGES_MAX
     }
 
-    /// Discards the oldest of the queue, as far as that needs no waiting; returns how many runs are free now.
-    pub(super) fn discard_some(&self, table: &Table, region: &'static RegionInner) -> usize {
+    /// Discards the oldest of the queue, as far as that needs no waiting.
+    pub(super) fn discard_some(&self, table: &Table, region: &'static RegionInner) {
         let mut ranges: [Range<usize>; MAX_RANGES] = [const { 0..0 }; MAX_RANGES];
         let mut num_ranges = 0;
         {
@@ -132,13 +132,12 @@ impl Runs {
         }
         self.num_stuck.store(num_ranges - num_done, Relaxed);
         self.stuck_pages.store(stuck_pages, Relaxed);
-        num_done
     }
 
-    /// Tries to discard all that is in the queue now; returns how many runs are free now.
-    pub(super) fn discard_all(&self, table: &Table, region: &'static RegionInner) -> usize {
+    /// Tries to discard what is in the queue now, in so many batches at most.
+    pub(super) fn discard_batches(&self, table: &Table, region: &'static RegionInner, max_batches: usize) {
         let num_batches = self.num_queued.load(Relaxed).div_ceil(MAX_RANGES);
-        (0..num_batches).map(|_| self.discard_some(table, region)).sum()
+        (0..num_batches.min(max_batches)).for_each(|_| self.discard_some(table, region));
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //!     RUSTFLAGS="--cfg loom" cargo test -p lightswap --release --lib model
 //!
-//! A page here is an entry, a frame, and a slot. The threads do to the entry what evict.rs, swap_in.rs and the fault handler do, in the same
+//! A page here is an entry, a frame, and two slots. The threads do to the entry what evict.rs, swap_in.rs and the fault handler do, in the same
 //! order. Frame and page-table bits are one word, as an access checks the bits and takes effect in one step for the processor. Accesses of
 //! the frame are relaxed: what orders them must be the entry. Waiting is a loop of yields: the parking lot is a matter of its own, so what is checked
 //! is that the owner learns of the waiter.
@@ -16,7 +16,10 @@ struct Page {
     inner: PageEntry,
     /// Content and the bits of its page-table entry.
     frame: AtomicU64,
-    slot: AtomicU64,
+    /// Home and alternate.
+    slots: [AtomicU64; 2],
+    /// There is a snapshot, all the time: it begins and ends while nobody writes a slot or gives one up.
+    is_spared: bool,
     /// Wake-ups that the owner knew were owed, and owners at work in one of the exclusive states.
     num_wakeups: AtomicU32,
     num_owners: AtomicU32,
@@ -51,8 +54,25 @@ impl Page {
     }
 
     fn with(entry: PageEntry, frame: u64, slot: u64) -> Arc<Self> {
-        let (frame, slot) = (AtomicU64::new(frame), AtomicU64::new(slot));
-        Arc::new(Self { inner: entry, frame, slot, num_wakeups: AtomicU32::new(0), num_owners: AtomicU32::new(0) })
+        Arc::new(Self::of(entry, frame, slot, false))
+    }
+
+    fn of(inner: PageEntry, frame: u64, slot: u64, is_spared: bool) -> Self {
+        let (frame, slots) = (AtomicU64::new(frame), [slot, 0].map(AtomicU64::new));
+        Self { inner, frame, slots, is_spared, num_wakeups: AtomicU32::new(0), num_owners: AtomicU32::new(0) }
+    }
+
+    /// A page that is in its slot, where a snapshot needs it.
+    fn spared(content: u64) -> Arc<Self> {
+        let entry = PageEntry::new();
+        assert!(entry.begin_swap_in(entry.load()) && !entry.finish_swap_in(0, NOW));
+        assert!(entry.select_victim().is_some() && entry.begin_removal() && !entry.finish_removal(Some(hash(content))));
+        Arc::new(Self::of(entry, 0, content, true))
+    }
+
+    /// The slot that is current. For the page's owner, or who has claimed it.
+    fn slot(&self) -> &AtomicU64 {
+        &self.slots[usize::from(self.entry().load().is_alternate())]
     }
 
     /// The entry, for one step. The read-modify-write in front is for loom: of each atomic it remembers one access, so that a load followed by
@@ -112,8 +132,13 @@ impl Page {
                 self.unprotect();
                 return Some(false);
             }
+            let to_alternate = self.entry().load().is_alternate_next(self.is_spared);
             self.entry().forget_stored();
-            self.slot.store(content, Relaxed);
+            if self.is_spared {
+                self.entry().spare_slot();
+            }
+            assert_eq!(self.entry().load().is_alternate(), to_alternate);
+            self.slot().store(content, Relaxed);
         }
         if !self.entry().begin_removal() {
             self.unprotect();
@@ -137,7 +162,7 @@ impl Page {
             match word.state() {
                 PageState::Untouched | PageState::SwappedOut | PageState::Failed if self.entry().begin_swap_in(word) => {
                     self.own();
-                    let content = if word.is_stored() { self.slot.load(Relaxed) } else { 0 };
+                    let content = if word.is_stored() { self.slot().load(Relaxed) } else { 0 };
                     assert!(!word.is_stored() || hash(content) == self.entry().hash(), "the slot does not hold what the hash says");
                     assert_eq!(self.frame.load(Relaxed) & MAPPED, 0, "mapped twice");
                     self.frame.store(content * CONTENT_ONE | MAPPED, Relaxed);
@@ -157,7 +182,12 @@ impl Page {
             return false;
         }
         self.own();
+        if self.is_spared {
+            self.entry().spare_slot();
+        }
         self.frame.store(0, Relaxed);
+        // As what a backend discards.
+        self.slot().store(99, Relaxed);
         self.disown();
         self.wake(self.entry().finish_removal(None));
         true
@@ -435,5 +465,49 @@ fn an_unannounced_write_amid_touches_is_not_lost() {
         page.store(2);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         settle(&page, 2);
+    });
+}
+
+/// What a snapshot needs stays in its slot, and the page goes to the other one.
+#[test]
+fn a_slot_that_a_snapshot_needs_is_spared() {
+    model(|| {
+        let page = Page::spared(6);
+        page.add_pinned(1);
+        let evictor = thread::spawn({
+            let page = page.clone();
+            move || {
+                page.evict(true);
+                page.entry().forget_references();
+                page.evict(true);
+            }
+        });
+        page.change_pinned(|content| content + 4);
+        evictor.join().unwrap();
+        settle(&page, 11);
+        page.entry().forget_references();
+        assert_eq!(page.evict(true), Some(true));
+        assert_eq!(page.slots[0].load(Relaxed), 6, "the snapshot has lost its content");
+        assert!(page.entry().load().is_alternate() && page.entry().load().is_moved(), "it is in the other slot for good");
+        settle(&page, 11);
+    });
+}
+
+#[test]
+fn a_slot_that_a_snapshot_needs_is_not_discarded() {
+    model(|| {
+        let page = Page::spared(6);
+        let writer = thread::spawn({
+            let page = page.clone();
+            move || page.add_pinned(4)
+        });
+        let is_discarded = page.discard();
+        writer.join().unwrap();
+        page.entry().forget_references();
+        page.evict(false);
+        assert_eq!(page.slots[0].load(Relaxed), 6, "the snapshot has lost its content");
+        page.make_resident();
+        let content = page.read();
+        assert!(if is_discarded { content == 0 || content == 4 } else { content == 10 }, "{content} {is_discarded}");
     });
 }

@@ -67,16 +67,25 @@ enum Step {
     Reference(u8),
     Pin(u8),
     Unpin,
-    BringIn { pins: u32, outcome: Outcome },
+    BringIn {
+        pins: u32,
+        outcome: Outcome,
+    },
     Select,
     Write,
     BeginRemoval,
     Cancel,
-    FinishRemoval { is_zero: bool },
+    FinishRemoval {
+        is_zero: bool,
+    },
     Wait,
     Forget,
     Lose,
     Discard,
+    /// By who writes or discards the page while there is a snapshot.
+    Spare,
+    /// The snapshot has ended.
+    ForgetMoved,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +103,8 @@ struct Model {
     is_stored: bool,
     has_waiters: bool,
     most_references: u32,
+    is_alternate: bool,
+    is_moved: bool,
 }
 
 impl Model {
@@ -195,6 +206,17 @@ fn take(step: Step, entry: &PageEntry, model: &mut Model) {
             assert!(entry.pin(Tick::after(0)).is_err() && !entry.begin_removal() && !entry.finish_removal(None));
             (model.state, model.is_stored) = (Untouched, false);
         }
+        Step::Spare => {
+            let next = entry.load().is_alternate_next(true);
+            assert_eq!(entry.spare_slot(), !model.is_moved);
+            model.is_alternate ^= !model.is_moved;
+            model.is_moved = true;
+            assert_eq!((next, entry.load().is_alternate_next(true)), (model.is_alternate, model.is_alternate));
+        }
+        Step::ForgetMoved => {
+            entry.forget_moved();
+            model.is_moved = false;
+        }
         Step::Forget => {
             entry.forget_references();
             if model.state == Resident {
@@ -205,6 +227,7 @@ fn take(step: Step, entry: &PageEntry, model: &mut Model) {
     }
     let word = entry.load();
     assert_eq!((word.state(), word.num_pins(), word.is_stored(), word.is_mapped()), (model.state, model.pins, model.is_stored, model.is_mapped()));
+    assert_eq!((word.is_alternate(), word.is_moved()), (model.is_alternate, model.is_moved));
 }
 
 proptest::proptest! {
@@ -212,7 +235,15 @@ proptest::proptest! {
     #[test]
     fn entries_follow_the_model(steps in proptest::collection::vec(steps(), 1..80)) {
         let entry = PageEntry::new();
-        let mut model = Model { state: PageState::Untouched, pins: 0, is_stored: false, has_waiters: false, most_references: 0 };
+        let mut model = Model {
+            state: PageState::Untouched,
+            pins: 0,
+            is_stored: false,
+            has_waiters: false,
+            most_references: 0,
+            is_alternate: false,
+            is_moved: false,
+        };
         steps.into_iter().for_each(|step| take(step, &entry, &mut model));
     }
 }
@@ -234,6 +265,8 @@ fn steps() -> impl proptest::strategy::Strategy<Value = Step> {
         1 => Just(Step::Wait),
         1 => Just(Step::Lose),
         1 => Just(Step::Discard),
+        1 => Just(Step::Spare),
+        1 => Just(Step::ForgetMoved),
         1 => Just(Step::Forget),
     ]
 }

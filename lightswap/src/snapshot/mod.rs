@@ -149,7 +149,7 @@ impl Snapshots {
         let (idle, beginning) = (Phase::Idle as u8, Phase::Beginning as u8);
         while self.phase.compare_exchange(idle, beginning, AcqRel, Relaxed).is_err() {
             // Alive, and with somebody at its other end: there can be one only. Otherwise it has ended, as the pager thread will see in a moment.
-            let is_alive = wire::wait(self.socket.load(Relaxed), 0, 0) == 0 && self.phase() == Phase::Live;
+            let is_alive = wire::wait(self.socket.load(Acquire), 0, 0) == 0 && self.phase() == Phase::Live;
             if is_alive || sys::now_ns() > end_ns {
                 return false;
             }
@@ -200,8 +200,15 @@ impl Snapshots {
             return false;
         }
         self.set_phase(Phase::Ending);
+        // After the phase, which who forks looks at last, and before the socket is closed: a child that is none of this snapshot closes what it finds here.
+        self.socket.store(-1, Release);
         self.gate.open();
         true
+    }
+
+    /// Pager thread, which ends: so does the snapshot, for its child.
+    fn forget_socket(&self) {
+        self.socket.store(-1, Relaxed);
     }
 
     /// Pager thread: the sweep is through.
@@ -211,7 +218,6 @@ impl Snapshots {
             pager.backend.discard(first, num_slots);
             pager.give_slots_back(first);
         }
-        self.socket.store(-1, Relaxed);
         // Under the lock: whoever destroys a region looks, and leaves its slots, under it.
         self.set_phase(Phase::Idle);
     }

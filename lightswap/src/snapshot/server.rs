@@ -98,7 +98,8 @@ impl Server {
     }
 
     /// The worker ends.
-    pub(crate) fn close(&self) {
+    pub(crate) fn close(&self, snapshots: &Snapshots) {
+        snapshots.forget_socket();
         self.session.borrow_mut().iter_mut().for_each(Session::close);
     }
 

@@ -108,9 +108,10 @@ impl Uffd {
         }
     }
 
-    /// In a child of fork: what this descriptor stands for is this process's address space from now on, not its parent's.
+    /// In a child of fork: what this descriptor stands for is this process's address space from now on, not its parent's. Faults raise SIGBUS in any case, as nobody
+    /// would read messages.
     pub(crate) fn replace(&self) -> Result<()> {
-        let ours = Self::open(self.faults_sleep)?;
+        let ours = Self::open(false)?;
         // SAFETY: two open descriptors; nobody of this process, which has one thread, uses ours meanwhile.
         let result = unsafe { libc::dup3(ours.as_raw_fd(), self.as_raw_fd(), libc::O_CLOEXEC) };
         if result < 0 { Err(Error::os(ErrorKind::NoUserfaultfd, "cannot replace the userfaultfd of a parent")) } else { Ok(()) }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define CHECK(condition) \
@@ -256,6 +257,42 @@ static void check_local_memory(lsw_instance *instance) {
     CHECK(lsw_set_local_memory(instance, 128 << 10) == LSW_OK && lsw_set_local_memory(instance, 512 << 10) == LSW_OK);
 }
 
+static void check_snapshot(void) {
+    enum { NUM_PAGES = 512, PAGE_BYTES = 4096 };
+    lsw_instance *instance = NULL;
+    lsw_region *region = NULL;
+    lsw_config config = {.local_memory_bytes = 1 << 18, .backend_url = "memory:?size=4MiB", .snapshots = 1};
+    CHECK(lsw_room_bytes(NULL) == 0 && !lsw_in_snapshot());
+    config.notifier = LSW_NOTIFIER_MONITOR;
+    CHECK(lsw_open(&config, &instance) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "snapshots"));
+    config.notifier = LSW_NOTIFIER_SIGBUS;
+    CHECK(lsw_open(&config, &instance) == LSW_OK);
+    CHECK(lsw_room_bytes(instance) == NUM_PAGES * PAGE_BYTES);
+    CHECK(lsw_region_create(instance, lsw_room_bytes(instance), LSW_TRANSPARENT, &region) == LSW_OK);
+    CHECK(lsw_room_bytes(instance) == 0);
+    unsigned char *base = lsw_region_base(region);
+    for (int page = 0; page < NUM_PAGES; page++)
+        memset(base + page * PAGE_BYTES, 1 + page % 200, PAGE_BYTES);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        if (!lsw_in_snapshot())
+            _exit(2);
+        for (int page = 0; page < NUM_PAGES; page++) {
+            lsw_prefetch(base + page * PAGE_BYTES, PAGE_BYTES);
+            for (int offset = 0; offset < PAGE_BYTES; offset++)
+                if (base[page * PAGE_BYTES + offset] != 1 + page % 200)
+                    _exit(3);
+        }
+        _exit(lsw_worker_poll() == LSW_ERR_NOT_A_WORKER ? 0 : 4);
+    }
+    for (int page = 0; page < NUM_PAGES; page++)
+        memset(base + page * PAGE_BYTES, 255, PAGE_BYTES);
+    int status = 0;
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    CHECK(lsw_region_destroy(region) == LSW_OK && lsw_close(instance) == LSW_OK);
+}
+
 int main(void) {
     static const struct {
         uint32_t notifier, waiting;
@@ -277,6 +314,7 @@ int main(void) {
         check_heap(instance);
         CHECK(lsw_close(instance) == LSW_OK);
     }
+    check_snapshot();
     printf("all checks passed\n");
     return 0;
 }

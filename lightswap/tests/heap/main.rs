@@ -171,8 +171,8 @@ fn compressed_memory_goes_back() {
     objects.into_iter().for_each(|object| object.free(&heap));
     expect_all_back(&swap, &region, &heap);
     assert_eq!((stat(&swap, "compressed_pages"), stat(&swap, "compressed_content_bytes")), (0, 0));
-    // Tables stay.
-    wait_until("the pool gives its memory back", || stat(&swap, "compressed_memory_bytes") - at_start < (100 * PAGE) as u64);
+    // Tables and a reserve of 128 pages at most stay.
+    wait_until("the pool gives its memory back", || stat(&swap, "compressed_memory_bytes") - at_start < (140 * PAGE) as u64);
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn sparse_slabs_are_known() {
     let (region, heap) = heap_of(&swap);
     // 64 to a page: of half of the pages most are freed, of the others a few.
     let mut slots: Vec<Option<Object>> = objects_of(&heap, 40, 64).into_iter().map(Some).collect();
-    let keeps = |number: usize| if number / 64 % 2 == 0 { number % 8 == 0 } else { number % 8 != 0 };
+    let keeps = |number: usize| (number / 64).is_multiple_of(2) == number.is_multiple_of(8);
     assert!(slots.iter().flatten().all(|object| !heap.is_sparse(object.pointer())), "all slabs are full");
     for (number, slot) in slots.iter_mut().enumerate().filter(|(number, _)| !keeps(*number)) {
         assert!(slot.as_ref().unwrap().pointer() as usize / PAGE % 2 == number / 64 % 2);
@@ -464,7 +464,6 @@ fn reads_per_replacement(region_pages: usize) -> f64 {
     let before = stat(&swap, "swap_ins");
     replace(3 * NUM_OBJECTS);
     let reads = stat(&swap, "swap_ins") - before;
-    eprintln!("{region_pages} pages: {reads} reads, {:?}", heap.stats());
     objects.iter().for_each(Object::check);
     reads as f64 / (3 * NUM_OBJECTS) as f64
 }

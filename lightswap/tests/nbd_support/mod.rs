@@ -1,6 +1,7 @@
 //! NBD servers for tests: a scripted one in this process, which does whatever a test tells it, and the real ones of the system.
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 
+pub mod certificates;
 pub mod client;
 pub mod connection;
 pub mod events;
@@ -10,10 +11,13 @@ pub mod log;
 pub mod namespace;
 pub mod programs;
 pub mod protocol;
+pub mod refused;
 pub mod script;
 pub mod server;
 pub mod stream;
+pub mod tls_front;
 
+pub use certificates::{Certificates, Flaw};
 pub use client::Client;
 pub use handshake::{Export, HandshakeFault, STEPS, Step};
 pub use load::{Load, watchdog};
@@ -22,6 +26,7 @@ pub use protocol::Command;
 pub use script::{Action, Rule, Script};
 pub use server::{Away, ScriptedServer};
 pub use stream::Place;
+pub use tls_front::{TlsFault, TlsFront};
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;

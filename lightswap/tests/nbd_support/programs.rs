@@ -43,6 +43,11 @@ impl Server {
         self.place.url(&self.export, options)
     }
 
+    /// The same with TLS.
+    pub fn secure_url(&self, options: &str) -> String {
+        self.place.secure_url(&self.export, options)
+    }
+
     pub fn place(&self) -> &Place {
         &self.place
     }
@@ -192,6 +197,10 @@ impl Nbdkit {
             Place::Tcp(address) => {
                 command.extend([format!("--ipaddr={}", address.ip()), format!("--port={}", address.port())]);
             }
+        }
+        if self.filters.is_empty() {
+            // A thread for each connection: with several, nbdkit 1.32 may abort when a connection breaks under one that answers. Delays need several.
+            command.push("--threads=1".into());
         }
         command.extend(self.options);
         command.extend(self.filters.iter().map(|filter| format!("--filter={filter}")));

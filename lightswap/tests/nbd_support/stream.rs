@@ -23,6 +23,11 @@ impl Place {
         if options.is_empty() { url } else { url + separator + options }
     }
 
+    /// The same with TLS.
+    pub fn secure_url(&self, export: &str, options: &str) -> String {
+        self.url(export, options).replacen("nbd", "nbds", 1)
+    }
+
     pub fn connect(&self) -> io::Result<Stream> {
         Ok(match self {
             Self::Unix(path) => Stream::Unix(UnixStream::connect(path)?),

@@ -8,6 +8,7 @@ use crate::size::{PAGE_SIZE, round_up};
 use crate::sys::mapping::Mapping;
 use crate::try_catch;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::fmt;
 use std::ptr;
 use std::sync::atomic::AtomicU64;
@@ -15,6 +16,8 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 const WORD_BYTES: usize = size_of::<u64>();
 const PAGE_WORDS: usize = PAGE_SIZE / WORD_BYTES;
+/// Of the CPU's caches.
+const LINE_BYTES: usize = 64;
 const TABLE_PAGE_SLOTS: usize = PAGE_SIZE / WORD_BYTES;
 
 /// Compressed pages by slot; see the module above for how they are laid out.
@@ -156,10 +159,14 @@ impl Pool {
                 fill(target, u64::from_ne_bytes(word.try_into().map_err(|_| Corrupt)?));
             }
             Entry::Object { offset, len: PAGE_SIZE } => target.copy_from_slice(self.object(offset, PAGE_SIZE)?),
-            Entry::Object { offset, len } => match decompress_into(self.object(offset, len)?, target) {
-                Ok(PAGE_SIZE) => {}
-                _ => return Err(Corrupt),
-            },
+            Entry::Object { offset, len } => {
+                let object = self.object(offset, len)?;
+                prefetch(object);
+                match decompress_into(object, target) {
+                    Ok(PAGE_SIZE) => {}
+                    _ => return Err(Corrupt),
+                }
+            }
         }
         Ok(())
     }
@@ -287,6 +294,14 @@ impl Pool {
             self.heap.release(PAGE_SIZE as u64);
         }
         true
+    }
+}
+
+/// Asks for all of an object at once: line by line, as it is decompressed, the waits for memory add up (0.1 of 1 us).
+fn prefetch(object: &[u8]) {
+    for line in object.chunks(LINE_BYTES) {
+        // SAFETY: a hint, which accesses nothing as far as the program can see.
+        unsafe { _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T0) };
     }
 }
 

@@ -1,7 +1,10 @@
 //! Where a server is and how it is to be used: URLs as the NBD project's URI specification has them, and options of our own.
 //!
-//! `nbd://host[:port]/export`, `nbd+unix:///export?socket=/path`; options `size`, `timeout`, `lost-after`, `connections`, `poll`.
+//! `nbd://host[:port]/export`, `nbd+unix:///export?socket=/path`; options `size`, `timeout`, `lost-after`, `connections`, `poll`. With `nbds:` and `nbds+unix:`,
+//! also those of [`tls::options`].
 
+use super::tls;
+use super::tls::options::TlsOptions;
 use crate::size::parse_size;
 use std::fmt;
 use std::path::PathBuf;
@@ -12,8 +15,12 @@ const DEFAULT_PORT: u16 = 10_809;
 /// The protocol's limit for the names of exports.
 const MAX_NAME_BYTES: usize = 4096;
 
+const OPTIONS: [&str; 6] = ["size", "socket", "timeout", "lost-after", "connections", "poll"];
+
 /// All options there are.
-pub(super) const OPTIONS: [&str; 6] = ["size", "socket", "timeout", "lost-after", "connections", "poll"];
+pub(super) fn options() -> Vec<&'static str> {
+    [&OPTIONS[..], &tls::options::OPTIONS].concat()
+}
 
 /// How to reach the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +33,8 @@ pub(super) enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) place: Place,
+    /// Without, all is sent as it is.
+    pub(super) tls: Option<TlsOptions>,
     /// Empty for the default export.
     pub(super) export: String,
     /// To be used of the export; all of it if not given.
@@ -54,8 +63,8 @@ impl fmt::Display for Address {
 impl Address {
     /// Of `scheme:path`, with a function that looks options up. An error is what is wrong, and what to write instead.
     pub(super) fn parse<'a>(scheme: &str, path: &str, option: impl Fn(&str) -> Option<&'a str>) -> Result<Self, String> {
-        let is_unix = scheme == "nbd+unix";
-        let example = if is_unix { "nbd+unix:///EXPORT?socket=/path/of/socket" } else { "nbd://HOST:PORT/EXPORT" };
+        let is_unix = scheme.ends_with("+unix");
+        let example = if is_unix { format!("{scheme}:///EXPORT?socket=/path/of/socket") } else { format!("{scheme}://HOST:PORT/EXPORT") };
         let rest = path.strip_prefix("//").ok_or_else(|| format!("\"//\" is expected after \"{scheme}:\", as in {example}"))?;
         let (authority, export) = rest.split_once('/').unwrap_or((rest, ""));
         let export = decode(export).ok_or("the name of the export has a \"%\" that no two hexadecimal digits follow, or is not UTF-8")?;
@@ -68,9 +77,14 @@ impl Address {
             }
             (true, None | Some("")) => return Err(format!("the socket is missing, as in {example}")),
             (true, Some(socket)) => Place::Unix(decode(socket).ok_or("the option socket has a \"%\" that no two hexadecimal digits follow")?.into()),
-            (false, Some(_)) => return Err("the option socket belongs to nbd+unix: URLs".into()),
+            (false, Some(_)) => return Err("the option socket belongs to nbd+unix: and nbds+unix: URLs".into()),
             (false, None) => tcp_place(authority).map_err(|what| format!("{what}, as in {example}"))?,
         };
+        let host = if let Place::Tcp { host, .. } = &place { Some(host.as_str()) } else { None };
+        let tls = if scheme.starts_with("nbds") { Some(TlsOptions::parse(host, &option)?) } else { None };
+        if let (None, Some(name)) = (&tls, tls::options::OPTIONS.iter().find(|name| option(name).is_some())) {
+            return Err(format!("the option {name} belongs to nbds: and nbds+unix: URLs"));
+        }
         let number = |name: &str, most: u64| -> Result<Option<u64>, String> {
             let Some(text) = option(name) else { return Ok(None) };
             let number = text.parse().ok().filter(|number| (1..=most).contains(number));
@@ -83,6 +97,7 @@ impl Address {
         };
         Ok(Self {
             place,
+            tls,
             export,
             size_bytes: option("size").map(parse_size).transpose().map_err(|error| error.to_string())?,
             timeout: duration("timeout", 2)?,
@@ -123,7 +138,7 @@ fn tcp_place(authority: &str) -> Result<Place, String> {
 }
 
 /// With `%41` for A, and so on.
-fn decode(text: &str) -> Option<String> {
+pub(super) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -159,7 +174,12 @@ mod tests {
         }
         let address = parse("nbd+unix", "///e%20f", &[("socket", "/a%3Fb")]).unwrap();
         assert_eq!((address.place.clone(), address.export.as_str()), (Place::Unix("/a?b".into()), "e f"));
-        assert_eq!(address.to_string(), "/a?b, export \"e f\"");
+        assert_eq!((address.to_string().as_str(), &address.tls), ("/a?b, export \"e f\"", &None));
+        // The same with TLS.
+        let address = parse("nbds", "//[::1]:7/e", &[]).unwrap();
+        assert_eq!((address.place, address.tls), (tcp("::1", 7), Some(TlsOptions::parse(Some("::1"), |_| None).unwrap())));
+        let address = parse("nbds+unix", "///e", &[("socket", "/a"), ("tls-hostname", "b")]).unwrap();
+        assert_eq!((address.place, address.tls), (Place::Unix("/a".into()), Some(TlsOptions::parse(Some("b"), |_| None).unwrap())));
     }
 
     #[test]
@@ -188,6 +208,10 @@ mod tests {
             ("nbd", "//a", &[("socket", "/x")], "belongs to nbd+unix"),
             ("nbd+unix", "///e", &[], "the socket is missing"),
             ("nbd+unix", "//host/e", &[("socket", "/x")], "no place for a host"),
+            ("nbds+unix", "///e", &[], "as in nbds+unix:///"),
+            ("nbds", "//a", &[("socket", "/x")], "belongs to nbd+unix"),
+            ("nbd", "//a", &[("tls-verify-peer", "1")], "tls-verify-peer belongs to nbds:"),
+            ("nbds", "//a", &[("tls-psk-file", "/x")], "not supported"),
         ] {
             let error = parse(scheme, path, options).unwrap_err();
             assert!(error.contains(text), "{scheme}:{path}: {error}");

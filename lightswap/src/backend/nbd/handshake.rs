@@ -1,15 +1,20 @@
 //! Connecting: the socket and the fixed newstyle handshake, blocking, within a time limit.
 //!
-//! Whatever a server sends is bounded and checked before it is believed. Old servers without NBD_OPT_GO are asked with NBD_OPT_EXPORT_NAME.
+//! Whatever a server sends is bounded and checked before it is believed. Old servers without NBD_OPT_GO are asked with NBD_OPT_EXPORT_NAME. With `nbds:`
+//! NBD_OPT_STARTTLS comes before either, and all that follows is within TLS.
 
 use super::address::{Address, Place};
+use super::stream::Stream;
+use super::tls::handshake::NoSession;
+use super::tls::options::TlsOptions;
+use super::tls::sender::Sender;
 use crate::size::{PAGE_SIZE, format_size};
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A handshake takes some round trips, so it has at least so long, however short the time limit of requests is.
 pub(super) const MIN_TIME_LIMIT: Duration = Duration::from_secs(1);
@@ -24,6 +29,7 @@ const ANSWER_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 2;
 const OPTION_EXPORT_NAME: u32 = 1;
+const OPTION_START_TLS: u32 = 5;
 const OPTION_GO: u32 = 7;
 const ANSWER_ACK: u32 = 1;
 const ANSWER_INFO: u32 = 3;
@@ -67,7 +73,7 @@ impl Export {
 /// A connection after its handshake.
 #[derive(Debug)]
 pub(super) struct Connected {
-    pub(super) socket: OwnedFd,
+    stream: Stream,
     pub(super) export: Export,
     /// For what is done before it is handed over.
     limit: Duration,
@@ -91,56 +97,33 @@ impl ConnectError {
     pub(super) fn of(what: &str, cause: &io::Error) -> Self {
         let cause = match cause.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => "no answer in time".into(),
-            ErrorKind::UnexpectedEof => "the server closed the connection".into(),
+            ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => "the server closed the connection".into(),
             _ => cause.to_string(),
         };
         Self(format!("{what}: {cause}"))
     }
 }
 
-/// A blocking stream that ends in time: reads and writes fail after the limit of the whole.
-pub(super) struct Stream {
-    socket: UnixStream,
-    end: Instant,
-}
-
-impl Stream {
-    fn new(socket: OwnedFd, limit: Duration) -> Self {
-        // Only reads, writes and time limits are used, which are the same for all stream sockets.
-        Self { socket: socket.into(), end: Instant::now() + limit }
-    }
-
-    fn left(&self) -> io::Result<Option<Duration>> {
-        let left = self.end.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(self.left()?)?;
-        self.socket.read(buffer)
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(self.left()?)?;
-        // SAFETY: the bytes are valid, the descriptor is open. Not `write`, which raises SIGPIPE.
-        let num_sent = unsafe { libc::send(self.socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
-        usize::try_from(num_sent).map_err(|_| io::Error::last_os_error())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// What is left of it for a worker.
+#[derive(Debug)]
+pub(super) struct Established {
+    pub(super) socket: OwnedFd,
+    /// For `nbds:`.
+    pub(super) tls: Option<Box<Sender>>,
 }
 
 impl Connected {
-    /// A stream for requests before the connection is used otherwise, with a time limit of its own.
-    pub(super) fn stream(&self) -> Result<Stream, ConnectError> {
-        let socket = self.socket.try_clone().map_err(|cause| ConnectError::of("the socket", &cause))?;
-        Ok(Stream::new(socket, self.limit))
+    /// The stream for requests before the connection is used otherwise, with a time limit of its own.
+    pub(super) fn stream(&mut self) -> &mut Stream {
+        self.stream.set_limit(self.limit);
+        &mut self.stream
+    }
+
+    /// Now it is used otherwise.
+    pub(super) fn establish(self) -> Result<Established, ConnectError> {
+        let (socket, session) = self.stream.into_parts().map_err(|cause| ConnectError::of("the socket", &cause))?;
+        let tls = session.map(Sender::new).transpose().map_err(|cause| ConnectError::new(cause.to_string()))?;
+        Ok(Established { socket, tls })
     }
 }
 
@@ -149,11 +132,9 @@ pub(super) fn connect(address: &Address) -> Result<Connected, ConnectError> {
     let socket = open_socket(address).map_err(|cause| ConnectError::of("cannot connect", &cause))?;
     let limit = address.timeout.max(MIN_TIME_LIMIT);
     let mut stream = Stream::new(socket, limit);
-    let export = shake_hands(&mut stream, &address.export)?;
+    let export = shake_hands(&mut stream, address)?;
     check(&export, address)?;
-    stream.socket.set_read_timeout(None).map_err(|cause| ConnectError::of("the socket", &cause))?;
-    stream.socket.set_write_timeout(None).map_err(|cause| ConnectError::of("the socket", &cause))?;
-    Ok(Connected { socket: stream.socket.into(), export, limit })
+    Ok(Connected { stream, export, limit })
 }
 
 fn open_socket(address: &Address) -> io::Result<OwnedFd> {
@@ -175,8 +156,9 @@ fn open_socket(address: &Address) -> io::Result<OwnedFd> {
     Err(last)
 }
 
-fn shake_hands(stream: &mut Stream, name: &str) -> Result<Export, ConnectError> {
+fn shake_hands(stream: &mut Stream, address: &Address) -> Result<Export, ConnectError> {
     let failed = |cause: io::Error| ConnectError::of("the handshake failed", &cause);
+    let name = &address.export;
     let greeting: [u8; 8] = receive(stream).map_err(failed)?;
     let style: [u8; 8] = receive(stream).map_err(failed)?;
     if greeting != *GREETING {
@@ -195,6 +177,9 @@ fn shake_hands(stream: &mut Stream, name: &str) -> Result<Export, ConnectError> 
     let has_no_zeroes = flags & NO_ZEROES != 0;
     let answer = u32::from(FIXED_NEWSTYLE | if has_no_zeroes { NO_ZEROES } else { 0 });
     stream.write_all(&answer.to_be_bytes()).map_err(failed)?;
+    if let Some(options) = &address.tls {
+        start_tls(stream, options)?;
+    }
     match go(stream, name)? {
         Some(export) => Ok(export),
         None => export_name(stream, name, has_no_zeroes).map_err(|cause| match cause.kind() {
@@ -218,6 +203,34 @@ fn send_option(stream: &mut Stream, option: u32, data: &[u8]) -> io::Result<()> 
     stream.write_all(&message)
 }
 
+/// Asks for TLS, and begins it.
+fn start_tls(stream: &mut Stream, options: &TlsOptions) -> Result<(), ConnectError> {
+    let failed = |cause: io::Error| ConnectError::of("the handshake failed", &cause);
+    send_option(stream, OPTION_START_TLS, &[]).map_err(failed)?;
+    let (kind, data) = receive_answer(stream, OPTION_START_TLS)?;
+    match kind {
+        ANSWER_ACK => {}
+        _ if kind & ERROR_BIT == 0 => return Err(ConnectError::new("the handshake failed: the server's answer makes no sense")),
+        _ => {
+            return Err(ConnectError::new(with_message(
+                "the server does not do TLS: start it with a certificate, or use nbd: in the URL".into(),
+                &data,
+            )));
+        }
+    }
+    // What the server may have sent on in plain is taken for the beginning of TLS, and refused as such.
+    stream.secure(options).map_err(|cause| match cause {
+        NoSession::Refused(sentence) => ConnectError(sentence),
+        NoSession::Io(cause) => ConnectError::of("the TLS handshake failed", &cause),
+    })
+}
+
+/// With what the server says itself.
+fn with_message(what: String, data: &[u8]) -> String {
+    let message = String::from_utf8_lossy(&data[..data.len().min(200)]).replace(char::is_control, " ");
+    if message.is_empty() { what } else { format!("{what}: {message}") }
+}
+
 /// Asks with NBD_OPT_GO; `None` if the server does not know it.
 fn go(stream: &mut Stream, name: &str) -> Result<Option<Export>, ConnectError> {
     let failed = |cause: io::Error| ConnectError::of("the handshake failed", &cause);
@@ -239,15 +252,16 @@ fn go(stream: &mut Stream, name: &str) -> Result<Option<Export>, ConnectError> {
                 return Ok(Some(export));
             }
             ERROR_UNSUPPORTED => return Ok(None),
-            ERROR_TLS_REQUIRED => return Err(ConnectError::new("the server requires TLS, which is not supported; start it without")),
+            ERROR_TLS_REQUIRED => {
+                return Err(ConnectError::new("the server requires TLS: use nbds: in the URL, or nbds+unix:, or start the server without"));
+            }
             _ => {
                 let what = match kind {
                     ERROR_UNKNOWN => format!("the server has no export \"{name}\""),
                     ERROR_POLICY => format!("the server forbids the export \"{name}\""),
                     _ => format!("the server refuses the export \"{name}\" (answer {kind:#x})"),
                 };
-                let message = String::from_utf8_lossy(&data[..data.len().min(200)]).replace(char::is_control, " ");
-                return Err(ConnectError::new(if message.is_empty() { what } else { format!("{what}: {message}") }));
+                return Err(ConnectError(with_message(what, &data)));
             }
         }
     }

@@ -2,7 +2,7 @@
 //! for another one, and finds it in its [`Link`] when it is woken.
 
 use super::address::Address;
-use super::handshake::{ConnectError, Connected, Export, connect};
+use super::handshake::{ConnectError, Established, Export, connect};
 use super::signature::Signature;
 use crate::backend::Health;
 use crate::budget::MAX_BATCH_PAGES;
@@ -43,7 +43,7 @@ pub(super) struct Link {
     num_useless: AtomicU32,
     not_before_ns: AtomicU64,
     /// Its lock is held when a connection is handed over, so that who takes one may want the next at once.
-    ready: Mutex<Option<Connected>>,
+    ready: Mutex<Option<Established>>,
     keeper: Arc<Shared>,
 }
 
@@ -106,7 +106,7 @@ impl Keeper {
     }
 
     /// A link for a worker; `ready` is a connection that is there already, otherwise one is made.
-    pub(super) fn link(&self, worker: &'static WorkerShared, ready: Option<Connected>) -> Arc<Link> {
+    pub(super) fn link(&self, worker: &'static WorkerShared, ready: Option<Established>) -> Arc<Link> {
         let link = Arc::new(Link {
             worker,
             is_wanted: AtomicBool::new(ready.is_none()),
@@ -166,7 +166,7 @@ impl Link {
     }
 
     /// The connection, if it is there.
-    pub(super) fn take(&self) -> Option<Connected> {
+    pub(super) fn take(&self) -> Option<Established> {
         lock(&self.ready).take()
     }
 
@@ -227,7 +227,7 @@ impl Shared {
         }
     }
 
-    fn hand_over(&self, link: &Link, connected: Connected) {
+    fn hand_over(&self, link: &Link, connected: Established) {
         let mut ready = lock(&link.ready);
         link.made_ns.store(sys::now_ns(), Relaxed);
         link.is_wanted.store(false, Relaxed);
@@ -239,13 +239,13 @@ impl Shared {
         link.worker.poke();
     }
 
-    fn connect(&self) -> std::result::Result<Connected, ConnectError> {
-        let connected = connect(&self.address)?;
+    fn connect(&self) -> std::result::Result<Established, ConnectError> {
+        let mut connected = connect(&self.address)?;
         if let Some(what) = self.lacks(&connected.export) {
             return Err(ConnectError::new(format!("the export is not what it was: {what}; start the server as it was")));
         }
         let has_content = match &self.signature {
-            Some(signature) => signature.renew(&connected)?,
+            Some(signature) => signature.renew(&mut connected)?,
             None => false,
         };
         if !has_content {
@@ -254,7 +254,7 @@ impl Shared {
                 tracing::warn!(server = %self.address, "the server has not kept what was written: it was restarted, or another client uses the export");
             }
         }
-        Ok(connected)
+        connected.establish()
     }
 
     /// What is missing of what is relied upon.

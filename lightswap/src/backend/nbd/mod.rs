@@ -1,8 +1,10 @@
-//! `nbd://host:port/export`, `nbd+unix:///export?socket=/path`: slots in the memory of another machine, behind any NBD server.
+//! `nbd://host:port/export`, `nbd+unix:///export?socket=/path`: slots in the memory of another machine, behind any NBD server; `nbds:` and `nbds+unix:` the same
+//! within TLS.
 //!
 //! [`address`] parses URLs; [`handshake`] connects, on threads that may block: [`keeper`] does so again whenever a connection broke. From then on
 //! a [`queue`] of the worker speaks the protocol ([`wire`]) through its own ring, with requests gathered in an [`outbox`] and replies taken apart in an
-//! [`inbox`]. Where the server allows but one connection, the other workers' [`proxy`] hands their requests to the pager thread's.
+//! [`inbox`]. Between these and the socket there is [`connection`], which encrypts and decrypts what passes it, if there is TLS ([`tls`]). Where the server allows
+//! but one connection, the other workers' [`proxy`] hands their requests to the pager thread's.
 
 mod address;
 mod connection;
@@ -13,6 +15,8 @@ mod outbox;
 mod proxy;
 mod queue;
 mod signature;
+mod stream;
+mod tls;
 mod trims;
 mod wire;
 
@@ -69,7 +73,10 @@ impl NbdBackend {
     pub(super) fn open(url: &BackendUrl) -> Result<Self> {
         let address = Self::parse(url)?;
         let failed = |cause: &dyn std::fmt::Display| url.error(ErrorKind::Backend, cause);
-        let first = connect(&address).map_err(|cause| failed(&cause))?;
+        if address.tls.as_ref().is_some_and(|options| options.is_unverified) {
+            tracing::warn!(server = %address, "tls-verify-peer=0: the server is not verified, so anybody in the network between can read and change everything");
+        }
+        let mut first = connect(&address).map_err(|cause| failed(&cause))?;
         let export = first.export.clone();
         let num_pages = pages_in(usize::try_from(export.num_bytes).unwrap_or(usize::MAX));
         let wanted = address.size_bytes.map_or(num_pages, |num_bytes| pages_in(num_bytes as usize).min(num_pages));
@@ -80,7 +87,7 @@ impl NbdBackend {
         }
         let signature = (num_slots < num_pages).then(|| Signature::new(offset_of(num_slots)));
         if let Some(signature) = &signature {
-            signature.renew(&first).map_err(|cause| failed(&cause))?;
+            signature.renew(&mut first).map_err(|cause| failed(&cause))?;
         }
         let trims = export.can_trim.then(|| Trims::new(num_slots)).transpose();
         let trims = trims.map_err(|cause| {
@@ -107,7 +114,7 @@ impl NbdBackend {
     }
 
     fn parse(url: &BackendUrl) -> Result<Address> {
-        url.expect_only(&address::OPTIONS)?;
+        url.expect_only(&address::options())?;
         Address::parse(&url.scheme, &url.path, |name| url.option(name)).map_err(|what| url.error(ErrorKind::BackendUrl, what))
     }
 
@@ -131,6 +138,11 @@ impl NbdBackend {
     /// Of one request.
     fn max_write_bytes(&self) -> usize {
         (self.export.max_payload_bytes as usize / PAGE_SIZE * PAGE_SIZE).max(PAGE_SIZE)
+    }
+
+    /// Of TLS.
+    fn max_record_bytes(&self) -> usize {
+        if self.address.tls.is_some() { tls::record::MAX_RECORD_BYTES } else { 0 }
     }
 
     /// Of one request.
@@ -176,7 +188,8 @@ impl Backend for NbdBackend {
             let _ = self.pager_thread.set(builder.shared);
             forwards = Some(Forwards::new(self.clone()));
             builder.expect_finished(2 * proxy::MAX_TAKEN);
-            self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
+            // If that fails, for lack of memory, the keeper says so when it fails to make another one.
+            self.first.lock().unwrap_or_else(PoisonError::into_inner).take().and_then(|first| first.establish().ok())
         } else {
             None
         };

@@ -1,7 +1,8 @@
 //! Requests on their way to a server: headers and pages gathered into one message, so that a batch costs one system call, and pages are sent from where they
-//! are.
+//! are. Within TLS they are copied from there, since pages do not change.
 
 use super::wire::REQUEST_BYTES;
+use crate::try_catch;
 use std::cell::{Cell, UnsafeCell};
 
 /// Requests of one message.
@@ -79,6 +80,30 @@ impl Outbox {
         header
     }
 
+    /// Takes as many bytes of what is left as there are and `target` has room for; `None` if the memory of a page is damaged.
+    pub(super) fn take(&self, target: &mut [u8]) -> Option<usize> {
+        let message = self.message();
+        let vectors = &message.vectors[message.first..message.num_vectors];
+        let copy = || {
+            let mut num_taken = 0;
+            for vector in vectors {
+                let num_bytes = vector.iov_len.min(target.len() - num_taken);
+                // SAFETY: the source is a header of ours, or pages that are their writer's until the write has ended; and there is room.
+                unsafe { std::ptr::copy_nonoverlapping(vector.iov_base.cast(), target[num_taken..].as_mut_ptr(), num_bytes) };
+                num_taken += num_bytes;
+                if num_taken == target.len() {
+                    break;
+                }
+            }
+            num_taken
+        };
+        // What a damaged page leads to must not be the program's try block.
+        // SAFETY: copies have nothing to clean up.
+        let num_taken = unsafe { try_catch::try_without_paging(copy) }.ok()?;
+        self.sent(num_taken);
+        Some(num_taken)
+    }
+
     /// So many bytes of it were sent.
     pub(super) fn sent(&self, num_bytes: usize) {
         self.is_sending.set(false);
@@ -135,7 +160,17 @@ mod tests {
                 outbox.sent(all.len());
                 sent.extend(all);
             }
-            assert_eq!(sent, [vec![1; 28], vec![2; 28], vec![9; 100]].concat());
+            let expected = [vec![1; 28], vec![2; 28], vec![9; 100]].concat();
+            assert_eq!(sent, expected);
+            // The same if it is copied from there.
+            assert!(outbox.add([1; REQUEST_BYTES], std::ptr::null(), 0) && outbox.add([2; REQUEST_BYTES], payload.as_ptr(), 100));
+            let parts = std::iter::repeat_with(|| {
+                let mut part = vec![0; step];
+                let num_taken = outbox.take(&mut part).unwrap();
+                part.truncate(num_taken);
+                part
+            });
+            assert_eq!(parts.take_while(|part| !part.is_empty()).flatten().collect::<Vec<_>>(), expected);
         }
     }
 

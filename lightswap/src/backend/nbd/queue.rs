@@ -110,7 +110,7 @@ impl NbdQueue {
         let num_requests = num_reads + num_parts + MAX_TRIMS;
         Ok(Self {
             number: builder.reserve(),
-            inbox: Inbox::new(num_reads, num_reads.min(backend.max_read_pages()))?,
+            inbox: Inbox::new(num_reads, num_reads.min(backend.max_read_pages()), backend.max_record_bytes())?,
             outbox: Outbox::new(),
             runs: ReadRuns::new(num_reads),
             num_run_pages: Cell::new(0),
@@ -276,6 +276,7 @@ impl NbdQueue {
             self.backend.count(Counter::ProtocolErrors, 1);
         }
         tracing::warn!(server = %self.backend.address, "the connection is dropped: {why}");
+        connection.complain(why);
         connection.shut_down();
         *line = Line::Closing(connection);
     }
@@ -319,6 +320,19 @@ impl NbdQueue {
             self.close_run();
             self.send_all_again();
         }
+    }
+
+    /// Sends and receives, if neither is under way, what there is.
+    fn exchange(&self, io: &IoQueue) -> std::result::Result<(), Broken> {
+        let Line::Up(connection) = &*self.line.borrow() else { return Ok(()) };
+        if !connection.is_sending() {
+            self.fill_outbox();
+            connection.send(io, &self.outbox, self.token(SEND))?;
+        }
+        if !connection.is_receiving() {
+            connection.receive(io, &self.inbox, self.token(RECEIVE));
+        }
+        Ok(())
     }
 
     fn token(&self, index: u32) -> Token {
@@ -460,12 +474,12 @@ impl BackendQueue for NbdQueue {
         self.take_up(io);
         self.close_run();
         if matches!(*self.line.borrow(), Line::Down)
-            && let Some(connected) = self.link.take()
+            && let Some(established) = self.link.take()
         {
             self.last_reply_ns.set(sys::now_ns());
             self.has_answered.set(false);
             self.was_waited_for.set(!self.requests.is_empty());
-            *self.line.borrow_mut() = Line::Up(Connection::new(connected));
+            *self.line.borrow_mut() = Line::Up(Connection::new(established));
             self.send_all_again();
         }
         if !self.requests.is_empty()
@@ -477,14 +491,9 @@ impl BackendQueue for NbdQueue {
         if self.is_closed.get() {
             self.end_line(false);
         }
-        if let Line::Up(connection) = &*self.line.borrow() {
-            if !connection.is_sending() {
-                self.fill_outbox();
-                connection.send(io, &self.outbox, self.token(SEND));
-            }
-            if !connection.is_receiving() {
-                connection.receive(io, &self.inbox, self.token(RECEIVE));
-            }
+        if let Err(why) = self.exchange(io) {
+            self.break_line(&why);
+            self.end_closing(io);
         }
         self.set_timer(io);
     }

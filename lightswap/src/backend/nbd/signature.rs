@@ -28,7 +28,7 @@ impl Signature {
     }
 
     /// Looks whether it is there; writes it if not. On a connection that is not used otherwise yet, whose time limits apply.
-    pub(super) fn renew(&self, connected: &Connected) -> Result<bool, ConnectError> {
+    pub(super) fn renew(&self, connected: &mut Connected) -> Result<bool, ConnectError> {
         let mut found = [0; PAGE_SIZE];
         self.ask(connected, Command::Read, &[], &mut found)?;
         if found == *self.page {
@@ -41,10 +41,10 @@ impl Signature {
         Ok(false)
     }
 
-    fn ask(&self, connected: &Connected, command: Command, sent: &[u8], received: &mut [u8]) -> Result<(), ConnectError> {
+    fn ask(&self, connected: &mut Connected, command: Command, sent: &[u8], received: &mut [u8]) -> Result<(), ConnectError> {
         const COOKIE: u64 = 0x6C73_7769;
         let (offset, num_bytes) = if command == Command::Flush { (0, 0) } else { (self.offset, PAGE_SIZE as u32) };
-        let mut stream = connected.stream()?;
+        let stream = connected.stream();
         let mut exchange = || {
             stream.write_all(&request(command, COOKIE, offset, num_bytes))?;
             stream.write_all(sent)?;
