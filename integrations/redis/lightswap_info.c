@@ -48,5 +48,6 @@ char *lightswap_cat_info(char *info) {
     lsw_stats_visit(lightswap_instance, cat_counter, &info);
     lsw_heap_stats_visit(lightswap_heap, cat_counter, &info);
     lightswap_memory_visit(cat_counter, &info);
+    lightswap_park_visit(cat_counter, &info);
     return info;
 }

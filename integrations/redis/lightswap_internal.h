@@ -20,4 +20,7 @@ void lightswap_worker_start(void);
 /* Hands what lightswap_memory.c counts to `visit`. */
 void lightswap_memory_visit(void (*visit)(void *arg, const char *name, uint64_t value), void *arg);
 
+/* The same for parked clients. */
+void lightswap_park_visit(void (*visit)(void *arg, const char *name, uint64_t value), void *arg);
+
 #endif

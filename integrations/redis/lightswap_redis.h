@@ -80,6 +80,30 @@ void lightswap_ahead_start(struct lightswap_ahead *ahead, dict *d, bool of_objec
 /* The other iterator has taken a step. */
 void lightswap_ahead_step(struct lightswap_ahead *ahead);
 
+/* ---- Parking (lightswap_admit.c, lightswap_park.c): a command runs when all that it will access is in memory ---- */
+
+struct client;
+
+/* Data may be swapped out, so commands have to be let in one by one. */
+extern bool lightswap_walks;
+/* Before the command runs. False: it must not, the client is parked or has its answer. */
+bool lightswap_admit(struct client *c);
+/* Commands that were let in and have not ended. */
+extern int lightswap_num_admitted;
+/* After it has run. */
+void lightswap_release(void);
+/* The same for a command that a script calls: nobody is parked then. NULL, or an error that the script gets instead. */
+char *lightswap_admit_in_script(struct client *c);
+void lightswap_release_in_script(void);
+/* processCommand is over, whether the command has run or not. */
+void lightswap_command_processed(struct client *c);
+/* The client goes away. */
+void lightswap_forget(struct client *c);
+/* In each turn of the event loop: unblocks clients whose pages are in, before those that were unblocked go on; */
+void lightswap_unpark(void);
+/* and, after that, asks for what was found to be missing. */
+void lightswap_ask(void);
+
 /* ---- INFO (lightswap_info.c) ---- */
 
 char *lightswap_cat_info(char *info);

@@ -1,0 +1,256 @@
+/* Which listpacks of a stream a command accesses. The tree of them, the consumer groups and what is pending are in ordinary memory. */
+#include "lightswap_walk.h"
+
+/* Of t_stream.c; no header of upstream's has it. */
+void streamEncodeID(void *buf, streamID *id);
+
+enum { ID_BYTES = sizeof(streamID) };
+
+static stream *stream_of(struct lightswap_walk *walk, robj *key) {
+    const robj *value = lightswap_value(walk, key, OBJ_STREAM);
+    return value != NULL ? value->ptr : NULL;
+}
+
+static bool is_arg(const struct lightswap_walk *walk, int arg, const char *word) {
+    return arg < walk->argc && !strcasecmp(walk->argv[arg]->ptr, word);
+}
+
+/* Nodes that so many entries lie in, if few of them were deleted. */
+static long long nodes_of(long long num_entries) {
+    const long long in_node = server.stream_node_max_entries > 0 ? server.stream_node_max_entries : 1;
+    return num_entries / in_node + 2;
+}
+
+/* Entries from start to end, at most so many nodes of them (0: all). */
+static void need_entries(struct lightswap_walk *walk, stream *s, streamID start, streamID end, bool is_reverse, long long max_nodes) {
+    unsigned char first[ID_BYTES], last[ID_BYTES];
+    streamEncodeID(first, &start);
+    streamEncodeID(last, &end);
+    raxIterator each;
+    raxStart(&each, s->rax);
+    raxSeek(&each, "<=", is_reverse ? last : first, ID_BYTES);
+    if (raxEOF(&each) && !is_reverse) {
+        raxSeek(&each, "^", NULL, 0);
+    }
+    for (long long i = 0; (max_nodes == 0 || i < max_nodes) && !walk->is_over && (is_reverse ? raxPrev(&each) : raxNext(&each)); i++) {
+        if (!is_reverse && memcmp(each.key, last, ID_BYTES) > 0) {
+            break;
+        }
+        lightswap_need_block(walk, each.data);
+        if (is_reverse && memcmp(each.key, first, ID_BYTES) <= 0) {
+            break;
+        }
+    }
+    raxStop(&each);
+}
+
+static void need_entry(struct lightswap_walk *walk, stream *s, streamID id) {
+    need_entries(walk, s, id, id, false, 1);
+}
+
+static void need_edge(struct lightswap_walk *walk, stream *s, const char *edge) {
+    raxIterator each;
+    raxStart(&each, s->rax);
+    raxSeek(&each, edge, NULL, 0);
+    if (raxNext(&each)) {
+        lightswap_need_block(walk, each.data);
+    }
+    raxStop(&each);
+}
+
+/* "-", "+", "ms" or "ms-seq", with "(" before it or not. Whether the end belongs to the range makes no difference worth having here. */
+static bool parse_id(const robj *arg, bool is_end, streamID *id) {
+    const char *text = arg->ptr;
+    text += *text == '(' ? 1 : 0;
+    if (!strcmp(text, "-") || !strcmp(text, "+")) {
+        id->ms = id->seq = *text == '-' ? 0 : UINT64_MAX;
+        return true;
+    }
+    char *rest;
+    id->ms = strtoull(text, &rest, 10);
+    id->seq = is_end ? UINT64_MAX : 0;
+    if (*rest == '-') {
+        id->seq = strtoull(rest + 1, &rest, 10);
+    }
+    return *rest == '\0' && rest != text;
+}
+
+/* MAXLEN or MINID [= | ~] threshold, between the key and the ID of XADD: the nodes that go, or are cut. */
+static void need_trimmed(struct lightswap_walk *walk, stream *s) {
+    for (int i = 2; i < walk->argc - 1; i++) {
+        const bool by_id = is_arg(walk, i, "minid");
+        if (!by_id && !is_arg(walk, i, "maxlen")) {
+            continue;
+        }
+        const int threshold = is_arg(walk, i + 1, "~") || is_arg(walk, i + 1, "=") ? i + 2 : i + 1;
+        long long max_len;
+        streamID min_id;
+        if (threshold >= walk->argc) {
+            return;
+        }
+        if (by_id && parse_id(walk->argv[threshold], false, &min_id)) {
+            need_entries(walk, s, (streamID){0, 0}, min_id, false, 0);
+        } else if (!by_id && lightswap_number(walk, threshold, &max_len) && max_len >= 0 && (uint64_t)max_len <= s->length) {
+            need_entries(walk, s, (streamID){0, 0}, s->last_id, false, nodes_of((long long)s->length - max_len));
+        }
+        return;
+    }
+}
+
+void lightswap_read_xtrim(struct lightswap_walk *walk) {
+    stream *s = stream_of(walk, walk->argv[1]);
+    if (s != NULL) {
+        need_trimmed(walk, s);
+    }
+}
+
+void lightswap_read_xadd(struct lightswap_walk *walk) {
+    stream *s = stream_of(walk, walk->argv[1]);
+    if (s != NULL) {
+        need_edge(walk, s, "$");
+        need_trimmed(walk, s);
+    }
+}
+
+void lightswap_read_last(struct lightswap_walk *walk) {
+    stream *s = stream_of(walk, walk->argv[1]);
+    if (s != NULL) {
+        need_edge(walk, s, "$");
+    }
+}
+
+static void read_range(struct lightswap_walk *walk, int start_arg, int end_arg, bool is_reverse) {
+    stream *s = stream_of(walk, walk->argv[1]);
+    streamID start, end;
+    long long count = 0;
+    if (s == NULL || !parse_id(walk->argv[start_arg], false, &start) || !parse_id(walk->argv[end_arg], true, &end)) {
+        return;
+    }
+    const bool has_count = walk->argc >= 6 && is_arg(walk, 4, "count") && lightswap_number(walk, 5, &count);
+    if (!has_count || count > 0) {
+        need_entries(walk, s, start, end, is_reverse, has_count ? nodes_of(count) : 0);
+    }
+}
+
+void lightswap_read_xrange(struct lightswap_walk *walk) {
+    read_range(walk, 2, 3, false);
+}
+
+void lightswap_read_xrevrange(struct lightswap_walk *walk) {
+    read_range(walk, 3, 2, true);
+}
+
+/* Entries that were delivered and not acknowledged, from an ID on. */
+static void need_pending(struct lightswap_walk *walk, stream *s, rax *pending, streamID start, long long count) {
+    unsigned char key[ID_BYTES];
+    streamEncodeID(key, &start);
+    raxIterator each;
+    raxStart(&each, pending);
+    raxSeek(&each, ">=", key, ID_BYTES);
+    for (long long i = 0; (count == 0 || i < count) && !walk->is_over && raxNext(&each); i++) {
+        streamID id;
+        streamDecodeID(each.key, &id);
+        need_entry(walk, s, id);
+    }
+    raxStop(&each);
+}
+
+static void read_group(struct lightswap_walk *walk, stream *s, robj *group_name, robj *consumer_name, const robj *from, long long count) {
+    streamCG *group = streamLookupCG(s, group_name->ptr);
+    if (group == NULL) {
+        return;
+    }
+    streamID start;
+    if (!strcmp(from->ptr, ">")) {
+        if (streamCompareID(&s->last_id, &group->last_id) > 0) {
+            need_entries(walk, s, group->last_id, s->last_id, false, count > 0 ? nodes_of(count) : 0);
+        }
+        return;
+    }
+    streamConsumer *consumer = streamLookupConsumer(group, consumer_name->ptr, SLC_NO_REFRESH);
+    if (consumer != NULL && parse_id(from, false, &start)) {
+        need_pending(walk, s, consumer->pel, start, count);
+    }
+}
+
+/* XREAD, XREADGROUP */
+void lightswap_read_xread(struct lightswap_walk *walk) {
+    long long count = 0;
+    int group = 0, first_key = 0;
+    for (int i = 1; i < walk->argc && first_key == 0; i++) {
+        if (is_arg(walk, i, "streams")) {
+            first_key = i + 1;
+        } else if (is_arg(walk, i, "count") && lightswap_number(walk, i + 1, &count)) {
+            i++;
+        } else if (is_arg(walk, i, "block")) {
+            i++;
+        } else if (is_arg(walk, i, "group")) {
+            group = i + 1;
+            i += 2;
+        }
+    }
+    const int num_keys = (walk->argc - first_key) / 2;
+    if (first_key == 0 || (walk->argc - first_key) % 2 != 0) {
+        return;
+    }
+    for (int i = first_key; i < first_key + num_keys && !walk->is_over; i++) {
+        stream *s = stream_of(walk, walk->argv[i]);
+        const robj *from = walk->argv[i + num_keys];
+        streamID start;
+        if (s == NULL) {
+            continue;
+        }
+        if (group > 0) {
+            read_group(walk, s, walk->argv[group], walk->argv[group + 1], from, count);
+        } else if (parse_id(from, false, &start) && s->length > 0 && streamCompareID(&s->last_id, &start) > 0) {
+            need_entries(walk, s, start, s->last_id, false, count > 0 ? nodes_of(count) : 0);
+        }
+    }
+}
+
+static void need_ids(struct lightswap_walk *walk, int first_arg) {
+    stream *s = stream_of(walk, walk->argv[1]);
+    streamID id;
+    for (int i = first_arg; s != NULL && i < walk->argc && !walk->is_over && parse_id(walk->argv[i], false, &id); i++) {
+        need_entry(walk, s, id);
+    }
+}
+
+/* XDEL key id [id ...] */
+void lightswap_read_ids(struct lightswap_walk *walk) {
+    need_ids(walk, 2);
+}
+
+/* XCLAIM key group consumer min-idle-time id [id ...] */
+void lightswap_read_xclaim(struct lightswap_walk *walk) {
+    need_ids(walk, 5);
+}
+
+/* XAUTOCLAIM key group consumer min-idle-time start [COUNT count] */
+void lightswap_read_xautoclaim(struct lightswap_walk *walk) {
+    stream *s = stream_of(walk, walk->argv[1]);
+    streamCG *group = s != NULL ? streamLookupCG(s, walk->argv[2]->ptr) : NULL;
+    long long count = 100;
+    streamID start;
+    if (is_arg(walk, 6, "count") && !lightswap_number(walk, 7, &count)) {
+        return;
+    }
+    if (group != NULL && count > 0 && parse_id(walk->argv[5], false, &start)) {
+        need_pending(walk, s, group->pel, start, count);
+    }
+}
+
+/* XINFO STREAM key [FULL [COUNT count]] */
+void lightswap_read_xinfo(struct lightswap_walk *walk) {
+    stream *s = walk->argc >= 3 && is_arg(walk, 1, "stream") ? stream_of(walk, walk->argv[2]) : NULL;
+    if (s == NULL) {
+        return;
+    }
+    long long count = 10;
+    if (!is_arg(walk, 3, "full")) {
+        need_edge(walk, s, "^");
+        need_edge(walk, s, "$");
+    } else if (!is_arg(walk, 4, "count") || lightswap_number(walk, 5, &count)) {
+        need_entries(walk, s, (streamID){0, 0}, s->last_id, false, count > 0 ? nodes_of(count) : 0);
+    }
+}
