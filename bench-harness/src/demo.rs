@@ -11,6 +11,7 @@ use crate::journal::Journal;
 use crate::out_file;
 use crate::plan::{Plan, Wishes};
 use crate::report;
+use crate::server_kind::ServerKind;
 use crate::table;
 
 pub fn demo(arguments: &DemoArguments) -> Result<bool> {
@@ -21,7 +22,9 @@ pub fn demo(arguments: &DemoArguments) -> Result<bool> {
         workloads: Vec::new(),
         ratios: Vec::new(),
         repetitions: arguments.repetitions,
+        server_kind: if arguments.redis { ServerKind::Redis } else { ServerKind::Memcached },
         shape: arguments.shape.shape()?,
+        data_type: arguments.shape.data_type,
     };
     let mut plan = Plan::demo(&wishes)?;
     if out_file::is_same(&arguments.out, &arguments.html) {
@@ -47,11 +50,13 @@ pub fn grid(arguments: &GridArguments) -> Result<bool> {
         workloads: arguments.workloads.clone(),
         ratios: arguments.ratios.clone(),
         repetitions: arguments.repetitions,
+        server_kind: if arguments.redis { ServerKind::Redis } else { ServerKind::Memcached },
         shape: arguments.shape.shape()?,
+        data_type: arguments.shape.data_type,
     };
     let mut plan = Plan::grid(&wishes)?;
     if arguments.plan {
-        return print_plan(&mut plan, arguments.server.memcached_lightswap.is_some()).map(|()| true);
+        return print_plan(&mut plan, &arguments.server.programs()).map(|()| true);
     }
     out_file::check(&arguments.out)?;
     let journal = Journal::open()?;

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::configuration::BUILT_IN;
 use crate::outcome::GENERATOR;
+use crate::redis_benchmark;
 use crate::results::{Moment, Run};
+use crate::server_kind::ServerKind;
 use crate::units::{format_count, format_ratio};
 use crate::values::ValueKind;
 
@@ -47,6 +49,7 @@ pub struct Shape {
     pub distribution: String,
     pub value_mix: String,
     pub value_kind: String,
+    pub data_type: String,
     pub value_size_bytes: usize,
     pub records: u64,
     pub connections: usize,
@@ -62,7 +65,7 @@ impl Shape {
             "uniform" | "sequential" => run.workload.as_str(),
             "ycsb-d" => "latest",
             // The pattern is part of the name.
-            name if name.starts_with("memtier") => &details.distribution,
+            name if name.starts_with("memtier") || name == redis_benchmark::WORKLOAD => &details.distribution,
             _ => "zipfian",
         };
         Self {
@@ -70,6 +73,7 @@ impl Shape {
             distribution: if details.distribution == own { String::new() } else { details.distribution.clone() },
             value_mix: details.value_mix.clone(),
             value_kind: details.value_kind.clone(),
+            data_type: details.data_type.clone(),
             value_size_bytes: if details.value_mix.is_empty() { details.value_size_bytes } else { 0 },
             records: details.records,
             connections: run.connections,
@@ -105,6 +109,9 @@ impl Shape {
         if self.value_kind != usual.value_kind {
             parts.push(kind_note(&self.value_kind));
         }
+        if self.data_type != usual.data_type {
+            parts.push(format!("as {}", if self.data_type.is_empty() { "strings" } else { &self.data_type }));
+        }
         if self.records != usual.records {
             parts.push(format!("{} records", format_count(self.records as f64)));
         }
@@ -136,6 +143,8 @@ pub const SUSTAINED: f64 = 0.95;
 #[derive(Debug, Clone)]
 pub struct Summary {
     pub workload: String,
+    /// Empty in older files, which are of memcached.
+    pub server: String,
     pub shape: Shape,
     /// How the shape differs from that of most runs, in words; empty for those.
     pub note: String,
@@ -225,8 +234,17 @@ fn usual_shape(runs: &[&Run]) -> Option<Shape> {
     counts.into_iter().max_by_key(|(shape, count)| (shape.due_per_second.is_none(), *count)).map(|(shape, _)| shape)
 }
 
-/// One summary for each cell of the runs that pass the filter and did not fail.
+/// One summary for each cell of the runs that pass the filter and did not fail. Each server has a usual shape of its own; Redis comes last.
 pub fn summarize(runs: &[Run], wanted: impl Fn(&Run) -> bool) -> Vec<Summary> {
+    let of = |redis: bool| summarize_server(runs, |run| is_redis(&run.server) == redis && wanted(run));
+    [of(false), of(true)].concat()
+}
+
+pub fn is_redis(server: &str) -> bool {
+    server == ServerKind::Redis.name()
+}
+
+fn summarize_server(runs: &[Run], wanted: impl Fn(&Run) -> bool) -> Vec<Summary> {
     let mut runs: Vec<(Order, &Run)> = runs.iter().filter(|run| run.details.error.is_none() && wanted(run)).map(|run| (order(run), run)).collect();
     runs.sort_by(|a, b| a.0.cmp(&b.0));
     let only_runs: Vec<&Run> = runs.iter().map(|(_, run)| *run).collect();
@@ -252,6 +270,7 @@ fn summarize_cell(runs: &[&Run], usual: &Shape) -> Option<Summary> {
     })?;
     Some(Summary {
         workload: first.workload.clone(),
+        server: first.server.clone(),
         note: shape.note(usual),
         shape,
         configuration: configuration_name(first).to_owned(),
@@ -340,6 +359,9 @@ pub fn against_baselines(summaries: &[Summary]) -> Vec<AgainstBaseline> {
         "lightswap" => Some("kernel-swap-ssd"),
         "lightswap-memory" => Some("kernel-swap-zram"),
         "lightswap-dram" => Some("dram"),
+        "redis-lightswap" => Some("redis-kernel-swap-ssd"),
+        "redis-lightswap-memory" => Some("redis-kernel-swap-zram"),
+        "redis-lightswap-dram" => Some("redis-dram"),
         _ => None,
     };
     summaries
