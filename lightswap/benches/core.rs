@@ -1,7 +1,7 @@
 //! Steps of the hot path, each on an LWT of one worker with the memory backend: `cargo bench -p lightswap`.
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use lightswap::{Contract, Lightswap, PAGE_SIZE, lwt};
+use lightswap::{Contract, Heap, Lightswap, PAGE_SIZE, lwt};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -71,5 +71,22 @@ fn scheduling(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, paging, scheduling);
+fn heap(c: &mut Criterion) {
+    let swap = open(REGION_BYTES as u64 / 4);
+    let heap = Heap::new(swap.create_region(REGION_BYTES, Contract::Transparent).expect("the region fits")).expect("the region has no other heap");
+    for size in [64, 1000, 16_000, 100_000] {
+        // The others keep the slab, as in a heap that is in use.
+        let others: Vec<_> = (0..5).map(|_| heap.alloc(size).expect("there is room")).collect();
+        // SAFETY: the objects are written before they are freed, once.
+        others.iter().for_each(|object| unsafe { object.as_ptr().write_bytes(1, size) });
+        c.bench_function(&format!("allocation and free of {size} bytes, resident"), |b| {
+            // SAFETY: as above.
+            b.iter(|| unsafe { heap.free(heap.alloc(size).expect("there is room").as_ptr()) });
+        });
+        // SAFETY: as above.
+        others.iter().for_each(|object| unsafe { heap.free(object.as_ptr()) });
+    }
+}
+
+criterion_group!(benches, paging, scheduling, heap);
 criterion_main!(benches);

@@ -107,6 +107,9 @@
 /* For comparison: the worker polls its I/O queue until the page is in, and one thread of the instance does all reclaim. With LSW_NOTIFIER_SIGBUS only. */
 #define LSW_WAITING_POLL 1
 
+/* An allocator over a region. Its metadata is in ordinary memory, so that freeing or measuring an object never accesses the region. For any thread. */
+typedef struct lsw_heap lsw_heap;
+
 /* One budget of local memory, one backend, any number of regions and workers. */
 typedef struct lsw_instance lsw_instance;
 
@@ -190,6 +193,12 @@ int lsw_parse_size(const char *text, uint64_t *bytes);
 /* Opens an instance: backend, userfaultfd, and the thread that serves faults of ordinary threads. */
 int lsw_open(const struct lsw_config *config, struct lsw_instance **instance);
 
+/* Gives the instance more or less local memory while it runs; a multiple of the page size. More can be used at once; less is reached by and by, as pages are evicted in the
+ * background. Nothing is changed, and the error says why, if it is too small: LSW_ERR_PIN_LIMIT for the pages that are pinned (half of it may be), or
+ * LSW_ERR_INVALID_ARGUMENT for the I/O buffers, which stay as they are. */
+int lsw_set_local_memory(struct lsw_instance *instance,
+                         uint64_t bytes);
+
 /* Closes an instance. It lives on until its last region is destroyed and its last worker has left. */
 int lsw_close(struct lsw_instance *instance);
 
@@ -240,6 +249,43 @@ bool lsw_in_region(const void *addr);
 /* Makes sure that the backend has room for pages that were never touched; call it before handing fresh memory out. LSW_ERR_NO_SPACE is the moment to
  * report out-of-memory. */
 int lsw_reserve(const void *addr, size_t len);
+
+/* Makes a heap that owns all of the region, of which nothing is accessed. The region stays until the heap is destroyed, even if lsw_region_destroy comes
+ * first. LSW_ERR_BUSY if the region has a heap. */
+int lsw_heap_create(struct lsw_region *region,
+                    struct lsw_heap **heap);
+
+/* Gives a heap up. What its objects held stays in the region. */
+int lsw_heap_destroy(struct lsw_heap *heap);
+
+/* Room for size bytes, aligned to 16 bytes; as for 1 byte if size is 0. Prefers resident pages, then fresh ones, which it has reserved in the backend. NULL if there is
+ * no room: the region is full, or the backend is, or writes to it fail. */
+void *lsw_heap_alloc(struct lsw_heap *heap,
+                     size_t size);
+
+/* Gives an object another size: in place where its class or the pages behind it allow, otherwise as a copy. NULL if there is no room, or if the content cannot be
+ * read back (lsw_last_failure tells); the object is as it was then. Of NULL, lsw_heap_alloc. */
+void *lsw_heap_realloc(struct lsw_heap *heap,
+                       void *ptr,
+                       size_t size);
+
+/* Frees an object; nothing for NULL. Accesses no memory of the region and waits for nothing. What is not an object ends the process with a message. */
+void lsw_heap_free(struct lsw_heap *heap, void *ptr);
+
+/* Bytes that an object has room for; 0 for NULL. Accesses no memory of the region. What is not an object ends the process with a message. */
+size_t lsw_heap_usable_size(const struct lsw_heap *heap, const void *ptr);
+
+/* Whether an address lies in the heap's region. */
+bool lsw_heap_contains(const struct lsw_heap *heap, const void *ptr);
+
+/* For active defragmentation: whether the object's slab is less full than others of its size class, so that a copy would help to empty it. */
+bool lsw_heap_is_sparse(const struct lsw_heap *heap, const void *ptr);
+
+/* Gives all memory back that holds no object, as far as that needs no waiting. Allocations and frees do so by and by. */
+void lsw_heap_trim(struct lsw_heap *heap);
+
+/* Calls visit once for each counter of the heap; docs/statistics.md says what they count. Stops nobody. */
+void lsw_heap_stats_visit(const struct lsw_heap *heap, void (*visit)(void *ctx, const char *name, uint64_t value), void *ctx);
 
 /* Why this LWT's or thread's last failed call could not have a page; false, and nothing changed, if it failed for another reason, or none has failed.
  * That goes for calls that return a status, and for those that do as a system call does, such as lsw_read: -1 and EIO is a page that could not be had if this says so. */

@@ -1,22 +1,23 @@
 //! Local memory: the count of frames in use, which never exceeds the capacity.
 //!
 //! A frame is taken before a page is mapped and given back after it is unmapped. I/O buffers are taken out of the capacity at the start.
+//!
+//! The capacity can be changed. More counts at once. Less is a goal at first, to which the capacity comes down as frames are free, so that those who need one meanwhile
+//! find things as usual.
 
 use crate::page_table::Tick;
 use crate::parking;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicU8, AtomicUsize, fence};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, fence};
 
 /// Frames of one instance.
 #[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Budget {
-    num_used: AtomicUsize,
-    capacity: usize,
-    /// Reclaim runs ahead of demand while fewer frames than this are free.
-    low_watermark: usize,
-    /// Pages an evict batch aims for.
-    batch_pages: usize,
+    /// Capacity and frames in use, in one word: the latter is never more, for nobody who looks.
+    frames: AtomicU64,
+    /// What the capacity is to become, never more than it.
+    goal: AtomicUsize,
     /// Pages in evict batches that are under way.
     num_leaving: AtomicUsize,
     /// LWTs and threads that are short of a frame, reclaiming or parked.
@@ -33,13 +34,79 @@ const TICKS_PER_CAPACITY: usize = 16;
 /// Most pages of one evict batch.
 pub(crate) const MAX_BATCH_PAGES: usize = 128;
 
+/// Capacity and frames in use.
+#[derive(Clone, Copy)]
+struct Frames {
+    capacity: usize,
+    num_used: usize,
+}
+
+impl Frames {
+    /// More pages do not fit in the word: 16 TiB.
+    const MAX: usize = u32::MAX as usize;
+
+    fn of(word: u64) -> Self {
+        Self { capacity: (word >> 32) as usize, num_used: (word & u64::from(u32::MAX)) as usize }
+    }
+
+    fn word(self) -> u64 {
+        (self.capacity as u64) << 32 | self.num_used as u64
+    }
+
+    fn num_free(self) -> usize {
+        self.capacity - self.num_used
+    }
+
+    /// Pages an evict batch aims for. It pays one TLB flush for all of them, so it is large; but it must not take a noticeable part of a small memory.
+    fn batch_pages(self) -> usize {
+        (self.capacity / 16).clamp(1, MAX_BATCH_PAGES)
+    }
+}
+
 impl Budget {
     pub(crate) fn new(capacity: usize) -> Self {
-        // A batch pays one TLB flush for all its pages, so it is large; but it must not take a noticeable part of a small memory.
-        let batch_pages = (capacity / 16).clamp(1, MAX_BATCH_PAGES);
-        let [num_used, num_leaving, num_waiting, epoch, num_evicted] = [0; 5].map(AtomicUsize::new);
-        let tick = AtomicU8::new(0);
-        Self { num_used, capacity, low_watermark: batch_pages, batch_pages, num_leaving, num_waiting, epoch, num_evicted, tick }
+        let capacity = capacity.min(Frames::MAX);
+        let [num_leaving, num_waiting, epoch, num_evicted] = [0; 4].map(AtomicUsize::new);
+        let frames = AtomicU64::new(Frames { capacity, num_used: 0 }.word());
+        Self { frames, goal: AtomicUsize::new(capacity), num_leaving, num_waiting, epoch, num_evicted, tick: AtomicU8::new(0) }
+    }
+
+    fn frames(&self) -> Frames {
+        Frames::of(self.frames.load(Relaxed))
+    }
+
+    /// Changes the frames unless `next` gives up; what they were.
+    fn update(&self, next: impl Fn(Frames) -> Option<Frames>) -> Option<Frames> {
+        let next = |word| next(Frames::of(word)).map(Frames::word);
+        self.frames.fetch_update(AcqRel, Relaxed, next).ok().map(Frames::of)
+    }
+
+    /// What the capacity is, or is to become.
+    pub(crate) fn goal(&self) -> usize {
+        self.goal.load(Relaxed)
+    }
+
+    /// Sets the capacity if it is more than now, or else what it is to become. One caller at a time.
+    pub(crate) fn set_goal(&self, goal: usize) {
+        let goal = goal.min(Frames::MAX);
+        self.goal.store(goal, Relaxed);
+        if self.update(|frames| (goal > frames.capacity).then_some(Frames { capacity: goal, ..frames })).is_some() {
+            self.notify(usize::MAX);
+        }
+    }
+
+    /// Whether the capacity has to come down.
+    pub(crate) fn is_shrinking(&self) -> bool {
+        self.frames().capacity > self.goal()
+    }
+
+    /// Brings the capacity down a step, by half of the frames that are free at most: the others are for those who need one now.
+    pub(crate) fn shrink(&self) {
+        self.update(|frames| {
+            let excess = frames.capacity.saturating_sub(self.goal());
+            let step = excess.min(frames.batch_pages()).min(frames.num_free().div_ceil(2));
+            (step > 0).then(|| Frames { capacity: frames.capacity - step, ..frames })
+        });
     }
 
     /// Takes a frame if one is free and nobody has been waiting for it.
@@ -50,12 +117,12 @@ impl Budget {
     /// Takes a frame if one is free.
     pub(crate) fn try_take(&self) -> bool {
         // Never above the capacity, not even for a moment: the count is shown to users.
-        self.num_used.fetch_update(AcqRel, Relaxed, |used| (used < self.capacity).then_some(used + 1)).is_ok()
+        self.update(|frames| (frames.num_free() > 0).then(|| Frames { num_used: frames.num_used + 1, ..frames })).is_some()
     }
 
     /// Gives frames back, and lets as many of those who wait for one try again.
     pub(crate) fn give_back(&self, num_frames: usize) {
-        self.num_used.fetch_sub(num_frames, AcqRel);
+        self.frames.fetch_sub(num_frames as u64, AcqRel);
         self.notify(num_frames);
     }
 
@@ -67,7 +134,7 @@ impl Budget {
     /// Moves the eviction clock on.
     pub(crate) fn count_evicted(&self, num_pages: usize) {
         let num_evicted = self.num_evicted.fetch_add(num_pages, Relaxed) + num_pages;
-        self.tick.store((num_evicted / (self.capacity / TICKS_PER_CAPACITY).max(1)) as u8, Relaxed);
+        self.tick.store((num_evicted / (self.capacity() / TICKS_PER_CAPACITY).max(1)) as u8, Relaxed);
     }
 
     /// Pages evicted so far.
@@ -76,25 +143,34 @@ impl Budget {
     }
 
     pub(crate) fn num_used(&self) -> usize {
-        self.num_used.load(Relaxed)
+        self.frames().num_used
     }
 
     pub(crate) fn capacity(&self) -> usize {
-        self.capacity
+        self.frames().capacity
     }
 
+    /// Capacity and frames in use at one moment.
+    pub(crate) fn capacity_and_used(&self) -> (usize, usize) {
+        let frames = self.frames();
+        (frames.capacity, frames.num_used)
+    }
+
+    /// Pages an evict batch aims for.
     pub(crate) fn batch_pages(&self) -> usize {
-        self.batch_pages
+        self.frames().batch_pages()
     }
 
-    /// Whether reclaim should start another batch ahead of demand.
+    /// Whether reclaim should start another batch ahead of demand: while fewer frames are free than a batch has.
     pub(crate) fn is_low(&self) -> bool {
-        self.num_used() + self.low_watermark >= self.capacity + self.num_leaving.load(Relaxed)
+        let frames = self.frames();
+        frames.num_used + frames.batch_pages() >= frames.capacity + self.num_leaving.load(Relaxed)
     }
 
     /// Whether a frame can be taken ahead of use and leave `reserve` (at most a batch) for those who need theirs now.
     pub(crate) fn can_spare(&self, reserve: usize) -> bool {
-        !self.has_waiters() && self.num_used() + reserve.min(self.batch_pages) < self.capacity
+        let frames = self.frames();
+        !self.has_waiters() && reserve.min(frames.batch_pages()) < frames.num_free()
     }
 
     /// An evict batch has selected so many victims.
@@ -143,8 +219,8 @@ pub(crate) struct Wait<'a> {
 impl Wait<'_> {
     /// Waits until there is something new to look at.
     pub(crate) fn park(&mut self) {
-        let Budget { num_used, capacity, epoch, .. } = self.budget;
-        parking::park(self.budget.key(), || num_used.load(SeqCst) >= *capacity && epoch.load(SeqCst) == self.epoch);
+        let Budget { frames, epoch, .. } = self.budget;
+        parking::park(self.budget.key(), || Frames::of(frames.load(SeqCst)).num_free() == 0 && epoch.load(SeqCst) == self.epoch);
         self.epoch = epoch.load(SeqCst);
     }
 }
@@ -180,5 +256,26 @@ mod tests {
         assert!(!budget.can_spare(0), "somebody waits for a frame");
         drop(wait);
         assert!(budget.can_spare(0));
+    }
+
+    #[test]
+    fn the_capacity_follows_its_goal() {
+        let budget = Budget::new(100);
+        assert!((0..90).all(|_| budget.try_take()));
+        budget.set_goal(50);
+        assert_eq!((budget.goal(), budget.capacity_and_used(), budget.is_shrinking()), (50, (100, 90), true));
+        // Half of what is free, and a batch at most.
+        budget.shrink();
+        assert_eq!(budget.capacity_and_used(), (95, 90));
+        (0..10).for_each(|_| budget.shrink());
+        assert_eq!(budget.capacity_and_used(), (90, 90));
+        assert!(!budget.try_take());
+        budget.give_back(60);
+        (0..20).for_each(|_| budget.shrink());
+        assert_eq!((budget.capacity_and_used(), budget.is_shrinking()), ((50, 30), false));
+        budget.set_goal(40);
+        budget.set_goal(70);
+        assert_eq!((budget.goal(), budget.capacity_and_used(), budget.is_shrinking()), (70, (70, 30), false));
+        assert!((0..40).all(|_| budget.try_take()) && !budget.try_take());
     }
 }

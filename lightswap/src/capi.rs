@@ -7,6 +7,7 @@
 pub mod constants;
 pub mod error;
 pub mod failure;
+pub mod heap;
 pub mod instance;
 pub mod lwt;
 pub mod region;

@@ -16,6 +16,8 @@ use std::ops::Range;
 
 /// Most pages that are taken at a time: whoever needs one of them waits that long.
 const MAX_TAKEN: usize = 512;
+/// Most ranges of one [`try_discard`].
+pub(crate) const MAX_RANGES: usize = 16;
 
 /// The memory of a mapped page is damaged, and what was in it lost: the backend's copy, if there is one, may be of an older content. The page keeps its frame,
 /// which is of no use to anybody, until it is discarded. Async-signal-safe.
@@ -72,52 +74,105 @@ fn claim(region: &'static RegionInner, start: usize, end: usize) -> Result<Claim
 
 /// Discards pages of the range, which the caller has claimed, up to one that another owns or that is pinned: how many, and the one to wait for.
 fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, Result<Option<Page<'static>>>) {
-    let pager = &*region.pager;
-    let first = pages.start;
-    let mut num_framed = 0;
-    let mut has_slot = false;
-    let mut num_used = 0;
-    let mut end = pages.end;
-    let mut result = Ok(None);
+    let (part, result) = take_first(region, pages);
+    let num_taken = part.pages.len();
+    give_up(region, std::slice::from_ref(&part));
+    (num_taken, result)
+}
+
+/// Pages that were taken to Removing, and what is to be done about them.
+#[derive(Clone, Debug, Default)]
+struct Part {
+    pages: Range<usize>,
+    num_framed: usize,
+    has_slot: bool,
+    num_used: u64,
+}
+
+/// Takes pages of the range, which the caller has claimed, up to one that another owns or that is pinned.
+fn take_first(region: &'static RegionInner, pages: Range<usize>) -> (Part, Result<Option<Page<'static>>>) {
+    let mut part = Part { pages: pages.start..pages.start, ..Part::default() };
     for index in pages {
         let page = region.page(index);
         match take(page) {
             Taken::Owned(word) => {
-                num_framed += usize::from(word.has_frame());
+                part.num_framed += usize::from(word.has_frame());
                 // Of a page that has a frame, mapped or damaged, the slot may hold an older content.
-                has_slot |= word.is_stored() || word.has_frame();
-                num_used += u64::from(word.state() != PageState::Untouched);
+                part.has_slot |= word.is_stored() || word.has_frame();
+                part.num_used += u64::from(word.state() != PageState::Untouched);
+                part.pages.end += 1;
             }
-            Taken::Blocked => result = Ok(Some(page)),
-            Taken::Pinned(error) => result = Err(error),
-        }
-        if !matches!(result, Ok(None)) {
-            end = index;
-            break;
+            Taken::Blocked => return (part, Ok(Some(page))),
+            Taken::Pinned(error) => return (part, Err(error)),
         }
     }
-    let num_taken = end - first;
-    if num_taken == 0 {
-        return (0, result);
+    (part, Ok(None))
+}
+
+/// Makes pages that were taken untouched. At most [`MAX_RANGES`] parts.
+fn give_up(region: &'static RegionInner, parts: &[Part]) {
+    let pager = &*region.pager;
+    let mut runs = [Run { start: 0, num_bytes: 0 }; MAX_RANGES];
+    let mut num_runs = 0;
+    for part in parts.iter().filter(|part| part.num_framed > 0) {
+        runs[num_runs] = Run { start: region.page(part.pages.start).address(), num_bytes: bytes_of(part.pages.len()) };
+        num_runs += 1;
     }
-    if num_framed > 0 {
+    if num_runs > 0 {
         // SAFETY: all these pages are ours in Removing.
-        unsafe { pager.remover.remove(&[Run { start: region.page(first).address(), num_bytes: bytes_of(num_taken) }]) };
+        unsafe { pager.remover.remove(&runs[..num_runs]) };
     }
-    if has_slot {
-        // Before others can have the pages, and so write to the slots.
-        pager.backend.discard(region.page(first).slot(), num_taken);
-    }
-    for page in (first..end).map(|index| region.page(index)) {
-        if page.entry().finish_removal(None) {
-            parking::unpark_all(page.key());
+    for part in parts.iter().filter(|part| !part.pages.is_empty()) {
+        if part.has_slot {
+            // Before others can have the pages, and so write to the slots.
+            pager.backend.discard(region.page(part.pages.start).slot(), part.pages.len());
         }
+        for page in part.pages.clone().map(|index| region.page(index)) {
+            if page.entry().finish_removal(None) {
+                parking::unpark_all(page.key());
+            }
+        }
+        if part.num_framed > 0 {
+            pager.budget.give_back(part.num_framed);
+        }
+        swap_in::counters(pager).discards.add_shared(part.num_used);
     }
-    if num_framed > 0 {
-        pager.budget.give_back(num_framed);
+}
+
+/// Makes the pages of each range, [`MAX_RANGES`] at most, as if they had never been touched, as far as that needs no waiting; a bit for each range whose
+/// pages all are then. Those of other ranges may be in part.
+pub(crate) fn try_discard(region: &'static RegionInner, ranges: &[Range<usize>]) -> u64 {
+    let hand = &region.pager.hand;
+    let mut parts: [(Option<Claim>, Part); MAX_RANGES] = std::array::from_fn(|_| (None, Part::default()));
+    let mut num_parts = 0;
+    let flush = |parts: &mut [(Option<Claim>, Part)]| {
+        let taken: [Part; MAX_RANGES] = std::array::from_fn(|number| parts.get(number).map_or_else(Part::default, |(_, part)| part.clone()));
+        give_up(region, &taken);
+        parts.iter_mut().filter_map(|(claim, _)| claim.take()).for_each(|claim| hand.release(&claim));
+    };
+    let mut done = 0;
+    for (number, range) in ranges.iter().enumerate() {
+        let mut next = range.start;
+        while next < range.end {
+            let end = range.end.min(next + MAX_TAKEN);
+            let Some(claim) = hand.claim_pages(region, next, end) else { break };
+            let (part, result) = take_first(region, next..end);
+            let is_whole = matches!(result, Ok(None));
+            parts[num_parts] = (Some(claim), part);
+            num_parts += 1;
+            if num_parts == MAX_RANGES {
+                flush(&mut parts[..num_parts]);
+                num_parts = 0;
+            }
+            if !is_whole {
+                break;
+            }
+            next = end;
+        }
+        done |= u64::from(next >= range.end) << number;
     }
-    swap_in::counters(pager).discards.add_shared(num_used);
-    (num_taken, result)
+    flush(&mut parts[..num_parts]);
+    done
 }
 
 enum Taken {

@@ -11,6 +11,7 @@ use crate::lwt;
 use crate::notifier::{monitor, sigbus};
 use crate::pager::Pager;
 use crate::region::{self, Contract, RegionInner};
+use crate::shrink;
 use crate::size::{PAGE_SIZE, bytes_of, format_size, round_up};
 use crate::stats::{Counters, Histogram, Stats, Steps, buckets, percentile_ns};
 use crate::worker::{self, Role, Worker, WorkerShared};
@@ -69,12 +70,13 @@ fn serve_threads(pager: &Arc<Pager>, ready: &mpsc::Sender<Result<()>>) {
     let _ = Worker::leave();
 }
 
-fn serve(pager: &Pager, worker: &Worker) {
+fn serve(pager: &Pager, worker: &'static Worker) {
     let mut wait = true;
     while worker.must_go_on() {
         let num_evicted = pager.budget.num_evicted();
         worker.turn(wait);
         pager.log_swap_out_failure();
+        shrink::begin(worker);
         if pager.config.waiting == Waiting::Poll {
             // The only one that reclaims: for those who wait for a frame as well, and until there is room, or nothing more can leave just now.
             if pager.budget.has_waiters() && !pager.is_failing() {
@@ -221,16 +223,28 @@ impl Lightswap {
         Worker::enter(self.pager(), Role::Application).map(|worker| WorkerHandle { worker, _instance: self.instance.clone(), not_send: PhantomData })
     }
 
+    /// Gives the instance more or less local memory while it runs; a multiple of the page size. I/O buffers stay as they are. More can be used at once. Less is reached by and
+    /// by, as pages are evicted in the background (`resident_limit_bytes` in the statistics comes down to it): what was allowed before is never exceeded, and while writes fail,
+    /// nothing is lost, it takes longer. The limit of pins follows at once.
+    ///
+    /// # Errors
+    /// Nothing is changed: [`ErrorKind::PinLimit`] if more pages are pinned than half of it; [`ErrorKind::InvalidArgument`] if it is too small for the buffers, not a multiple of the page size, or
+    /// more than the machine has.
+    pub fn set_local_memory(&self, num_bytes: u64) -> Result<()> {
+        self.pager().set_local_memory(num_bytes)
+    }
+
     /// All counters and gauges by name; units are in the names. Stops nobody, so values may be of slightly different moments.
     pub fn stats(&self) -> Vec<(&'static str, u64)> {
         let pager = self.pager();
         let workers: Vec<&'static WorkerShared> = pager.workers().clone();
         let sets = || workers.iter().map(|worker| &worker.stats).chain(std::iter::once(&pager.thread_stats));
         let health = pager.backend.health();
+        let (capacity, num_used) = pager.budget.capacity_and_used();
         let mut stats = vec![
-            ("local_memory_bytes", pager.config.local_memory_bytes),
-            ("resident_bytes", bytes_of(pager.budget.num_used()) as u64),
-            ("resident_limit_bytes", bytes_of(pager.budget.capacity()) as u64),
+            ("local_memory_bytes", pager.local_memory_bytes()),
+            ("resident_bytes", bytes_of(num_used) as u64),
+            ("resident_limit_bytes", bytes_of(capacity) as u64),
             ("pinned_pages", pager.num_pinned() as u64),
             ("backend_bytes", bytes_of(pager.backend.num_slots()) as u64),
             ("backend_away", u64::from(health.is_away)),

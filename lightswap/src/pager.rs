@@ -5,7 +5,7 @@ use crate::budget::Budget;
 use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hand::Hand;
-use crate::size::{PAGE_SIZE, format_size, pages_in};
+use crate::size::{PAGE_SIZE, bytes_of, format_size, pages_in};
 use crate::stats::Stats;
 use crate::sys;
 use crate::sys::removal::Remover;
@@ -43,6 +43,10 @@ pub(crate) struct Pager {
     /// Of the threads that are no workers.
     pub(crate) thread_stats: Stats,
     num_buffers: NumBuffers,
+    /// As it was set last; the budget may still be on its way down.
+    local_memory: Mutex<u64>,
+    /// The pager thread is seeing to that.
+    pub(crate) is_shrinking: AtomicBool,
     /// Keeps hashes unpredictable, so that nobody can make a page whose change goes unnoticed.
     secret: [u8; SECRET_BYTES],
     zero_page_hash: u64,
@@ -85,6 +89,8 @@ impl Pager {
             hand: Hand::new(),
             thread_stats: Stats::default(),
             num_buffers,
+            local_memory: Mutex::new(config.local_memory_bytes),
+            is_shrinking: AtomicBool::new(false),
             zero_page_hash: hash_with(&secret, &ZERO_PAGE.0),
             secret,
             num_pinned: AtomicUsize::new(0),
@@ -198,7 +204,43 @@ impl Pager {
 
     /// Most pins at a time: half of local memory always stays for those who are on their way, and a page's count of pins cannot overflow.
     pub(crate) fn pin_limit(&self) -> usize {
-        (self.budget.capacity() / 2).min(MAX_PINS)
+        (self.budget.goal() / 2).min(MAX_PINS)
+    }
+
+    /// Local memory as it was set last.
+    pub(crate) fn local_memory_bytes(&self) -> u64 {
+        *self.local_memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets it anew. Buffers stay as they are, so the difference is one of frames.
+    pub(crate) fn set_local_memory(&self, num_bytes: u64) -> Result<()> {
+        let bad = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
+        let mut local_memory = self.local_memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let num_pages = check_size(num_bytes)?;
+        let num_buffers = self.num_buffers.total(self.config.max_workers);
+        let num_frames = num_pages.saturating_sub(num_buffers);
+        if num_frames < MIN_LOCAL_PAGES {
+            let (size, least) = (format_size(num_bytes), format_size(bytes_of(MIN_LOCAL_PAGES + num_buffers) as u64));
+            return bad(format!(
+                "local memory of {size} is too small beside the I/O buffers, which stay as they were at the start: at least {least} is needed"
+            ));
+        }
+        // First the new limit of pins, then a look at them: nobody pins beyond it from here on.
+        let before = self.budget.goal();
+        self.budget.set_goal(num_frames);
+        let num_pinned = self.num_pinned();
+        if num_frames < before && num_pinned > self.pin_limit() {
+            self.budget.set_goal(before);
+            let (size, least) = (format_size(num_bytes), format_size(bytes_of(2 * num_pinned + num_buffers) as u64));
+            let message = format!(
+                "local memory of {size} is too small for the {num_pinned} pages that are pinned, half of it at most: unpin some, or give it {least}"
+            );
+            return Err(Error::new(ErrorKind::PinLimit, message));
+        }
+        *local_memory = num_bytes;
+        drop(local_memory);
+        self.pager_thread().poke();
+        Ok(())
     }
 
     /// Announces `num_pages` new pins; `false` if that would be too many.
@@ -316,6 +358,22 @@ impl NumBuffers {
 fn divide_memory(config: &Config, staging_pages: usize) -> Result<(usize, NumBuffers)> {
     let bad = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
     let bytes = config.local_memory_bytes;
+    let num_pages = check_size(bytes)?;
+    if config.max_workers == 0 || config.max_workers > MAX_WORKERS {
+        return bad(format!("{} workers: there can be 1 to {MAX_WORKERS}", config.max_workers));
+    }
+    let num_buffers = NumBuffers::of(config, num_pages, staging_pages);
+    let num_frames = num_pages.saturating_sub(num_buffers.total(config.max_workers));
+    if num_frames < MIN_LOCAL_PAGES {
+        let least = format_size(((MIN_LOCAL_PAGES + NumBuffers::of(config, 0, staging_pages).total(config.max_workers)) * PAGE_SIZE) as u64);
+        return bad(format!("local memory of {} is too small for {} workers: at least {least} is needed", format_size(bytes), config.max_workers));
+    }
+    Ok((num_frames, num_buffers))
+}
+
+/// Pages of a local memory of so many bytes, if it can be.
+fn check_size(bytes: u64) -> Result<usize> {
+    let bad = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
     if bytes == 0 {
         return bad("local memory is 0: give the bytes of DRAM that resident pages may take, such as 512MiB".into());
     }
@@ -326,17 +384,7 @@ fn divide_memory(config: &Config, staging_pages: usize) -> Result<(usize, NumBuf
     if bytes > machine {
         return bad(format!("local memory of {} is larger than this machine's {}", format_size(bytes), format_size(machine)));
     }
-    if config.max_workers == 0 || config.max_workers > MAX_WORKERS {
-        return bad(format!("{} workers: there can be 1 to {MAX_WORKERS}", config.max_workers));
-    }
-    let num_pages = pages_in(bytes as usize);
-    let num_buffers = NumBuffers::of(config, num_pages, staging_pages);
-    let num_frames = num_pages.saturating_sub(num_buffers.total(config.max_workers));
-    if num_frames < MIN_LOCAL_PAGES {
-        let least = format_size(((MIN_LOCAL_PAGES + NumBuffers::of(config, 0, staging_pages).total(config.max_workers)) * PAGE_SIZE) as u64);
-        return bad(format!("local memory of {} is too small for {} workers: at least {least} is needed", format_size(bytes), config.max_workers));
-    }
-    Ok((num_frames, num_buffers))
+    Ok(pages_in(bytes as usize))
 }
 
 fn machine_memory_bytes() -> u64 {

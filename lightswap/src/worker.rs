@@ -389,6 +389,11 @@ impl Worker {
         !self.shared.must_stop.load(Acquire) || self.num_lwts.get() > 0
     }
 
+    /// Pager thread: whether the instance is ending.
+    pub(crate) fn must_stop(&self) -> bool {
+        self.shared.must_stop.load(Relaxed)
+    }
+
     pub(crate) fn shared(&self) -> &'static WorkerShared {
         self.shared
     }

@@ -84,6 +84,16 @@ pub unsafe extern "C" fn lsw_open(config: *const lsw_config, instance: *mut *mut
     status(builder.open().map(|opened| unsafe { *instance = Box::into_raw(Box::new(lsw_instance(opened))) }))
 }
 
+/// Gives the instance more or less local memory while it runs; a multiple of the page size. More can be used at once; less is reached by and by, as pages are evicted in the
+/// background. Nothing is changed, and the error says why, if it is too small: LSW_ERR_PIN_LIMIT for the pages that are pinned (half of it may be), or
+/// LSW_ERR_INVALID_ARGUMENT for the I/O buffers, which stay as they are.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lsw_set_local_memory(instance: *mut lsw_instance, bytes: u64) -> c_int {
+    // SAFETY: the caller vouches for the pointer; NULL is checked.
+    let Some(instance) = (unsafe { instance.as_ref() }) else { return null("instance") };
+    status(instance.0.set_local_memory(bytes))
+}
+
 /// Closes an instance. It lives on until its last region is destroyed and its last worker has left.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lsw_close(instance: *mut lsw_instance) -> c_int {

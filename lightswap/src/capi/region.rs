@@ -8,10 +8,11 @@ use crate::failure;
 use crate::instance::{self, Region};
 use crate::region::{self, Contract};
 use libc::{c_int, c_void, size_t};
+use std::sync::Arc;
 
 /// A range of virtual memory whose pages are swapped.
 #[derive(Debug)]
-pub struct lsw_region(Region);
+pub struct lsw_region(pub(super) Arc<Region>);
 
 /// Maps a region of at least num_bytes; its pages read as zeroes until they are written.
 #[unsafe(no_mangle)]
@@ -28,7 +29,7 @@ pub unsafe extern "C" fn lsw_region_create(instance: *mut lsw_instance, num_byte
     };
     let created = instance.0.create_region(num_bytes, contract);
     // SAFETY: not NULL, and the caller vouches for a writable target.
-    status(created.map(|created| unsafe { *region = Box::into_raw(Box::new(lsw_region(created))) }))
+    status(created.map(|created| unsafe { *region = Box::into_raw(Box::new(lsw_region(Arc::new(created)))) }))
 }
 
 /// Unmaps a region. Nobody may access it any more.

@@ -16,6 +16,7 @@ use crate::lwt;
 use crate::page_table::PageState;
 use crate::pager::Pager;
 use crate::region::Page;
+use crate::shrink;
 use crate::swap_in;
 use crate::sys;
 use crate::sys::uffd::Message;
@@ -33,7 +34,7 @@ pub(crate) fn last_notification_ns() -> u64 {
 }
 
 /// The pager thread: serves faults, and requests of those who ask before they access. `wake_fd` is the worker's descriptor.
-pub(crate) fn serve(pager: &Pager, worker: &Worker, wake_fd: RawFd) {
+pub(crate) fn serve(pager: &Pager, worker: &'static Worker, wake_fd: RawFd) {
     // Messages for which there was no stack yet.
     let mut waiting: Vec<Message> = Vec::new();
     let mut has_work = true;
@@ -53,6 +54,7 @@ pub(crate) fn serve(pager: &Pager, worker: &Worker, wake_fd: RawFd) {
             });
         }
         has_work = worker.turn(false) > 0 || !waiting.is_empty();
+        has_work |= shrink::begin(worker);
         pager.log_swap_out_failure();
     }
 }

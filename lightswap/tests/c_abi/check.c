@@ -186,6 +186,76 @@ static void check_paging(lsw_instance *instance, bool is_timed) {
     CHECK(lsw_region_destroy(region) == LSW_OK && !lsw_in_region(base));
 }
 
+static void find_heap(void *ctx, const char *name, uint64_t value) {
+    uint64_t *found = ctx;
+    if (strcmp(name, "heap_objects") == 0)
+        found[0] = value;
+    else if (strcmp(name, "heap_free_bytes") == 0)
+        found[1] = value;
+}
+
+static void check_heap(lsw_instance *instance) {
+    enum { NUM_OBJECTS = 300 };
+    static char *objects[NUM_OBJECTS];
+    lsw_region *region = NULL;
+    lsw_heap *heap = NULL, *other = NULL;
+    uint64_t found[2] = {0, 0};
+    size_t len;
+    char *object;
+    CHECK(lsw_heap_create(NULL, &heap) == LSW_ERR_INVALID_ARGUMENT && lsw_heap_destroy(NULL) == LSW_ERR_INVALID_ARGUMENT);
+    CHECK(lsw_region_create(instance, 2 << 20, LSW_TRANSPARENT, &region) == LSW_OK);
+    CHECK(lsw_heap_create(region, NULL) == LSW_ERR_INVALID_ARGUMENT);
+    CHECK(lsw_heap_create(region, &heap) == LSW_OK && lsw_heap_create(region, &other) == LSW_ERR_BUSY && other == NULL);
+    len = lsw_region_len(region);
+    object = lsw_region_base(region);
+    CHECK(lsw_heap_contains(heap, object) && lsw_heap_contains(heap, object + len - 1));
+    CHECK(!lsw_heap_contains(heap, object - 1) && !lsw_heap_contains(heap, object + len) && !lsw_heap_contains(heap, NULL));
+    for (int i = 0; i < NUM_OBJECTS; i++) {
+        size_t size = (size_t)i * 37 % 5000;
+        objects[i] = lsw_heap_alloc(heap, size);
+        CHECK(objects[i] != NULL && (uintptr_t)objects[i] % 16 == 0 && lsw_heap_usable_size(heap, objects[i]) >= size);
+        memset(objects[i], i, size);
+    }
+    for (int i = 0; i < NUM_OBJECTS; i++) {
+        size_t size = (size_t)i * 37 % 5000;
+        object = lsw_heap_realloc(heap, objects[i], size + 1000);
+        CHECK(object != NULL);
+        for (size_t j = 0; j < size; j += 7)
+            CHECK(object[j] == (char)i);
+        objects[i] = object;
+        (void)lsw_heap_is_sparse(heap, object);
+    }
+    lsw_heap_stats_visit(heap, find_heap, found);
+    lsw_heap_stats_visit(heap, NULL, NULL);
+    CHECK(found[0] == NUM_OBJECTS && found[1] < len);
+    CHECK(lsw_heap_alloc(heap, 4 << 20) == NULL && strstr(lsw_last_error(), "in a row"));
+    CHECK(lsw_heap_realloc(heap, objects[1], 4 << 20) == NULL && objects[1][36] == 1);
+    lsw_heap_free(heap, NULL);
+    CHECK(lsw_heap_usable_size(heap, NULL) == 0 && !lsw_heap_is_sparse(heap, NULL));
+    for (int i = 0; i < NUM_OBJECTS; i++)
+        lsw_heap_free(heap, objects[i]);
+    object = lsw_heap_realloc(heap, NULL, 100);
+    CHECK(object != NULL && lsw_heap_usable_size(heap, object) == 112);
+    lsw_heap_free(heap, object);
+    /* What is being evicted goes back when that is over. */
+    for (int i = 0; i < 1000; i++) {
+        lsw_heap_trim(heap);
+        lsw_heap_stats_visit(heap, find_heap, found);
+        if (found[1] == len)
+            break;
+        usleep(10000);
+    }
+    CHECK(found[0] == 0 && found[1] == len);
+    CHECK(lsw_region_destroy(region) == LSW_OK && lsw_heap_destroy(heap) == LSW_OK);
+}
+
+static void check_local_memory(lsw_instance *instance) {
+    CHECK(lsw_set_local_memory(NULL, 1 << 20) == LSW_ERR_INVALID_ARGUMENT);
+    CHECK(lsw_set_local_memory(instance, 4097) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "multiple"));
+    CHECK(lsw_set_local_memory(instance, 4096) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "at least"));
+    CHECK(lsw_set_local_memory(instance, 128 << 10) == LSW_OK && lsw_set_local_memory(instance, 512 << 10) == LSW_OK);
+}
+
 int main(void) {
     static const struct {
         uint32_t notifier, waiting;
@@ -203,6 +273,8 @@ int main(void) {
             return 0;
         }
         check_paging(instance, i % 2 == 1);
+        check_local_memory(instance);
+        check_heap(instance);
         CHECK(lsw_close(instance) == LSW_OK);
     }
     printf("all checks passed\n");

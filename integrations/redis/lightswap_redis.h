@@ -1,0 +1,72 @@
+/* Lightswap in Redis: what upstream's files see of it. Everything here costs one predictable branch when the server runs without
+ * lightswap-memory. server.h includes it, so it says nothing of Lightswap's own types. */
+#ifndef LIGHTSWAP_REDIS_H
+#define LIGHTSWAP_REDIS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct redisObject;
+
+/* Set once, before data is loaded. */
+extern bool lightswap_enabled;
+
+/* ---- Directives (lightswap_config.c) ---- */
+
+enum { LIGHTSWAP_IO_ERROR, LIGHTSWAP_IO_MISS };
+/* Bounds of lightswap-min-value-size. Below, strings are embedded in their objects. */
+#define LIGHTSWAP_MIN_VALUE_SIZE 64
+#define LIGHTSWAP_MAX_VALUE_SIZE (1<<20)
+
+/* As config.c sets them. */
+struct lightswap_settings {
+    unsigned long long memory_bytes;    /* 0: off */
+    char *backend;                      /* URL; NULL: off */
+    size_t min_value_size;
+    int io_error_policy;
+};
+extern struct lightswap_settings lightswap_settings;
+
+/* Ends the process with a sentence if the directives cannot work. A daemon cannot report errors once it is detached: with `daemonize`
+ * everything is opened once and closed again. */
+void lightswap_check(bool daemonize);
+/* Opens the backend, makes the region and its heap, and makes the calling thread a worker; ends the process with a sentence when that fails.
+ * After the last fork of the start-up. */
+void lightswap_start(void);
+/* CONFIG SET lightswap-memory. */
+int lightswap_update_memory(const char **err);
+/* SIGBUS is Lightswap's, which passes on what is not for it: nobody else sets a handler. */
+extern bool lightswap_has_sigbus;
+
+/* ---- Memory (lightswap_memory.c) ---- */
+
+/* Is there no room for a command of so many bytes? Then it gets the answer of maxmemory. */
+bool lightswap_is_full(size_t num_bytes);
+/* For active defragmentation: the object at another place, where it helps, or NULL. What is swapped out stays where it is. */
+void *lightswap_defrag(void *ptr);
+bool lightswap_overlaps(const void *start, size_t len);
+
+/* ---- Values (lightswap_values.c) ----
+ * To adopt something is to move it into the region; it stays where it is if it is small, if it is there already, or if there is no room. */
+
+char *lightswap_adopt_sds(char *s);
+char *lightswap_dup_sds(const char *s);
+/* An object of zmalloc's. */
+void *lightswap_adopt(void *ptr, size_t size);
+/* The content of a value that nobody else refers to. */
+void lightswap_adopt_string(struct redisObject *o);
+/* A reference to the value for the keyspace, or to a copy of it in the region. Others may still have a pointer to the content of this one. */
+struct redisObject *lightswap_retain_value(struct redisObject *o);
+
+/* ---- Worker (lightswap_worker.c) ---- */
+
+/* Once in each turn of the event loop. */
+void lightswap_before_sleep(void);
+/* Is there more to do at once, so that the event loop must not sleep? */
+bool lightswap_has_work(void);
+
+/* ---- INFO (lightswap_info.c) ---- */
+
+char *lightswap_cat_info(char *info);
+
+#endif
