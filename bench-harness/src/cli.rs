@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bgsave;
 use crate::compare::CompareArguments;
 use crate::demo_remote;
 use crate::endpoint::Endpoint;
@@ -39,6 +40,8 @@ pub enum Command {
     Demo(DemoArguments),
     /// Kill a memory server of a mirror under load, let it return empty, and check that nothing is lost, wrong or late
     DemoRemote(demo_remote::Options),
+    /// Have Redis write a dump of more data than its local memory holds while it serves, and check the dump with a stock Redis
+    Bgsave(bgsave::Options),
     /// Compare all configurations over local memory, workloads, value sizes and request rates; takes up where a run was ended
     Grid(GridArguments),
     /// List the configurations, what they are and whether they can run here
@@ -206,16 +209,23 @@ pub struct DemoArguments {
     /// Repetitions of every cell; 3, or 1 with --quick
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repetitions: Option<u32>,
-    /// Where the results go
-    #[arg(long, value_name = "FILE", default_value = "results/demo.json")]
-    pub out: PathBuf,
-    /// Where the report goes
-    #[arg(long, value_name = "FILE", default_value = "results/demo.html")]
-    pub html: PathBuf,
+    /// Where the results go; results/demo.json or results/demo-redis.json when not given
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Where the report goes; results/demo.html or results/demo-redis.html when not given
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     #[command(flatten)]
     pub server: ServerArguments,
     #[command(flatten)]
     pub shape: ShapeArguments,
+}
+
+impl DemoArguments {
+    pub fn file(&self, given: &Option<PathBuf>, end: &str) -> PathBuf {
+        let name = if self.redis { "demo-redis" } else { "demo" };
+        given.clone().unwrap_or_else(|| format!("results/{name}.{end}").into())
+    }
 }
 
 #[derive(Debug, Args)]

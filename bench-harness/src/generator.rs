@@ -1,5 +1,6 @@
 //! The load generator as a whole: connections spread over threads, one table of keys, phases in turn.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
@@ -85,7 +86,7 @@ impl TimedRun {
 pub struct Generator {
     endpoint: Endpoint,
     shape: Shape,
-    keys: KeyTable,
+    keys: Arc<KeyTable>,
     fleets: Vec<Fleet>,
     /// Connected when it is needed first.
     probe: Option<Fleet>,
@@ -106,7 +107,7 @@ impl Generator {
                 Fleet::connect(endpoint, count, input_capacity(&shape))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { endpoint: endpoint.clone(), shape, keys: KeyTable::new(shape.records), fleets, probe: None, operations: 0, kind: None })
+        Ok(Self { endpoint: endpoint.clone(), shape, keys: Arc::new(KeyTable::new(shape.records)), fleets, probe: None, operations: 0, kind: None })
     }
 
     /// Sets every record once.
@@ -118,7 +119,7 @@ impl Generator {
     pub fn load_slowly(&mut self, label: &str, records_per_second: Option<f64>) -> Result<()> {
         let shared = LoadShared::default();
         let mut progress = Progress::start(label, self.shape.records);
-        let (keys, shape) = (&self.keys, self.shape);
+        let (keys, shape) = (&*self.keys, self.shape);
         let step = self.fleets.len() as u64;
         let started = Instant::now();
         std::thread::scope(|scope| {
@@ -162,17 +163,11 @@ impl Generator {
 
     /// Reads and checks every record that exists.
     pub fn verify(&mut self, label: &str) -> Result<Verified> {
-        verify(label, &mut self.fleets, &self.keys, self.shape.form(), self.keys.existing())
+        verify(label, &mut self.fleets, &*self.keys, self.shape.form(), self.keys.existing())
     }
 
-    /// The same on another server, that has what could be read on this one at a moment.
-    pub fn verify_dump(&self, label: &str, endpoint: &Endpoint, moment: &Between) -> Result<Verified> {
-        let fleet = Fleet::connect(endpoint, self.shape.connections, input_capacity(&self.shape))?;
-        verify(label, &mut [fleet], moment, self.shape.form(), moment.existing)
-    }
-
-    pub fn keys(&self) -> &KeyTable {
-        &self.keys
+    pub fn keys(&self) -> Arc<KeyTable> {
+        Arc::clone(&self.keys)
     }
 
     /// One warm-up and one measured phase without a pause between them.
@@ -184,7 +179,7 @@ impl Generator {
         if run.probe_per_second.is_some() && self.probe.is_none() {
             self.probe = Some(Fleet::connect(&self.endpoint, PROBE_CONNECTIONS, input_capacity(&self.shape))?);
         }
-        let (keys, shape) = (&self.keys, self.shape);
+        let (keys, shape) = (&*self.keys, self.shape);
         let count = self.fleets.len() as u64;
         let kind = Some((run.distribution(), run.workload.has_writes()));
         if self.kind != kind {
@@ -297,6 +292,12 @@ fn drive<'s>(driver: Driver<'s>, fleet: &'s mut Fleet, shared: &'s RunShared) ->
 
 fn input_capacity(shape: &Shape) -> usize {
     shape.value_sizes.largest() + 1024
+}
+
+/// Reads and checks every record on a server that has what could be read on another one at a moment.
+pub fn verify_dump(label: &str, endpoint: &Endpoint, shape: &Shape, moment: &Between) -> Result<Verified> {
+    let fleet = Fleet::connect(endpoint, shape.connections, input_capacity(shape))?;
+    verify(label, &mut [fleet], moment, shape.form(), moment.existing)
 }
 
 fn verify(label: &str, fleets: &mut [Fleet], keys: &dyn Legal, form: Records, end: u64) -> Result<Verified> {

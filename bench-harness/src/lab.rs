@@ -335,6 +335,54 @@ impl<'a> Lab<'a> {
         bail!("{}: records are evicted even when they are loaded at {slowest:.0}/s", cell.label())
     }
 
+    /// What other runs have measured of these records with the programs of this lab.
+    pub fn take_over(&mut self, shape: Shape, runs: &[Run]) -> Result<()> {
+        let is_of_them = |run: &&Run| {
+            let details = &run.details;
+            let same_values = details.value_size_bytes == shape.value_sizes.mean() && details.value_mix == shape.value_sizes.mix();
+            (run.server.as_str(), details.records, same_values) == (shape.protocol.server(), shape.records, true)
+                && (details.data_type.as_str(), details.value_kind.as_str()) == (shape.protocol.data_type().name(), shape.value_kind.name())
+                && (details.is_indexed, run.connections, details.error.is_none()) == (shape.protocol.is_indexed(), shape.connections, true)
+        };
+        for run in runs.iter().filter(is_of_them) {
+            let details = &run.details;
+            if run.limit_bytes.is_some() && self.data_bytes(&shape).is_none() {
+                self.set_data_bytes(shape, details.data_bytes);
+            }
+            if let (Some(bytes), Some(bytes_per_key)) = (details.fixed_bytes, details.fixed_bytes_per_key) {
+                let program = self.program(ServerKind::Redis, Binary::Lightswap)?.to_owned();
+                if self.fixed(&shape, &program).is_none() {
+                    self.set_fixed(shape, program, Fixed { bytes, bytes_per_key });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a dump that would go with its server.
+    pub fn take_dump(&self, from: &str, to: &str) -> Result<Guard<'a>> {
+        let (from, to) = (self.directory.join(from), self.directory.join(to));
+        let guard = scratch_file(self.journal, &to)?;
+        std::fs::rename(&from, &to).with_context(|| format!("there is no dump {}", from.display()))?;
+        Ok(guard)
+    }
+
+    /// A stock Redis with what is in a dump.
+    pub fn start_on_dump(&self, name: &str) -> Result<(Server<'a>, Vec<Guard<'a>>)> {
+        let kind = ServerKind::Redis;
+        let (endpoint, directory) = (self.endpoint(kind)?, std::path::absolute(&self.directory)?);
+        let log = self.directory.join("lightswap-bench.dump-log");
+        let mut files = vec![scratch_file(self.journal, &log)?];
+        if let Endpoint::Unix(path) = &endpoint {
+            files.push(scratch_file(self.journal, path)?);
+        }
+        let directory = directory.to_string_lossy();
+        let words = ["--save", "", "--appendonly", "no", "--dir", &directory, "--dbfilename", name];
+        let arguments = [words.map(str::to_owned).to_vec(), kind.arguments(&endpoint, is_root())].concat();
+        let server = Server::start(self.journal, (kind, self.program(kind, Binary::Stock)?), &arguments, endpoint, &log, None)?;
+        Ok((server, files))
+    }
+
     /// Without a limit, and with as little local memory: to see what else the server needs.
     pub fn unlimited_session(&self, cell: &Cell, local_memory_bytes: u64) -> Result<Session<'_>> {
         self.start(cell, MemoryPlan { local_memory_bytes: Some(local_memory_bytes), ..MemoryPlan::default() }, Records::Own { rate: None })

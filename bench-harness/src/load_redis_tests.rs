@@ -200,6 +200,7 @@ impl Held {
 }
 
 fn serve(mut socket: TcpStream, held: &Mutex<Held>, lie: Lie) -> std::io::Result<()> {
+    socket.set_nodelay(true)?;
     let (mut input, mut piece) = (Vec::new(), vec![0; 64 * 1024]);
     loop {
         let mut output = Vec::new();

@@ -5,6 +5,7 @@
 #[macro_use]
 mod output;
 
+mod bgsave;
 mod budget;
 mod cgroup;
 mod chart;
@@ -54,8 +55,10 @@ mod redis_benchmark;
 mod redis_client;
 mod redis_memory;
 mod report;
+mod resident_sampler;
 mod results;
 mod resume;
+mod save_record;
 mod scan;
 mod server;
 mod server_kind;
@@ -90,6 +93,7 @@ fn execute(cli: &Cli) -> Result<bool> {
     match &cli.command {
         Command::Demo(arguments) => demo::demo(arguments),
         Command::DemoRemote(options) => demo_remote::run(options),
+        Command::Bgsave(options) => bgsave::run(options),
         Command::Grid(arguments) => demo::grid(arguments),
         Command::Configurations => commands::configurations(),
         Command::Run(arguments) => commands::run(arguments),

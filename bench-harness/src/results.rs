@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::out_file;
 use crate::outage_record::OutageRecord;
+use crate::save_record::SaveRecord;
 use crate::tally::LatencyUs;
 use crate::torture_record::TortureRecord;
 use crate::ycsb::Workload;
@@ -324,6 +325,9 @@ pub struct Results {
     /// Memory servers that were killed under load.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub outages: Vec<OutageRecord>,
+    /// Dumps of Redis under load.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub saves: Vec<SaveRecord>,
 }
 
 /// What the repetitions of a micro-benchmark's first number were, as far as is known: itself, and the smallest and the largest.
@@ -339,7 +343,7 @@ impl Results {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.micro.is_empty() && self.skipped.is_empty() && self.torture.is_empty() && self.outages.is_empty()
+        self.runs.is_empty() && self.micro.is_empty() && self.skipped.is_empty() && self.torture.is_empty() && self.outages.is_empty() && self.saves.is_empty()
     }
 
     pub fn read(path: &Path) -> Result<Self> {

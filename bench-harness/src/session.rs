@@ -58,6 +58,8 @@ pub struct Session<'l> {
 #[derive(Debug)]
 pub struct Watched<'w, 'l> {
     pub boundary: Boundary,
+    pub server: &'w Server<'l>,
+    pub cgroup: Option<&'w Cgroup<'l>>,
     /// The server's, of its paging.
     pub statistics: &'w BTreeMap<String, String>,
     pub memory_servers: &'w mut [MemoryServer<'l>],
@@ -140,13 +142,14 @@ impl<'l> Session<'l> {
         };
         let mut before = Usage::default();
         let mut after = Usage::default();
-        let (server, memory_servers, memory) = (&self.server, &mut self.memory_servers, self.cell.configuration.memory);
+        let (server, cgroup, memory_servers) = (&self.server, self.cgroup.as_ref(), &mut self.memory_servers);
+        let memory = self.cell.configuration.memory;
         let (mut statistics_before, mut statistics_after) = (BTreeMap::new(), BTreeMap::new());
         let result = self.generator.run(&label, run, |boundary| {
             let usage = process::usage(pid)?;
             // The time line asks anyway: what is counted while it is measured costs no request more.
             let statistics = paging_statistics(server, memory)?;
-            watch(Watched { boundary, statistics: &statistics, memory_servers })?;
+            watch(Watched { boundary, server, cgroup, statistics: &statistics, memory_servers })?;
             let faults = usage.major_faults + number(&statistics, "swap_ins");
             match boundary {
                 Boundary::Start => (before, statistics_before) = (usage, statistics),

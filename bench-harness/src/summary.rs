@@ -158,6 +158,8 @@ pub struct Summary {
     pub p50_us: Spread,
     pub p99_us: Spread,
     pub p999_us: Spread,
+    /// Of reads of values that stay in memory, beside the load.
+    pub resident_p99_us: Option<Spread>,
     pub cpu_us_per_operation: f64,
     /// The smallest hit ratio and the sum of wrong values: bad news is not averaged away.
     pub hit_ratio: f64,
@@ -283,6 +285,7 @@ fn summarize_cell(runs: &[&Run], usual: &Shape) -> Option<Summary> {
         p50_us: spread(|run| run.latency_us.p50)?,
         p99_us: spread(|run| run.latency_us.p99)?,
         p999_us: spread(|run| run.latency_us.p999)?,
+        resident_p99_us: Spread::of(runs.iter().filter_map(|run| Some(run.details.resident_latency_us?.p99)).collect()),
         cpu_us_per_operation: cpu_us.median,
         hit_ratio: runs.iter().map(|run| run.hit_ratio).fold(1.0, f64::min),
         wrong_values: runs.iter().map(|run| run.wrong_values).sum(),
@@ -437,6 +440,15 @@ pub mod tests {
     }
 
     #[test]
+    fn each_server_has_a_usual_shape_of_its_own() {
+        let mut runs = vec![run("dram", 1.0, 1.0), run("dram", 1.0, 2.0), run("redis-dram", 1.0, 3.0)];
+        (runs[2].server, runs[2].details.records) = ("redis".into(), 77);
+        let summaries = comparison(&runs);
+        let found: Vec<(&str, &str)> = summaries.iter().map(|summary| (summary.configuration.as_str(), summary.note.as_str())).collect();
+        assert_eq!(found, [("dram", ""), ("redis-dram", "")]);
+    }
+
+    #[test]
     fn runs_of_different_shapes_are_not_merged_or_compared() {
         let mut runs = vec![run("kernel-swap", 0.25, 100.0), run("kernel-swap", 0.25, 200.0), run("lightswap", 0.25, 300.0)];
         assert_eq!(comparison(&runs)[0].note, "");
@@ -448,7 +460,8 @@ pub mod tests {
         let duels = against_baselines(&summaries);
         assert!((duels[0].throughput_ratio - 3.0).abs() < 1e-9);
         assert_eq!(duels[0].workload, "ycsb-c, 5 records");
-        let changes: [fn(&mut Run); 6] = [
+        let changes: [fn(&mut Run); 7] = [
+            |run| run.details.data_type = "hashes".into(),
             |run| run.details.value_kind = "text".into(),
             |run| run.connections = 9,
             |run| run.details.value_size_bytes = 9,

@@ -250,7 +250,9 @@ impl Plan {
             (false, ServerKind::Memcached) => Times { warm_up_max: Duration::from_secs(15), duration: Duration::from_secs(4), ..TIMES },
         };
         let sweep_ratios = ratios.iter().copied().filter(|&ratio| ratio == FOCUS || (ratio == 0.5 && !wishes.quick)).collect();
-        Self { stages: vec![stage], sweep_ratios, shape: wishes.shape, times, quick: wishes.quick }.filtered(wishes)
+        // Redis's takes half as long, so it tries fewer settings.
+        let quick = wishes.quick || wishes.server_kind == ServerKind::Redis;
+        Self { stages: vec![stage], sweep_ratios, shape: wishes.shape, times, quick }.filtered(wishes)
     }
 
     pub fn grid(wishes: &Wishes) -> Result<Self> {
@@ -364,7 +366,8 @@ mod tests {
         assert_eq!(cells.len(), 4);
         assert!(cells.contains(&("redis-lightswap".into(), FOCUS)) && cells.contains(&("redis-dram".into(), 1.0)), "{cells:?}");
         let seconds = [false, true].map(|quick| of(quick).estimate(|_, _, _| false).as_secs());
-        assert!(seconds[0] < 300 && seconds[1] < 110, "{seconds:?}");
+        // The dump under load takes another minute.
+        assert!((120..250).contains(&seconds[0]) && seconds[1] < 110, "{seconds:?}");
     }
 
     #[test]
