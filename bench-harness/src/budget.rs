@@ -53,7 +53,7 @@ impl Fixed {
     /// With what a resident set does not show, such as page tables and sockets, what comes with inserts, and the answers to scans.
     pub fn with_margin(&self, connections: usize, is_indexed: bool) -> u64 {
         let answers = if is_indexed { connections as u64 * 128 * KIB } else { 0 };
-        self.bytes + self.bytes / 50 + 8 * MIB + answers
+        self.bytes + self.bytes / 50 + 4 * MIB + answers
     }
 }
 
@@ -145,7 +145,7 @@ mod tests {
         let fixed = Fixed::of((500_000, 70 * MIB), (10_000, 10 * MIB));
         assert!((128.0..129.0).contains(&fixed.bytes_per_key), "{fixed:?}");
         let beside = fixed.with_margin(64, false);
-        assert!(beside > 78 * MIB && beside < 82 * MIB && fixed.with_margin(64, true) > beside, "{beside}");
+        assert!(beside > 75 * MIB && beside < 78 * MIB && fixed.with_margin(64, true) > beside, "{beside}");
         let local = redis_local_memory_bytes(150 * MIB, beside).unwrap();
         assert!(local.is_multiple_of(MIB) && local + beside <= 150 * MIB && local + beside > 148 * MIB);
         assert_eq!([80 * MIB, 10 * MIB].map(|limit| redis_local_memory_bytes(limit, beside)), [None, None]);

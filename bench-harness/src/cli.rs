@@ -116,9 +116,9 @@ impl ShapeArguments {
         let shape = Shape { protocol: kind.protocol(self.data_type, scans), ..self.shape()? };
         let (least, data_type) = (shape.protocol.value_size_min(), self.data_type.name());
         match shape.value_sizes.parts().iter().map(|part| part.size).min() {
-            Some(smallest) if smallest < least => {
-                Err(Mistake(format!("values of {smallest} bytes are too small for {data_type}: each of ten fields is checked by itself; use at least {least}")))
-            }
+            Some(smallest) if smallest < least => Err(Mistake(format!(
+                "values of {smallest} bytes are too small for {data_type}: each of ten fields is checked by itself; use at least {least}"
+            ))),
             _ => Ok(shape),
         }
     }

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::cli::{DemoArguments, GridArguments};
 use crate::bgsave;
+use crate::cli::{DemoArguments, GridArguments};
 use crate::commands::{is_clean, set_up};
 use crate::grid::{estimate_line, execute, print_plan};
 use crate::journal::Journal;

@@ -304,26 +304,25 @@ fn verify(label: &str, fleets: &mut [Fleet], keys: &dyn Legal, form: Records, en
     let shared = VerifyShared::default();
     let mut progress = Progress::start(label, end);
     let step = fleets.len() as u64;
-        let started = Instant::now();
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..)
-                .zip(&mut *fleets)
-                .map(|(first, fleet)| {
-                    let (verifier, shared) =
-                        (Verifier { fleet, keys, form, first, step, end }, &shared);
-                    scope.spawn(move || verifier.run(shared).inspect_err(|_| shared.stop.store(true, Ordering::Relaxed)))
-                })
-                .collect();
-            while !threads.iter().all(ScopedJoinHandle::is_finished) {
-                std::thread::sleep(Duration::from_millis(50));
-                let read = shared.read.load(Ordering::Relaxed);
-                progress.update(read, &rate(read, started.elapsed(), "records"));
-            }
-            threads.into_iter().try_for_each(join)
-        })?;
-        interrupt::check()?;
-        progress.finish(&rate(end, started.elapsed(), "records"));
-        Ok(shared.into_verified())
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..)
+            .zip(&mut *fleets)
+            .map(|(first, fleet)| {
+                let (verifier, shared) = (Verifier { fleet, keys, form, first, step, end }, &shared);
+                scope.spawn(move || verifier.run(shared).inspect_err(|_| shared.stop.store(true, Ordering::Relaxed)))
+            })
+            .collect();
+        while !threads.iter().all(ScopedJoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(50));
+            let read = shared.read.load(Ordering::Relaxed);
+            progress.update(read, &rate(read, started.elapsed(), "records"));
+        }
+        threads.into_iter().try_for_each(join)
+    })?;
+    interrupt::check()?;
+    progress.finish(&rate(end, started.elapsed(), "records"));
+    Ok(shared.into_verified())
 }
 
 fn rate(count: u64, elapsed: Duration, unit: &str) -> String {

@@ -118,7 +118,8 @@ impl Options {
             Transport::Unix => Endpoint::Unix(socket),
         };
         let arguments = self.server_arguments(name, &endpoint);
-        let server = Server::start(journal, (ServerKind::Memcached, binary), &arguments, endpoint, &log, None).with_context(|| format!("the {name} server does not start"))?;
+        let server = Server::start(journal, (ServerKind::Memcached, binary), &arguments, endpoint, &log, None)
+            .with_context(|| format!("the {name} server does not start"))?;
         let mut generator = Generator::connect(server.endpoint(), self.shape())?;
         generator.load(&format!("{name} server: loading"))?;
         Ok(Target { name, generator, server, _files: files })

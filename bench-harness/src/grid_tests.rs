@@ -29,8 +29,24 @@ fn configuration(directory: &Path, name: &str, argument: &str) -> String {
 }
 
 fn plan(configurations: Vec<String>, repetitions: u32) -> Plan {
-    let shape = Shape { records: 200, value_sizes: ValueSizes::fixed(100), value_kind: ValueKind::Random, connections: 4, client_threads: 1, protocol: Protocol::Memcached };
-    let wishes = Wishes { quick: true, configurations, workloads: vec![Workload::C], ratios: vec![1.0], repetitions: Some(repetitions), server_kind: ServerKind::Memcached, shape, data_type: DataType::Strings };
+    let shape = Shape {
+        records: 200,
+        value_sizes: ValueSizes::fixed(100),
+        value_kind: ValueKind::Random,
+        connections: 4,
+        client_threads: 1,
+        protocol: Protocol::Memcached,
+    };
+    let wishes = Wishes {
+        quick: true,
+        configurations,
+        workloads: vec![Workload::C],
+        ratios: vec![1.0],
+        repetitions: Some(repetitions),
+        server_kind: ServerKind::Memcached,
+        shape,
+        data_type: DataType::Strings,
+    };
     let mut plan = Plan::demo(&wishes).unwrap();
     let short = Duration::from_millis(200);
     plan.times = Times { warm_up: Duration::ZERO, warm_up_max: Duration::ZERO, duration: short, probe_seconds: 1, ..plan.times };

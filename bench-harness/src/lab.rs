@@ -9,7 +9,8 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 use lightswap::format_size;
 
 use crate::budget::{
-    Fixed, FixedOverhead, backend_bytes, hash_power, local_memory_bytes, redis_backend_bytes, redis_local_memory_bytes, redis_values_mib, server_memory_mib,
+    Fixed, FixedOverhead, backend_bytes, hash_power, local_memory_bytes, redis_backend_bytes, redis_local_memory_bytes, redis_values_mib,
+    server_memory_mib,
 };
 use crate::cgroup::{self, Cgroup, KernelSwap};
 use crate::configuration::{Binary, Configuration, Memory, REMOTES, SERVER_THREADS, Settings, VALUE_MEMORY_PERCENT, fill};
@@ -257,7 +258,8 @@ impl<'a> Lab<'a> {
         let server_threads = configuration.server_threads(&cell.settings)?;
         match configuration.memory {
             Memory::Local if configuration.server_kind == ServerKind::Redis => {
-                let fixed = self.fixed(&cell.shape, self.server_of(configuration)?).context("what Redis needs beside its local memory was not measured")?;
+                let fixed =
+                    self.fixed(&cell.shape, self.server_of(configuration)?).context("what Redis needs beside its local memory was not measured")?;
                 let beside = fixed.with_margin(cell.shape.connections, cell.shape.protocol.is_indexed());
                 let local = redis_local_memory_bytes(limit_bytes, beside).ok_or_else(|| {
                     NotPossible(format!(

@@ -100,7 +100,10 @@ fn an_open_loop_and_redis_benchmark_run_on_redis() {
     let text = std::fs::read_to_string(&json).expect("results");
     if !text.contains("\"skipped\"") {
         let run = &runs(&json)[0];
-        assert_eq!((&run["workload"], &run["generator"], &run["server"]), (&"redis-benchmark-get".into(), &"redis-benchmark".into(), &"redis".into()));
+        assert_eq!(
+            (&run["workload"], &run["generator"], &run["server"]),
+            (&"redis-benchmark-get".into(), &"redis-benchmark".into(), &"redis".into())
+        );
         assert!(run["operations_per_second"].as_f64() > Some(100.0), "{run}");
     }
 }

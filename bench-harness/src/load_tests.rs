@@ -147,7 +147,14 @@ fn verifying_finds_what_is_missing_and_what_is_wrong() {
     let Some(_memcached) = start_memcached(&socket, 64) else {
         return;
     };
-    let shape = Shape { records: 1_000, value_sizes: ValueSizes::fixed(100), value_kind: ValueKind::Random, connections: 8, client_threads: 2, protocol: Protocol::Memcached };
+    let shape = Shape {
+        records: 1_000,
+        value_sizes: ValueSizes::fixed(100),
+        value_kind: ValueKind::Random,
+        connections: 8,
+        client_threads: 2,
+        protocol: Protocol::Memcached,
+    };
     let mut generator = Generator::connect(&Endpoint::Unix(socket.clone().into()), shape).expect("connections");
     generator.load("loading").expect("a load");
     let good = Verified { records: 1_000, ..Verified::default() };

@@ -308,8 +308,14 @@ mod tests {
             );
             fs::write(&program, script).unwrap();
             fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-            let shape =
-                Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 64, client_threads: 2, protocol: Protocol::Memcached };
+            let shape = Shape {
+                records: 500,
+                value_sizes: ValueSizes::fixed(1_000),
+                value_kind: ValueKind::Random,
+                connections: 64,
+                client_threads: 2,
+                protocol: Protocol::Memcached,
+            };
             let plan = Plan { shape, pattern: Pattern::Uniform, percent_writes: 10, warm_up: Duration::ZERO, duration: Duration::from_secs(1) };
             run(&program, &"127.0.0.1:7".parse().unwrap(), &plan)
         };
@@ -322,7 +328,14 @@ mod tests {
 
     #[test]
     fn arguments_fit_the_plan() {
-        let shape = Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 64, client_threads: 2, protocol: Protocol::Memcached };
+        let shape = Shape {
+            records: 500,
+            value_sizes: ValueSizes::fixed(1_000),
+            value_kind: ValueKind::Random,
+            connections: 64,
+            client_threads: 2,
+            protocol: Protocol::Memcached,
+        };
         let plan = Plan { shape, pattern: Pattern::Zipfian, percent_writes: 5, warm_up: Duration::ZERO, duration: Duration::from_millis(1_500) };
         let endpoint: Endpoint = "127.0.0.1:7".parse().unwrap();
         let line = [common_arguments(&endpoint, &shape), run_arguments(&plan, plan.duration)].concat().join(" ");

@@ -13,7 +13,7 @@ use crate::generator::Shape;
 use crate::interrupt;
 use crate::outside::{GRACE, execute};
 use crate::protocol::Parsed;
-use crate::protocol::resp::{Frame, append_bulk, append_bulk_length, append_array, parse};
+use crate::protocol::resp::{Frame, append_array, append_bulk, append_bulk_length, parse};
 use crate::results::{Details, EXTERNAL, Run};
 use crate::server_kind::{Programs, on_path};
 use crate::stall::PatientSocket;
@@ -144,7 +144,16 @@ fn parse_output(text: &str) -> Result<Run> {
         Ok(found.1 * 1_000.0)
     };
     let latency_us = LatencyUs { p50: at(50.0)?, p90: at(90.0)?, p99: at(99.0)?, p999: at(99.9)?, max: at(100.0)? };
-    Ok(Run { configuration: EXTERNAL.into(), backend: "unknown".into(), local_memory_ratio: 1.0, repetition: 1, operations_per_second, latency_us, hit_ratio: 1.0, ..Run::default() })
+    Ok(Run {
+        configuration: EXTERNAL.into(),
+        backend: "unknown".into(),
+        local_memory_ratio: 1.0,
+        repetition: 1,
+        operations_per_second,
+        latency_us,
+        hit_ratio: 1.0,
+        ..Run::default()
+    })
 }
 
 #[cfg(test)]

@@ -343,7 +343,12 @@ impl Results {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.micro.is_empty() && self.skipped.is_empty() && self.torture.is_empty() && self.outages.is_empty() && self.saves.is_empty()
+        self.runs.is_empty()
+            && self.micro.is_empty()
+            && self.skipped.is_empty()
+            && self.torture.is_empty()
+            && self.outages.is_empty()
+            && self.saves.is_empty()
     }
 
     pub fn read(path: &Path) -> Result<Self> {

@@ -107,12 +107,22 @@ impl Distribution {
 /// Draws key numbers; one per load thread.
 #[derive(Debug, Clone)]
 pub enum KeyChooser {
-    ScrambledZipfian { zipfian: Zipfian, key_space: u64 },
+    ScrambledZipfian {
+        zipfian: Zipfian,
+        key_space: u64,
+    },
     Latest(Zipfian),
     Uniform,
-    Sequential { next: u64, step: u64 },
+    Sequential {
+        next: u64,
+        step: u64,
+    },
     /// A few keys in turn, spread over all, so often that they stay in memory.
-    Few { next: u64, count: u64, step: u64 },
+    Few {
+        next: u64,
+        count: u64,
+        step: u64,
+    },
 }
 
 impl KeyChooser {

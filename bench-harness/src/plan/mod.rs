@@ -169,9 +169,24 @@ pub mod tests {
     use crate::values::ValueKind;
 
     pub fn wishes() -> Wishes {
-        let shape =
-            Shape { records: 500_000, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 64, client_threads: 1, protocol: Protocol::Memcached };
-        Wishes { quick: false, configurations: Vec::new(), workloads: Vec::new(), ratios: Vec::new(), repetitions: None, server_kind: ServerKind::Memcached, shape, data_type: DataType::Strings }
+        let shape = Shape {
+            records: 500_000,
+            value_sizes: ValueSizes::fixed(1_000),
+            value_kind: ValueKind::Random,
+            connections: 64,
+            client_threads: 1,
+            protocol: Protocol::Memcached,
+        };
+        Wishes {
+            quick: false,
+            configurations: Vec::new(),
+            workloads: Vec::new(),
+            ratios: Vec::new(),
+            repetitions: None,
+            server_kind: ServerKind::Memcached,
+            shape,
+            data_type: DataType::Strings,
+        }
     }
 
     #[test]

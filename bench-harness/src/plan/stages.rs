@@ -35,7 +35,17 @@ struct Lineup {
 }
 
 const MEMCACHED: Lineup = Lineup {
-    grid: &["dram", "lightswap-dram", "kernel-swap-ssd", "kernel-swap-zram", "extstore", "fastswap-style", "monitor", "lightswap", "lightswap-memory"],
+    grid: &[
+        "dram",
+        "lightswap-dram",
+        "kernel-swap-ssd",
+        "kernel-swap-zram",
+        "extstore",
+        "fastswap-style",
+        "monitor",
+        "lightswap",
+        "lightswap-memory",
+    ],
     at_focus: &["lightswap-remote", "fastswap-style-remote", "lightswap-mirror", "lightswap-encrypted"],
     of_text: &["kernel-swap-zram", "lightswap-compressed", "lightswap-tier"],
     demo: &["dram", "lightswap-dram", "kernel-swap-ssd", "lightswap"],

@@ -70,11 +70,8 @@ fn cell<'s>(summaries: &'s [Summary], workload: &str, percent: u32, configuratio
 }
 
 fn workloads(summaries: &[Summary]) -> Vec<&str> {
-    let mut names: Vec<&str> = summaries
-        .iter()
-        .filter(|summary| summary.note.is_empty() && !summary.is_open_loop())
-        .map(|summary| summary.workload.as_str())
-        .collect();
+    let mut names: Vec<&str> =
+        summaries.iter().filter(|summary| summary.note.is_empty() && !summary.is_open_loop()).map(|summary| summary.workload.as_str()).collect();
     names.sort_by_key(|name| (PRIMARY_WORKLOADS.iter().position(|primary| primary == name).unwrap_or(PRIMARY_WORKLOADS.len()), *name));
     names.dedup();
     names

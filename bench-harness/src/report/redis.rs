@@ -51,7 +51,8 @@ fn chart(
 ) -> String {
     let cells = cells(evidence, workload);
     let bar = |cell: &&Summary| {
-        let label = if cell.memory_percent() == 100 { cell.configuration.clone() } else { format!("{}, {} %", cell.configuration, cell.memory_percent()) };
+        let label =
+            if cell.memory_percent() == 100 { cell.configuration.clone() } else { format!("{}, {} %", cell.configuration, cell.memory_percent()) };
         Some(Bar { label, class: class_of(&cell.configuration), value: value(cell)? })
     };
     let found: Vec<Bar> = cells.iter().filter_map(bar).collect();
@@ -162,7 +163,10 @@ fn write_save(html: &mut String, record: &SaveRecord) {
     let resident = |value: fn(&crate::save_record::ResidentMoment) -> u64| {
         record.resident.iter().filter(|moment| moment.at_seconds <= record.seconds).map(|moment| (moment.at_seconds, mib(value(moment)))).collect()
     };
-    let curves = vec![("server", class, resident(|moment| moment.parent_bytes)), ("child", class_of("lightswap-encrypted"), resident(|moment| moment.child_bytes))];
+    let curves = vec![
+        ("server", class, resident(|moment| moment.parent_bytes)),
+        ("child", class_of("lightswap-encrypted"), resident(|moment| moment.child_bytes)),
+    ];
     let mut memory = plot(record, "Resident sets", "MiB; pages that both have count in each", curves);
     memory.references.extend(record.limit_bytes.map(|limit| Reference { label: "limit".into(), class: "limit".into(), y: mib(limit) }));
     *html += &memory.html();
@@ -170,22 +174,37 @@ fn write_save(html: &mut String, record: &SaveRecord) {
     let phase = |phase: Option<(f64, f64)>| {
         phase.map_or_else(|| "not measured".into(), |(rate, pause)| format!("{}/s, longest pause {:.0} ms", format_count(rate), pause * 1e3))
     };
-    let limit = record.limit_bytes.map_or_else(String::new, |limit| {
-        format!(", of a limit of {} MiB each ({:.0} % allowed)", format_count(mib(limit)), RESIDENT_SHARE * 100.0)
-    });
+    let limit = record
+        .limit_bytes
+        .map_or_else(String::new, |limit| format!(", of a limit of {} MiB each ({:.0} % allowed)", format_count(mib(limit)), RESIDENT_SHARE * 100.0));
     let facts = [
-        ("the dump took", record.ended_at_seconds.map_or_else(|| "it was not finished".into(), |end| format!("{:.1} s", end - record.began_at_seconds))),
+        (
+            "the dump took",
+            record.ended_at_seconds.map_or_else(|| "it was not finished".into(), |end| format!("{:.1} s", end - record.began_at_seconds)),
+        ),
         ("before it", phase(record.before())),
         ("meanwhile", phase(record.meanwhile())),
         (
             "most resident",
-            format!("server {} MiB, child {} MiB{limit}", format_count(mib(record.parent_resident_bytes_max)), format_count(mib(record.child_resident_bytes_max))),
+            format!(
+                "server {} MiB, child {} MiB{limit}",
+                format_count(mib(record.parent_resident_bytes_max)),
+                format_count(mib(record.child_resident_bytes_max))
+            ),
         ),
         (
             "the dump holds",
-            format!("{} of {} keys, {} of them wrong", format_count(record.dump_keys as f64), format_count(record.expected_keys as f64), record.dump_wrong),
+            format!(
+                "{} of {} keys, {} of them wrong",
+                format_count(record.dump_keys as f64),
+                format_count(record.expected_keys as f64),
+                record.dump_wrong
+            ),
         ),
-        ("under load", format!("{} reads checked, {} wrong, {} missed", format_count(record.checked_reads as f64), record.wrong_values, record.missed_reads)),
+        (
+            "under load",
+            format!("{} reads checked, {} wrong, {} missed", format_count(record.checked_reads as f64), record.wrong_values, record.missed_reads),
+        ),
         ("server", record.server_command.clone()),
     ];
     for (name, value) in facts {
@@ -211,7 +230,14 @@ mod tests {
         hashes.details.data_type = "hashes".into();
         results.runs.push(hashes);
         write_redis(&mut html, &Evidence::new(&[results]));
-        for part in ["<section id=\"redis\">", "Beside memcached", "<th>YCSB-C</th><td class=\"win-1\"", "redis-lightswap, 25 %", "stay in memory", "as hashes"] {
+        for part in [
+            "<section id=\"redis\">",
+            "Beside memcached",
+            "<th>YCSB-C</th><td class=\"win-1\"",
+            "redis-lightswap, 25 %",
+            "stay in memory",
+            "as hashes",
+        ] {
             assert!(html.contains(part), "{part}: {html}");
         }
     }

@@ -43,7 +43,8 @@ fn in_memory(evidence: &Evidence<'_>, workload: &str) -> Claim {
 }
 
 fn over_kernel_swap(evidence: &Evidence<'_>) -> Claim {
-    let text = format!("Redis: serves more than on kernel swap, same memory limit and disk: {}, {PRIMARY_PERCENT} %, strings", WORKLOAD.to_uppercase());
+    let text =
+        format!("Redis: serves more than on kernel swap, same memory limit and disk: {}, {PRIMARY_PERCENT} %, strings", WORKLOAD.to_uppercase());
     let claim = Claim::new(text, "≥ 3 × stock Redis");
     let own = strings(evidence, WORKLOAD, PRIMARY_PERCENT, "redis-lightswap");
     let (Some(own), Some(other)) = (own, strings(evidence, WORKLOAD, PRIMARY_PERCENT, "redis-kernel-swap-ssd")) else {
@@ -60,7 +61,10 @@ fn over_kernel_swap(evidence: &Evidence<'_>) -> Claim {
 
 fn resident_requests(evidence: &Evidence<'_>) -> Claim {
     let claim = Claim::new(
-        format!("Redis: requests to resident values do not wait for those of others: their 99th percentile, {}, {PRIMARY_PERCENT} %", WORKLOAD.to_uppercase()),
+        format!(
+            "Redis: requests to resident values do not wait for those of others: their 99th percentile, {}, {PRIMARY_PERCENT} %",
+            WORKLOAD.to_uppercase()
+        ),
         "≤ 2 × all in memory",
     );
     let p99 = |percent, configuration| strings(evidence, WORKLOAD, percent, configuration)?.resident_p99_us;

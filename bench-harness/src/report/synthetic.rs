@@ -127,7 +127,11 @@ pub fn redis_runs() -> Vec<Run> {
             let details = Details { resident_latency_us: Some(resident), resident_reads: 5_000, fixed_bytes_per_key, ..run.details };
             Run { server: "redis".into(), configuration: name.into(), server_threads: 1, details, ..run }
         };
-        ["ycsb-c", "ycsb-a"].into_iter().flat_map(|workload| (1..=2).map(move |repetition| (workload, repetition))).map(|(w, r)| one(w, r)).collect::<Vec<_>>()
+        ["ycsb-c", "ycsb-a"]
+            .into_iter()
+            .flat_map(|workload| (1..=2).map(move |repetition| (workload, repetition)))
+            .map(|(w, r)| one(w, r))
+            .collect::<Vec<_>>()
     };
     BUILT_IN.into_iter().filter_map(of_name).flat_map(of).collect()
 }
