@@ -71,20 +71,11 @@ static void close_instance(void) {
     lightswap_instance = NULL;
 }
 
-/* The largest region that the backend has room for. */
+/* A region that takes all the room of the backend. */
 static lsw_region *make_region(void) {
     lsw_region *region = NULL;
-    uint64_t room = 0, too_much = (uint64_t)16 << 40;
-    while (too_much - room > (uint64_t)2 << 20) {
-        uint64_t num_bytes = room + (too_much - room) / 2;
-        if (lsw_region_create(lightswap_instance, num_bytes, LSW_TRANSPARENT, &region) == LSW_OK) {
-            room = lsw_region_len(region);
-            lsw_region_destroy(region);
-        } else {
-            too_much = num_bytes;
-        }
-    }
-    if (room == 0 || lsw_region_create(lightswap_instance, room, LSW_TRANSPARENT, &region) != LSW_OK) {
+    /* 0, too, is refused with a sentence. */
+    if (lsw_region_create(lightswap_instance, lsw_room_bytes(lightswap_instance), LSW_TRANSPARENT, &region) != LSW_OK) {
         lightswap_die("lightswap-backend: %s", lsw_last_error());
     }
     return region;
@@ -97,6 +88,7 @@ static lsw_region *open_region(void) {
         .local_memory_bytes = whole_pages(lightswap_settings.memory_bytes),
         .backend_url = url,
         .max_workers = 1,
+        .snapshots = 1,     /* for BGSAVE and the like */
     };
     if (lsw_open(&config, &lightswap_instance) != LSW_OK) {
         lightswap_die("lightswap-memory, lightswap-backend: %s", lsw_last_error());
@@ -137,6 +129,18 @@ void lightswap_start(void) {
 }
 
 int lightswap_update_memory(const char **err) {
-    *err = "lightswap-memory has to be set before the server starts";
-    return 0;
+    static char sentence[512];
+    if (!lightswap_enabled) {
+        if (lightswap_settings.memory_bytes == 0) {
+            return 1;
+        }
+        *err = "Lightswap is off: lightswap-memory and lightswap-backend have to be set before the server starts";
+        return 0;
+    }
+    if (lsw_set_local_memory(lightswap_instance, whole_pages(lightswap_settings.memory_bytes)) != LSW_OK) {
+        snprintf(sentence, sizeof(sentence), "%s", lsw_last_error());
+        *err = sentence;
+        return 0;
+    }
+    return 1;
 }

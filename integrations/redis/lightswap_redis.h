@@ -3,6 +3,8 @@
 #ifndef LIGHTSWAP_REDIS_H
 #define LIGHTSWAP_REDIS_H
 
+#include "dict.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -64,6 +66,19 @@ struct redisObject *lightswap_retain_value(struct redisObject *o);
 void lightswap_before_sleep(void);
 /* Is there more to do at once, so that the event loop must not sleep? */
 bool lightswap_has_work(void);
+
+/* ---- Look-ahead (lightswap_fork.c) ---- */
+
+/* Asks for values before an iterator over the same dictionary comes to them, as far as they are swapped out. Whoever dumps a data set reads most of
+ * it from the backend, and would wait for each value otherwise. */
+struct lightswap_ahead {
+    dictIterator iterator;      /* not a safe one: the other is, or nothing changes meanwhile */
+    bool of_objects;            /* values are objects; otherwise they are strings */
+    int num_ahead;              /* entries that the other iterator has yet to come to */
+};
+void lightswap_ahead_start(struct lightswap_ahead *ahead, dict *d, bool of_objects);
+/* The other iterator has taken a step. */
+void lightswap_ahead_step(struct lightswap_ahead *ahead);
 
 /* ---- INFO (lightswap_info.c) ---- */
 

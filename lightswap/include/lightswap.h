@@ -134,6 +134,8 @@ typedef struct lsw_config {
     uint32_t step_times;
     /* Milliseconds that a request to the backend may take, after which a read fails with LSW_CAUSE_TIMEOUT; 0 means 30,000. */
     uint32_t io_timeout_ms;
+    /* Not 0: children of fork() can read all pages of regions, swapped-out ones included, as they were at the fork; each page takes two slots of the backend then. */
+    uint32_t snapshots;
 } lsw_config;
 
 /* Why the content of a page could not be had. lsw_last_failure and LSW_CATCH give it. */
@@ -198,6 +200,12 @@ int lsw_open(const struct lsw_config *config, struct lsw_instance **instance);
  * LSW_ERR_INVALID_ARGUMENT for the I/O buffers, which stay as they are. */
 int lsw_set_local_memory(struct lsw_instance *instance,
                          uint64_t bytes);
+
+/* Bytes of the largest region that can be made now: all that the backend has room for, or with snapshots half of it; 0 for NULL. */
+uint64_t lsw_room_bytes(const struct lsw_instance *instance);
+
+/* Whether this process is a child of fork() that can read all pages of an inherited region. */
+bool lsw_in_snapshot(void);
 
 /* Closes an instance. It lives on until its last region is destroyed and its last worker has left. */
 int lsw_close(struct lsw_instance *instance);

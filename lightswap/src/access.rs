@@ -10,10 +10,14 @@ use crate::notifier::die;
 use crate::pager::Pager;
 use crate::region::{self, Page, RegionInner};
 use crate::size::pages_in;
+use crate::snapshot::child;
 use crate::stats::{Counter, Counters};
 use crate::swap_in;
 use crate::worker;
 use std::ops::Range;
+
+/// Pages that a child asks for at a time.
+const LOOK_AHEAD_PAGES: usize = 8;
 
 /// Pages of one region.
 #[derive(Clone, Debug)]
@@ -47,6 +51,7 @@ impl PageRange {
         let tick = self.region.pager.budget.tick();
         for page in self.pages() {
             if !page.entry().reference(tick) {
+                self.look_ahead(page);
                 make_resident(page, is_counted)?;
                 swap_in::unpin(page);
             }
@@ -66,6 +71,13 @@ impl PageRange {
         }
         count(&self.region.pager, |counters| &counters.missing_pages, num_missing);
         true
+    }
+
+    /// In a child that asks its parent for pages: asks for some from `page` on, before it waits for that.
+    fn look_ahead(&self, page: Page<'static>) {
+        if self.region.is_inherited() {
+            (page.index..self.indices.end).take(LOOK_AHEAD_PAGES).for_each(|index| swap_in::prefetch(self.region.page(index)));
+        }
     }
 
     /// Of pages that are pinned the first whose memory is damaged, which is given up then.
@@ -91,6 +103,7 @@ impl PageRange {
             if page.entry().pin(tick).is_ok() {
                 continue;
             }
+            self.look_ahead(page);
             if let Err(error) = make_resident(page, is_counted) {
                 self.pages().take(page.index - self.indices.start).for_each(|page| assert!(swap_in::unpin(page)));
                 pager.give_pins_back(num_pages);
@@ -147,6 +160,10 @@ impl PageRange {
 
     /// Makes the pages the first candidates for eviction.
     pub(crate) fn advise_cold(&self) {
+        if self.region.is_inherited() {
+            // A child has a policy of its own, and the hand is the parent's.
+            return;
+        }
         self.pages().for_each(|page| page.entry().forget_references());
         self.region.pager.hand.advise_cold(self.region, self.indices.start, self.indices.end);
     }
@@ -158,13 +175,16 @@ impl PageRange {
     /// Makes sure that the backend has room for the pages.
     pub(crate) fn reserve(&self) -> Result<()> {
         let pager = &self.region.pager;
+        if self.region.is_inherited() {
+            // A child writes nothing to the backend.
+            return Ok(());
+        }
         if pager.is_failing() {
             // Nobody may need a frame, so nobody else would find out that writes work again.
             pager.pager_thread().nudge();
             return Err(Error::new(ErrorKind::NoSpace, "writes to the swap backend are failing: no fresh memory until one succeeds"));
         }
-        let first_slot = self.region.page(self.indices.start).slot();
-        pager.backend.reserve(first_slot, self.indices.len()).map_err(|cause| {
+        self.region.reserve(self.indices.start, self.indices.len()).map_err(|cause| {
             let url = &pager.config.backend_url;
             Error::io(ErrorKind::NoSpace, format!("backend \"{url}\" has no room for more pages"), &cause)
         })
@@ -195,7 +215,7 @@ fn count(pager: &Pager, counter: impl Fn(&Counters) -> &Counter, amount: u64) {
 }
 
 fn make_resident(page: Page<'static>, is_counted: bool) -> Result<()> {
-    if page.region.is_inherited() {
+    if page.region.is_inherited() && child::of(page.region).is_none() {
         die(format_args!("this process is a fork of one with a Lightswap region and asked for a swapped-out page; only the parent can page it in"));
     }
     let pager = &page.region.pager;

@@ -128,13 +128,13 @@ impl Budget {
 
     /// Time by the eviction clock: what is referenced twice in one tick is referenced once.
     pub(crate) fn tick(&self) -> Tick {
-        Tick(self.tick.load(Relaxed))
+        Tick::after(self.tick.load(Relaxed).into())
     }
 
     /// Moves the eviction clock on.
     pub(crate) fn count_evicted(&self, num_pages: usize) {
         let num_evicted = self.num_evicted.fetch_add(num_pages, Relaxed) + num_pages;
-        self.tick.store((num_evicted / (self.capacity() / TICKS_PER_CAPACITY).max(1)) as u8, Relaxed);
+        self.tick.store(Tick::after(num_evicted / (self.capacity() / TICKS_PER_CAPACITY).max(1)).as_u8(), Relaxed);
     }
 
     /// Pages evicted so far.

@@ -66,6 +66,11 @@ impl Buffers {
         Some(number)
     }
 
+    /// One for a read that is no swap-in.
+    pub(crate) fn take_for_others(&self) -> Option<usize> {
+        self.free.borrow_mut().pop()
+    }
+
     pub(crate) fn has_free(&self) -> bool {
         !self.free.borrow().is_empty()
     }

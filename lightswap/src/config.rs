@@ -42,6 +42,7 @@ pub(crate) struct Config {
     pub(crate) waiting: Waiting,
     pub(crate) step_times: bool,
     pub(crate) io_timeout: Duration,
+    pub(crate) snapshots: bool,
 }
 
 /// How long a request to the backend may take.
@@ -60,6 +61,7 @@ impl Default for Config {
             waiting: Waiting::default(),
             step_times: false,
             io_timeout: IO_TIMEOUT,
+            snapshots: false,
         }
     }
 }
@@ -69,6 +71,10 @@ impl Config {
     pub(crate) fn check(&self) -> Result<()> {
         if self.io_timeout < Duration::from_millis(1) {
             let message = format!("a time limit of {:?} for I/O would end every read: give at least a millisecond, better seconds", self.io_timeout);
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        if self.snapshots && self.notifier == Notifier::Monitor {
+            let message = "snapshots cannot be combined with the notifier \"monitor\": a child has no thread that could serve its faults; choose one of the two";
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         match (self.notifier, self.waiting) {

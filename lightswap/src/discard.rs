@@ -8,6 +8,7 @@ use crate::page_table::{PageState, Word};
 use crate::parking;
 use crate::region::{Page, RegionInner};
 use crate::size::bytes_of;
+use crate::snapshot::{Pass, Runs};
 use crate::swap_in;
 use crate::sys;
 use crate::sys::removal::Run;
@@ -74,9 +75,10 @@ fn claim(region: &'static RegionInner, start: usize, end: usize) -> Result<Claim
 
 /// Discards pages of the range, which the caller has claimed, up to one that another owns or that is pinned: how many, and the one to wait for.
 fn discard_first(region: &'static RegionInner, pages: Range<usize>) -> (usize, Result<Option<Page<'static>>>) {
-    let (part, result) = take_first(region, pages);
+    let pass = region.pager.enter_change();
+    let (part, result) = take_first(region, pages, pass.as_ref());
     let num_taken = part.pages.len();
-    give_up(region, std::slice::from_ref(&part));
+    give_up(region, std::slice::from_ref(&part), pass.as_ref());
     (num_taken, result)
 }
 
@@ -86,11 +88,14 @@ struct Part {
     pages: Range<usize>,
     num_framed: usize,
     has_slot: bool,
+    /// Pages whose slot a snapshot needs: they have their other one now.
+    num_moved: usize,
     num_used: u64,
 }
 
 /// Takes pages of the range, which the caller has claimed, up to one that another owns or that is pinned.
-fn take_first(region: &'static RegionInner, pages: Range<usize>) -> (Part, Result<Option<Page<'static>>>) {
+fn take_first(region: &'static RegionInner, pages: Range<usize>, pass: Option<&Pass<'_>>) -> (Part, Result<Option<Page<'static>>>) {
+    let spares_slots = pass.is_some_and(Pass::spares_slots);
     let mut part = Part { pages: pages.start..pages.start, ..Part::default() };
     for index in pages {
         let page = region.page(index);
@@ -98,7 +103,9 @@ fn take_first(region: &'static RegionInner, pages: Range<usize>) -> (Part, Resul
             Taken::Owned(word) => {
                 part.num_framed += usize::from(word.has_frame());
                 // Of a page that has a frame, mapped or damaged, the slot may hold an older content.
-                part.has_slot |= word.is_stored() || word.has_frame();
+                let uses_slot = word.is_stored() || word.has_frame();
+                part.has_slot |= uses_slot;
+                part.num_moved += usize::from(uses_slot && spares_slots && page.entry().spare_slot());
                 part.num_used += u64::from(word.state() != PageState::Untouched);
                 part.pages.end += 1;
             }
@@ -109,8 +116,8 @@ fn take_first(region: &'static RegionInner, pages: Range<usize>) -> (Part, Resul
     (part, Ok(None))
 }
 
-/// Makes pages that were taken untouched. At most [`MAX_RANGES`] parts.
-fn give_up(region: &'static RegionInner, parts: &[Part]) {
+/// Makes pages that were taken, under the same pass, untouched. At most [`MAX_RANGES`] parts.
+fn give_up(region: &'static RegionInner, parts: &[Part], pass: Option<&Pass<'_>>) {
     let pager = &*region.pager;
     let mut runs = [Run { start: 0, num_bytes: 0 }; MAX_RANGES];
     let mut num_runs = 0;
@@ -124,8 +131,12 @@ fn give_up(region: &'static RegionInner, parts: &[Part]) {
     }
     for part in parts.iter().filter(|part| !part.pages.is_empty()) {
         if part.has_slot {
-            // Before others can have the pages, and so write to the slots.
-            pager.backend.discard(region.page(part.pages.start).slot(), part.pages.len());
+            // Before others can have the pages, and so write to the slots. What a snapshot needs is no page's current slot any more.
+            let mut runs = Runs::new(|slot, num_slots| pager.backend.discard(slot, num_slots));
+            part.pages.clone().for_each(|index| runs.add(region.page(index).slot()));
+        }
+        if let Some(pass) = pass.filter(|_| part.num_moved > 0) {
+            pass.count_moved(part.num_moved);
         }
         for page in part.pages.clone().map(|index| region.page(index)) {
             if page.entry().finish_removal(None) {
@@ -143,11 +154,12 @@ fn give_up(region: &'static RegionInner, parts: &[Part]) {
 /// pages all are then. Those of other ranges may be in part.
 pub(crate) fn try_discard(region: &'static RegionInner, ranges: &[Range<usize>]) -> u64 {
     let hand = &region.pager.hand;
+    let pass = region.pager.enter_change();
     let mut parts: [(Option<Claim>, Part); MAX_RANGES] = std::array::from_fn(|_| (None, Part::default()));
     let mut num_parts = 0;
     let flush = |parts: &mut [(Option<Claim>, Part)]| {
         let taken: [Part; MAX_RANGES] = std::array::from_fn(|number| parts.get(number).map_or_else(Part::default, |(_, part)| part.clone()));
-        give_up(region, &taken);
+        give_up(region, &taken, pass.as_ref());
         parts.iter_mut().filter_map(|(claim, _)| claim.take()).for_each(|claim| hand.release(&claim));
     };
     let mut done = 0;
@@ -156,7 +168,7 @@ pub(crate) fn try_discard(region: &'static RegionInner, ranges: &[Range<usize>])
         while next < range.end {
             let end = range.end.min(next + MAX_TAKEN);
             let Some(claim) = hand.claim_pages(region, next, end) else { break };
-            let (part, result) = take_first(region, next..end);
+            let (part, result) = take_first(region, next..end, pass.as_ref());
             let is_whole = matches!(result, Ok(None));
             parts[num_parts] = (Some(claim), part);
             num_parts += 1;

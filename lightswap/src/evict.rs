@@ -17,6 +17,7 @@ use crate::parking;
 use crate::region::Page;
 use crate::residency::CHUNK_PAGES;
 use crate::size::{PAGE_SIZE, bytes_of};
+use crate::snapshot::Pass;
 use crate::sys;
 use crate::sys::removal::Run;
 use crate::worker::Worker;
@@ -246,16 +247,22 @@ fn protect(pager: &Pager, batch: &Batch) {
 
 /// Writes dirty victims from their place, contiguous ones in one request.
 fn write_dirty(worker: &Worker, number: usize, batch: &mut Batch) {
+    let pass = worker.pager().enter_change();
+    let spares_slots = pass.as_ref().is_some_and(Pass::spares_slots);
+    let mut num_moved = 0;
     let mut first = 0;
     while first < batch.victims.len() {
-        let len = dirty_run(&batch.victims[first..]);
+        let len = dirty_run(&batch.victims[first..], spares_slots);
         if len == 0 {
             batch.must_unprotect |= batch.victims[first].fate == Fate::Dirty;
             first += 1;
             continue;
         }
         let run = first..first + len;
-        batch.victims[run.clone()].iter().for_each(|victim| victim.page.entry().forget_stored());
+        for victim in &batch.victims[run.clone()] {
+            victim.page.entry().forget_stored();
+            num_moved += usize::from(spares_slots && victim.page.entry().spare_slot());
+        }
         let page = batch.victims[first].page;
         let token = Token::write(number, batch.writes.len());
         match worker.start_write(WriteRequest { slot: page.slot(), source: page.address() as *const u8, num_bytes: bytes_of(len), token }) {
@@ -269,14 +276,22 @@ fn write_dirty(worker: &Worker, number: usize, batch: &mut Batch) {
         }
         first += len;
     }
+    if let Some(pass) = pass.filter(|_| num_moved > 0) {
+        pass.count_moved(num_moved);
+    }
 }
 
-/// Length of the run of adjacent dirty pages at the start of `victims`. Cancelled ones are left out: their content may be changing.
-fn dirty_run(victims: &[Victim]) -> usize {
+/// Length of the run of dirty pages at the start of `victims` whose slots to write to are adjacent. Cancelled ones are left out: their content may be changing.
+fn dirty_run(victims: &[Victim], spares_slots: bool) -> usize {
     let is_dirty = |victim: &Victim| victim.fate == Fate::Dirty && victim.page.entry().load().state() == PageState::Evicting;
     let Some(first) = victims.first().filter(|victim| is_dirty(victim)) else { return 0 };
+    let is_to_alternate = |victim: &Victim| victim.page.entry().load().is_alternate_next(spares_slots);
+    let to_alternate = is_to_alternate(first);
     let follows = |(offset, victim): &(usize, &Victim)| {
-        std::ptr::eq(victim.page.region, first.page.region) && victim.page.index == first.page.index + offset && is_dirty(victim)
+        std::ptr::eq(victim.page.region, first.page.region)
+            && victim.page.index == first.page.index + offset
+            && is_dirty(victim)
+            && is_to_alternate(victim) == to_alternate
     };
     victims.iter().enumerate().take_while(follows).count()
 }
@@ -320,6 +335,7 @@ fn finish_write(worker: &Worker, number: usize, write: usize, result: i32) {
 /// Unmaps all victims whose content is safe and that nobody took back; returns how many.
 fn remove(worker: &Worker, batch: &mut Batch) -> usize {
     let pager = worker.pager();
+    let _pass = pager.enter_change();
     let counters = &worker.stats().counters;
     batch.runs.clear();
     let mut num_removed = 0;

@@ -120,6 +120,15 @@ impl Hand {
         })
     }
 
+    /// The region registered in `place`, if it is one of `pager`; likewise.
+    pub(crate) fn enter_region(&self, place: usize, pager: &Pager) -> Option<&'static RegionInner> {
+        self.with(|_| {
+            let region = region::in_place(place, pager)?;
+            region.num_swapping_in.fetch_add(1, Relaxed);
+            Some(region)
+        })
+    }
+
     /// The eviction is over.
     pub(crate) fn release(&self, claim: &Claim) {
         self.with(|state| {

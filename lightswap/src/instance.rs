@@ -1,6 +1,7 @@
 //! The public types: an instance (local memory, backend, workers), its regions, and the worker handle.
 
 use crate::access::PageRange;
+use crate::backend::Health;
 use crate::config::{Config, Notifier, Waiting};
 use crate::copies;
 use crate::error::{Error, ErrorKind, Result};
@@ -39,7 +40,7 @@ impl Instance {
         config.backend_name = failure::intern(&config.backend_url);
         let pager = Arc::new(Pager::open(config)?);
         sigbus::install()?;
-        fork::install();
+        fork::install(&pager);
         let (sender, receiver) = mpsc::channel();
         let of_thread = pager.clone();
         let thread = std::thread::Builder::new()
@@ -75,14 +76,16 @@ fn serve(pager: &Pager, worker: &'static Worker) {
     while worker.must_go_on() {
         let num_evicted = pager.budget.num_evicted();
         worker.turn(wait);
+        let has_more = worker.serve_snapshot();
         pager.log_swap_out_failure();
         shrink::begin(worker);
+        wait = !has_more;
         if pager.config.waiting == Waiting::Poll {
             // The only one that reclaims: for those who wait for a frame as well, and until there is room, or nothing more can leave just now.
             if pager.budget.has_waiters() && !pager.is_failing() {
                 evict::reclaim(worker);
             }
-            wait = !(pager.budget.is_low() && pager.budget.num_evicted() != num_evicted);
+            wait &= !(pager.budget.is_low() && pager.budget.num_evicted() != num_evicted);
         }
     }
 }
@@ -163,6 +166,13 @@ impl Builder {
         self
     }
 
+    /// Whether children of fork() can read all pages of regions, swapped-out ones included, as they were at the fork: see the rules for programs. Each page takes
+    /// two slots of the backend then. One such child at a time; default false. Cannot be combined with [`Notifier::Monitor`].
+    pub fn snapshots(mut self, wanted: bool) -> Self {
+        self.0.snapshots = wanted;
+        self
+    }
+
     /// Opens the backend and starts the pager.
     ///
     /// # Errors
@@ -199,7 +209,7 @@ impl Lightswap {
         let rounded = round_up(num_bytes, PAGE_SIZE).filter(|bytes| *bytes > 0);
         let num_bytes = rounded.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, format!("a region cannot have {num_bytes} bytes")))?;
         let pager = self.pager();
-        let first_slot = pager.take_slots(num_bytes / PAGE_SIZE)?;
+        let first_slot = pager.take_slots(num_bytes / PAGE_SIZE * pager.slots_per_page())?;
         let inner = RegionInner::new(self.instance.clone(), num_bytes, first_slot, contract).and_then(|inner| {
             pager.uffd.register(inner.start(), num_bytes, inner.is_transparent())?;
             let inner = Arc::new(inner);
@@ -213,6 +223,12 @@ impl Lightswap {
                 Err(error)
             }
         }
+    }
+
+    /// Bytes of the largest region that can be made now: with [`Builder::snapshots`] half of what the backend has room for.
+    pub fn room_bytes(&self) -> u64 {
+        let pager = self.pager();
+        bytes_of(pager.room() / pager.slots_per_page()) as u64
     }
 
     /// Makes the calling thread a worker until the handle is dropped.
@@ -239,7 +255,9 @@ impl Lightswap {
         let pager = self.pager();
         let workers: Vec<&'static WorkerShared> = pager.workers().clone();
         let sets = || workers.iter().map(|worker| &worker.stats).chain(std::iter::once(&pager.thread_stats));
-        let health = pager.backend.health();
+        // What a child has inherited of the backend is of no use to it, and not in order.
+        let is_child = pager.is_inherited();
+        let health = if is_child { Health::default() } else { pager.backend.health() };
         let (capacity, num_used) = pager.budget.capacity_and_used();
         let mut stats = vec![
             ("local_memory_bytes", pager.local_memory_bytes()),
@@ -253,7 +271,12 @@ impl Lightswap {
         ];
         stats.extend(Counters::sum(sets().map(|set| &set.counters).collect::<Vec<_>>().into_iter()));
         stats.push(("backend_content_losses", health.generation));
-        stats.extend(pager.backend_stats());
+        if !is_child {
+            stats.extend(pager.backend_stats());
+        }
+        if let Some(snapshots) = &pager.snapshots {
+            stats.extend(snapshots.stats());
+        }
         let latency = |of: fn(&Stats) -> &Histogram, fraction| percentile_ns(sets().map(of), fraction);
         stats.extend([
             ("fault_handling_p50_ns", latency(|set| &set.fault_handling, 0.5)),
@@ -347,8 +370,7 @@ impl Drop for Region {
         self.inner.discard();
         pager.budget.give_back(self.inner.residency.total());
         pager.uffd.unregister(self.inner.start(), self.inner.num_bytes());
-        pager.backend.discard(self.inner.first_slot, self.inner.num_pages());
-        pager.give_slots_back(self.inner.first_slot);
+        pager.release_slots(self.inner.first_slot, self.inner.num_slots());
         tracing::debug!(size = format_size(self.inner.num_bytes() as u64), "region destroyed");
     }
 }

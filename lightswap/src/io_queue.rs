@@ -16,7 +16,7 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// What a completion is for; travels through the kernel as user data.
@@ -34,6 +34,8 @@ pub(crate) enum Purpose {
     Write { batch: usize, run: usize },
     /// A request that a node of the backend has made for itself.
     Node { node: usize, index: u32 },
+    /// One that is made for the child of a snapshot.
+    Snapshot { index: u32 },
     /// Another thread left something in the worker's inbox.
     Wake,
     /// Time to look for requests that take too long.
@@ -46,7 +48,7 @@ const _: () = assert!(crate::budget::MAX_BATCH_PAGES <= 1 << RUN_BITS);
 /// Of what is no read and no write of the worker's, next to the kind of token: what it is, or the number of a node after those.
 const NODE_SHIFT: u32 = 2;
 const INDEX_SHIFT: u32 = NODE_SHIFT + 8;
-const FIRST_NODE: u64 = 2;
+const FIRST_NODE: u64 = 3;
 /// Most nodes that a backend can have.
 pub(crate) const MAX_NODES: usize = (1 << (INDEX_SHIFT - NODE_SHIFT)) - FIRST_NODE as usize;
 /// Nobody waits for this.
@@ -72,6 +74,11 @@ impl Token {
         Self(u64::from(index) << INDEX_SHIFT | (node as u64 + FIRST_NODE) << NODE_SHIFT | 3)
     }
 
+    /// Request `index` for the child of a snapshot.
+    pub(crate) fn snapshot(index: u32) -> Self {
+        Self(u64::from(index) << INDEX_SHIFT | 2 << NODE_SHIFT | 3)
+    }
+
     const WAKE: Self = Self(3);
     const ALARM: Self = Self(TIMER | 1 << NODE_SHIFT | 3);
 
@@ -84,6 +91,7 @@ impl Token {
             _ => match (self.0 >> NODE_SHIFT) & ((1 << (INDEX_SHIFT - NODE_SHIFT)) - 1) {
                 0 => Purpose::Wake,
                 1 => Purpose::Alarm,
+                2 => Purpose::Snapshot { index: (self.0 >> INDEX_SHIFT) as u32 },
                 node => Purpose::Node { node: (node - FIRST_NODE) as usize, index: (self.0 >> INDEX_SHIFT) as u32 },
             },
         }
@@ -222,6 +230,12 @@ impl IoQueue {
             self.is_watched.set(true);
         }
         Ok(self.wake_fd)
+    }
+
+    /// The ring's descriptor.
+    pub(crate) fn ring_fd(&self) -> RawFd {
+        // SAFETY: as in `fd`.
+        unsafe { (*self.ring.get()).as_raw_fd() }
     }
 
     /// Makes the eventfd unreadable until it is written again.
@@ -466,6 +480,7 @@ mod tests {
         assert_eq!(Token::read(255).purpose(), Purpose::Read { buffer: 255 });
         assert_eq!(Token::write(3, 255).purpose(), Purpose::Write { batch: 3, run: 255 });
         assert_eq!((Token::WAKE.purpose(), Token::ALARM.purpose()), (Purpose::Wake, Purpose::Alarm));
+        assert_eq!(Token::snapshot(u32::MAX).purpose(), Purpose::Snapshot { index: u32::MAX });
         for (node, index) in [(0, 0), (MAX_NODES - 1, u32::MAX), (1, 7)] {
             for token in [Token::node(node, index), Token(Token::node(node, index).0 | TIMER)] {
                 assert_eq!(token.purpose(), Purpose::Node { node, index });

@@ -70,6 +70,7 @@ mod region;
 mod residency;
 mod shrink;
 mod size;
+mod snapshot;
 mod stack;
 mod stats;
 mod swap_in;
@@ -89,6 +90,7 @@ pub use instance::{advise_cold, compare, copy, discard, is_resident, pin, pin_re
 pub use poison::poison;
 pub use region::Contract;
 pub use size::{PAGE_SIZE, format_size, parse_size};
+pub use snapshot::in_snapshot;
 pub use try_catch::try_catch;
 
 /// For measurements: the monotonic time (ns) of the fault handler's first instruction at the last fault of the calling thread; with [`Notifier::Monitor`], of

@@ -25,6 +25,10 @@
 //!
 //! The word also says whether the backend holds the page's content as of the recorded hash (STORED): set at a removal, cleared before a write
 //! to the slot starts. An Evicting page that is STORED and still has that hash is clean.
+//!
+//! In an instance with snapshots (see [`crate::snapshot`]) a page has two slots. ALTERNATE says that the second is the one all this is about, MOVED that it was not when
+//! the snapshot began that is alive, or is being ended. Both change only under a claim of the page, by its evictor or by who discards it; and MOVED is cleared when the
+//! snapshot has ended.
 
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, AtomicU64};
@@ -57,14 +61,31 @@ const REF_ONE: u32 = 1 << 3;
 const REF_MASK: u32 = 0b11 << 3;
 const STORED: u32 = 1 << 5;
 const WAITERS: u32 = 1 << 6;
-const TICK_SHIFT: u32 = 8;
-const TICK_MASK: u32 = 0xff << TICK_SHIFT;
+const ALTERNATE: u32 = 1 << 7;
+const MOVED: u32 = 1 << 8;
+const TICK_SHIFT: u32 = 9;
+const TICK_MASK: u32 = (Tick::NUM as u32 - 1) << TICK_SHIFT;
 const PIN_ONE: u32 = 1 << 16;
 const PIN_MASK: u32 = !0 << 16;
 
 /// The time of the eviction clock, as far as a page remembers it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tick(pub(crate) u8);
+pub(crate) struct Tick(u8);
+
+impl Tick {
+    /// After so many the clock begins again.
+    pub(crate) const NUM: usize = 128;
+
+    /// The tick after so many others.
+    pub(crate) const fn after(num_ticks: usize) -> Self {
+        Self((num_ticks % Self::NUM) as u8)
+    }
+
+    /// For a clock that all threads read.
+    pub(crate) const fn as_u8(self) -> u8 {
+        self.0
+    }
+}
 
 /// A snapshot of a page's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +116,26 @@ impl Word {
     /// The backend holds the content whose hash is recorded.
     pub(crate) fn is_stored(self) -> bool {
         self.0 & STORED != 0
+    }
+
+    /// Its second slot is the current one.
+    pub(crate) fn is_alternate(self) -> bool {
+        self.0 & ALTERNATE != 0
+    }
+
+    /// The other slot was the current one when the snapshot began.
+    pub(crate) fn is_moved(self) -> bool {
+        self.0 & MOVED != 0
+    }
+
+    /// Where it is to be written next: whether to its second slot, if those that a snapshot needs are spared.
+    pub(crate) fn is_alternate_next(self, spares_slots: bool) -> bool {
+        if spares_slots && !self.is_moved() { self.moved().is_alternate() } else { self.is_alternate() }
+    }
+
+    /// With the other slot as the current one, from a snapshot on that needs the one that is.
+    fn moved(self) -> Self {
+        Self((self.0 ^ ALTERNATE) | MOVED)
     }
 
     /// Some local memory is taken by it: mapped, or damaged.
@@ -277,6 +318,16 @@ impl PageEntry {
         self.word.fetch_and(!STORED, AcqRel);
     }
 
+    /// Who has claimed the page, while a snapshot is alive: if that needs the current slot, the other becomes the current one. `false` if it did not.
+    pub(crate) fn spare_slot(&self) -> bool {
+        self.update(|word| (!word.is_moved()).then(|| word.moved())).is_ok()
+    }
+
+    /// No snapshot needs the other slot any more.
+    pub(crate) fn forget_moved(&self) {
+        self.word.fetch_and(!MOVED, AcqRel);
+    }
+
     /// Evictor: the content is safe (in the slot, with this hash) or all zero; from here the page goes. `false` if the eviction was cancelled.
     pub(crate) fn begin_removal(&self) -> bool {
         self.update(|word| (word.state() == PageState::Evicting).then(|| word.with_state(PageState::Removing))).is_ok()
@@ -296,7 +347,7 @@ impl PageEntry {
             }
             None => PageState::Untouched as u32,
         };
-        self.leave(PageState::Removing, |_| Word(to))
+        self.leave(PageState::Removing, |word| Word(word.0 & (ALTERNATE | MOVED) | to))
     }
 
     /// Hash of the content in the slot; meaningful while STORED.

@@ -6,6 +6,7 @@ use crate::config::{Config, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hand::Hand;
 use crate::size::{PAGE_SIZE, bytes_of, format_size, pages_in};
+use crate::snapshot::Snapshots;
 use crate::stats::Stats;
 use crate::sys;
 use crate::sys::removal::Remover;
@@ -65,6 +66,10 @@ pub(crate) struct Pager {
     /// The thread that serves faults of threads which are no workers; with some settings it does more, see [`crate::worker::Role`].
     pub(crate) pager_thread: OnceLock<&'static WorkerShared>,
     slots: Mutex<Vec<(usize, usize)>>,
+    /// This process is a child of the one that has the instance.
+    is_inherited: AtomicBool,
+    /// If children of fork are to be snapshots.
+    pub(crate) snapshots: Option<Snapshots>,
 }
 
 /// A page of zeroes, the source of first-touched pages.
@@ -102,6 +107,8 @@ impl Pager {
             workers: Mutex::new(Vec::new()),
             pager_thread: OnceLock::new(),
             slots: Mutex::new(Vec::new()),
+            is_inherited: AtomicBool::new(false),
+            snapshots: if config.snapshots { Some(Snapshots::new(pages_in(config.local_memory_bytes as usize))?) } else { None },
             config,
         })
     }
@@ -268,6 +275,15 @@ impl Pager {
         sums
     }
 
+    /// Whether it came into this process by fork. Async-signal-safe.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.is_inherited.load(Relaxed)
+    }
+
+    pub(crate) fn set_inherited(&self) {
+        self.is_inherited.store(true, Relaxed);
+    }
+
     pub(crate) fn num_pinned(&self) -> usize {
         self.num_pinned.load(Relaxed)
     }
@@ -294,6 +310,24 @@ impl Pager {
         }
         taken.insert(place, (first, num_slots));
         Ok(first)
+    }
+
+    /// Slots of the largest region that can be made now.
+    pub(crate) fn room(&self) -> usize {
+        let taken = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends = taken.iter().map(|&(start, len)| (start, start + len)).chain([(self.backend.num_slots(), 0)]);
+        let mut free_from = 0;
+        let mut most = 0;
+        for (start, end) in ends {
+            most = most.max(start - free_from);
+            free_from = end;
+        }
+        most
+    }
+
+    /// Slots of each page.
+    pub(crate) fn slots_per_page(&self) -> usize {
+        if self.snapshots.is_some() { 2 } else { 1 }
     }
 
     pub(crate) fn give_slots_back(&self, first: usize) {

@@ -179,6 +179,16 @@ pub(crate) fn unpark(key: usize, limit: usize) {
     }
 }
 
+/// In a child of fork: threads that held locks or waited are not among its threads.
+pub(crate) fn become_child() {
+    for bucket in &BUCKETS {
+        bucket.head.set(ptr::null());
+        bucket.tail.set(ptr::null());
+        bucket.num_waiters.store(0, Relaxed);
+        bucket.lock.unlock();
+    }
+}
+
 /// A lock for a few instructions; async-signal-safe as long as no holder touches region memory.
 #[derive(Debug)]
 pub(crate) struct SpinLock(AtomicU32);

@@ -9,7 +9,7 @@ use crate::size::{PAGE_SIZE, bytes_of, pages_in, round_up};
 use crate::sys::mapping::Mapping;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize};
+use std::sync::atomic::{AtomicPtr, AtomicUsize};
 
 /// Who may write a page of a region, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,14 +32,13 @@ pub(crate) struct RegionInner {
     memory: Mapping,
     table: Mapping,
     num_pages: usize,
-    /// Its pages own the slots from here on.
+    /// Its pages own the slots from here on: one each, and after those a second one each if there are snapshots.
     pub(crate) first_slot: usize,
+    has_alternates: bool,
     pub(crate) contract: Contract,
     pub(crate) residency: Residency,
     /// Swap-ins on their way, which a destruction waits for.
     pub(crate) num_swapping_in: AtomicUsize,
-    /// It is the parent's: this process is a fork.
-    is_inherited: AtomicBool,
 }
 
 /// A page of a region: the unit all of the pager works on.
@@ -64,8 +63,13 @@ impl<'a> Page<'a> {
         self.address()
     }
 
+    /// The one that its content is in, if any is, and that it is written to next, unless a snapshot needs it. For the page's owner; for others a hint.
     pub(crate) fn slot(self) -> usize {
-        self.region.first_slot + self.index
+        self.slot_of(self.region.has_alternates && self.entry().load().is_alternate())
+    }
+
+    pub(crate) fn slot_of(self, is_alternate: bool) -> usize {
+        self.region.first_slot + if is_alternate { self.region.num_pages } else { 0 } + self.index
     }
 
     /// Counts the page in or out of the resident ones of its chunk.
@@ -90,6 +94,7 @@ impl RegionInner {
         let table = Mapping::new(table_bytes, PAGE_SIZE)?;
         let residency = Residency::new(num_pages)?;
         Ok(Self {
+            has_alternates: instance.pager().snapshots.is_some(),
             pager: instance.pager().clone(),
             _instance: instance,
             memory,
@@ -99,7 +104,6 @@ impl RegionInner {
             contract,
             residency,
             num_swapping_in: AtomicUsize::new(0),
-            is_inherited: AtomicBool::new(false),
         })
     }
 
@@ -117,6 +121,17 @@ impl RegionInner {
 
     pub(crate) fn num_pages(&self) -> usize {
         self.num_pages
+    }
+
+    pub(crate) fn num_slots(&self) -> usize {
+        self.num_pages * self.pager.slots_per_page()
+    }
+
+    /// Makes sure that the backend has room for pages, whichever of their slots they will be in. Async-signal-safe.
+    pub(crate) fn reserve(&self, first: usize, num_pages: usize) -> std::io::Result<()> {
+        let page = self.page(first);
+        self.pager.backend.reserve(page.slot_of(false), num_pages)?;
+        if self.has_alternates { self.pager.backend.reserve(page.slot_of(true), num_pages) } else { Ok(()) }
     }
 
     /// Gives all its memory back; it is being destroyed.
@@ -138,11 +153,7 @@ impl RegionInner {
 
     /// Whether it came into this process by fork. Async-signal-safe.
     pub(crate) fn is_inherited(&self) -> bool {
-        self.is_inherited.load(Relaxed)
-    }
-
-    pub(crate) fn set_inherited(&self) {
-        self.is_inherited.store(true, Relaxed);
+        self.pager.is_inherited()
     }
 
     /// The page that holds `address`, which must lie inside.

@@ -23,7 +23,7 @@ impl Counter {
         self.0.load(Relaxed)
     }
 
-    fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.0.store(0, Relaxed);
     }
 }

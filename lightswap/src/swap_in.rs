@@ -22,6 +22,7 @@ use crate::pager::{Pager, ZERO_PAGE};
 use crate::parking;
 use crate::region::Page;
 use crate::size::PAGE_SIZE;
+use crate::snapshot::child;
 use crate::stats::Counters;
 use crate::sys;
 use crate::worker::{self, Worker};
@@ -31,10 +32,13 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr};
 
 /// Times that a read which fails is begun again before its page is given up.
-const MAX_RETRIES: u32 = 2;
+pub(crate) const MAX_RETRIES: u32 = 2;
 
 /// Makes a page resident and adds a pin to it, suspending the LWT or blocking the thread as long as it takes. Async-signal-safe.
 pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, RawCause> {
+    if page.region.is_inherited() {
+        return child::make_resident(page);
+    }
     let entry = page.entry();
     // Who waited for a read gets the error it ended with: that many should try again one after the other helps nobody.
     let mut waiting_since_ns = None;
@@ -75,7 +79,7 @@ pub(crate) fn make_resident(page: Page<'static>) -> Result<Pinned, RawCause> {
 /// Drops a pin; `false` if there is none.
 pub(crate) fn unpin(page: Page<'_>) -> bool {
     let was_last = page.entry().unpin();
-    if was_last == Some(true) {
+    if was_last == Some(true) && !page.region.is_inherited() {
         page.region.pager.budget.notify(1);
     }
     was_last.is_some()
@@ -181,7 +185,7 @@ fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, RawCause>
 /// Maps a zeroed page; on failure gives the frame back.
 fn install_zeroes(page: Page<'_>, pins: u32) -> Result<(), RawCause> {
     let pager = &*page.region.pager;
-    let reserved = pager.backend.reserve(page.slot(), 1);
+    let reserved = page.region.reserve(page.index, 1);
     let result = match reserved {
         // SAFETY: the source is a page of zeroes; the page is ours in SwappingIn, so it is registered and missing.
         Ok(()) => unsafe { pager.uffd.copy_page(page.address(), ZERO_PAGE.0.as_ptr()) }.map_err(RawCause::of_mapping),
@@ -263,6 +267,9 @@ pub(crate) fn counters(pager: &Pager) -> &Counters {
 
 /// Starts reading a page if it is swapped out and that needs no waiting. A hint.
 pub(crate) fn prefetch(page: Page<'static>) {
+    if page.region.is_inherited() {
+        return child::prefetch(page);
+    }
     let pager = &*page.region.pager;
     let word = page.entry().load();
     if word.state() != PageState::SwappedOut {

@@ -159,6 +159,16 @@ pub(crate) fn refuses_paging() -> bool {
     !innermost.is_null() && unsafe { (*innermost).kind == Kind::NotPaging }
 }
 
+/// Whether a failure has somewhere to go. Async-signal-safe.
+pub(crate) fn is_any_open() -> bool {
+    !with_innermost(Cell::get).is_null()
+}
+
+/// The calling thread runs an LWT's code as its own from now on, in a child of fork: the LWT's blocks are the thread's.
+pub(crate) fn become_thread(of_lwt: &Cell<*mut Context>) {
+    INNERMOST.set(of_lwt.get());
+}
+
 /// Leaves the calling code for the innermost open block; without one, says why and ends the process. For the SIGBUS handler only: no frame up to the
 /// block may have something to clean up. The interrupted code had this stack pointer. Async-signal-safe.
 pub(crate) fn throw(failure: SwapFailure, stack_pointer: usize) -> ! {

@@ -17,10 +17,12 @@ use crate::lwt::{self, Lwt, ReadyQueue};
 use crate::pager::Pager;
 use crate::parking;
 use crate::region::Page;
+use crate::snapshot::Server;
 use crate::stack::StackPool;
 use crate::stats::Stats;
 use crate::swap_in;
 use crate::sys;
+use crate::try_catch;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
@@ -29,7 +31,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
 use std::time::Duration;
 
-pub(crate) use shared::{WorkerShared, push_to_stack};
+pub(crate) use shared::{WorkerShared, push_to_stack, unused};
 
 thread_local! {
     /// The worker that this thread is, or null. Const and without destructor: reading it in a signal handler is safe.
@@ -45,6 +47,15 @@ pub(crate) fn current() -> Option<&'static Worker> {
 /// The same if it is a worker of `pager`.
 pub(crate) fn current_of(pager: &Pager) -> Option<&'static Worker> {
     current().filter(|worker| ptr::eq(worker.pager(), pager))
+}
+
+/// In a child of fork: the calling thread, its only one, is no worker. What an LWT had, it has now.
+pub(crate) fn become_child() {
+    // SAFETY: the running LWT is alive.
+    if let Some(lwt) = unsafe { lwt::current().as_ref() } {
+        try_catch::become_thread(lwt.innermost_try());
+    }
+    CURRENT.set(ptr::null());
 }
 
 /// What a worker is there for.
@@ -68,6 +79,8 @@ pub(crate) struct Worker {
     current_lwt: Cell<*mut Lwt>,
     num_lwts: Cell<usize>,
     stacks: RefCell<StackPool>,
+    /// For children that are snapshots; of the pager thread.
+    server: Option<Server>,
     swaps_in: bool,
     reclaims: bool,
     polls: bool,
@@ -97,6 +110,7 @@ impl Worker {
         let backend = Queues::new(&pager.backend, &mut builder)?;
         let wake_fd = shared.wake_fd.as_raw_fd();
         let queue = IoQueue::new(wake_fd, buffers.as_iovec(), builder.files(), num_buffers, times_reads, builder.num_finished())?;
+        shared.ring_fd.store(queue.ring_fd(), Relaxed);
         shared.is_entered.store(true, Relaxed);
         let Config { notifier, waiting, .. } = pager.config;
         let worker = Self {
@@ -110,6 +124,7 @@ impl Worker {
             current_lwt: Cell::new(ptr::null_mut()),
             num_lwts: Cell::new(0),
             stacks: RefCell::new(StackPool::new(pager.config.lwt_stack_bytes)),
+            server: (is_pager_thread && pager.snapshots.is_some()).then(|| Server::new(num_buffers)),
             // With a monitor a fault of the program's blocks the whole thread: what it has begun would have to wait.
             swaps_in: is_pager_thread || notifier == Notifier::Sigbus,
             reclaims: is_pager_thread || (notifier == Notifier::Sigbus && waiting == Waiting::Suspend),
@@ -127,6 +142,7 @@ impl Worker {
         if !worker.current_lwt.get().is_null() || worker.num_lwts.get() > 0 {
             return Err(Error::new(ErrorKind::Busy, format!("{} LWTs of this worker have not ended", worker.num_lwts.get())));
         }
+        worker.server.iter().for_each(Server::close);
         let sleep = || {
             // What others leave from here on nudges, and what they left before is found by the flush.
             worker.shared.is_sleeping.store(true, SeqCst);
@@ -147,6 +163,7 @@ impl Worker {
             sleep();
         }
         CURRENT.set(ptr::null());
+        worker.shared.ring_fd.store(-1, Relaxed);
         worker.shared.is_entered.store(false, Release);
         // SAFETY: leaked by `enter`; no LWT, completion or thread-local refers to it any more.
         drop(unsafe { Box::from_raw(ptr::from_ref(worker).cast_mut()) });
@@ -258,6 +275,11 @@ impl Worker {
             Purpose::Read { buffer } => swap_in::complete_read(self, buffer, completion),
             Purpose::Write { batch, run } => evict::complete_write(self, batch, run, completion.result),
             Purpose::Node { node, index } => self.backend.complete(&self.queue, node, index, completion),
+            Purpose::Snapshot { index } => {
+                if let (Some(server), Some(snapshots)) = (&self.server, &self.pager.snapshots) {
+                    server.complete(self, snapshots, index, completion);
+                }
+            }
             Purpose::Alarm => self.look_for_overdue(),
             Purpose::Wake => {}
         }
@@ -322,6 +344,29 @@ impl Worker {
         self.queue.note_read(buffer);
         let (token, target) = (Token::read(buffer), self.buffers.address(buffer));
         self.backend.read(&self.queue, Read { slot: page.slot(), target, token, is_retry, suspect });
+    }
+
+    /// Pager thread, after a turn: serves the child of a snapshot. Whether there is more to do at once.
+    pub(crate) fn serve_snapshot(&self) -> bool {
+        match (&self.server, &self.pager.snapshots) {
+            (Some(server), Some(snapshots)) => server.step(self, snapshots),
+            _ => false,
+        }
+    }
+
+    /// A free buffer, for a read that is no swap-in: until [`Self::release_buffer`].
+    pub(crate) fn take_buffer(&self) -> Option<usize> {
+        self.buffers.take_for_others()
+    }
+
+    /// Where it is.
+    pub(crate) fn buffer(&self, buffer: usize) -> *mut u8 {
+        self.buffers.address(buffer)
+    }
+
+    /// Starts a read into such a buffer, whatever target it names.
+    pub(crate) fn start_slot_read(&self, buffer: usize, read: Read) {
+        self.backend.read(&self.queue, Read { target: self.buffer(buffer), ..read });
     }
 
     /// Starts a write of a batch.

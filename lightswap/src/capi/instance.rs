@@ -6,6 +6,7 @@ use crate::Lightswap;
 use crate::config::{Notifier, Waiting};
 use crate::error::{Error, ErrorKind};
 use crate::size;
+use crate::snapshot;
 use libc::{c_char, c_int};
 use std::ffi::CStr;
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub struct lsw_config {
     step_times: u32,
     /// Milliseconds that a request to the backend may take, after which a read fails with LSW_CAUSE_TIMEOUT; 0 means 30,000.
     io_timeout_ms: u32,
+    /// Not 0: children of fork() can read all pages of regions, swapped-out ones included, as they were at the fork; each page takes two slots of the backend then.
+    snapshots: u32,
 }
 
 /// Parses "8GiB", "512m" or "4096" into bytes.
@@ -73,7 +76,7 @@ pub unsafe extern "C" fn lsw_open(config: *const lsw_config, instance: *mut *mut
         other => return no_such("way of waiting", other),
     };
     let mut builder = Lightswap::builder().local_memory(config.local_memory_bytes).backend(url).max_workers(config.max_workers.max(1) as usize);
-    builder = builder.notifier(notifier).waiting(waiting).step_times(config.step_times != 0);
+    builder = builder.notifier(notifier).waiting(waiting).step_times(config.step_times != 0).snapshots(config.snapshots != 0);
     if config.lwt_stack_bytes > 0 {
         builder = builder.lwt_stack(config.lwt_stack_bytes as usize);
     }
@@ -92,6 +95,19 @@ pub unsafe extern "C" fn lsw_set_local_memory(instance: *mut lsw_instance, bytes
     // SAFETY: the caller vouches for the pointer; NULL is checked.
     let Some(instance) = (unsafe { instance.as_ref() }) else { return null("instance") };
     status(instance.0.set_local_memory(bytes))
+}
+
+/// Bytes of the largest region that can be made now: all that the backend has room for, or with snapshots half of it; 0 for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lsw_room_bytes(instance: *const lsw_instance) -> u64 {
+    // SAFETY: NULL, or the caller vouches for it.
+    unsafe { instance.as_ref() }.map_or(0, |instance| instance.0.room_bytes())
+}
+
+/// Whether this process is a child of fork() that can read all pages of an inherited region.
+#[unsafe(no_mangle)]
+pub extern "C" fn lsw_in_snapshot() -> bool {
+    snapshot::in_snapshot()
 }
 
 /// Closes an instance. It lives on until its last region is destroyed and its last worker has left.

@@ -20,6 +20,16 @@ pub(crate) fn die(message: std::fmt::Arguments<'_>) -> ! {
     }
 }
 
+/// Says why on standard error and ends a child of fork as one that has failed: its parent goes on, and will see that. Async-signal-safe.
+pub(crate) fn leave(message: std::fmt::Arguments<'_>) -> ! {
+    let line = Line::of(format_args!("lightswap: {message}"));
+    // SAFETY: writes the initialised part of the buffer; no exit handler is to run.
+    unsafe {
+        libc::write(2, line.bytes.as_ptr().cast(), line.len);
+        libc::_exit(1)
+    }
+}
+
 const LINE_BYTES: usize = 512;
 
 /// A line of text without allocation; what does not fit is cut.

@@ -6,11 +6,12 @@
 //!
 //! If the page cannot be had, the handler does not return: it throws to the innermost try block. Hardware memory errors come as the same signal and are thrown alike.
 
-use super::die;
+use super::{die, leave};
 use crate::discard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::{RawCause, SwapFailure};
 use crate::region::{self, Page, RegionInner};
+use crate::snapshot::child;
 use crate::swap_in;
 use crate::sys;
 use crate::try_catch;
@@ -111,7 +112,7 @@ fn handle(region: &'static RegionInner, address: usize, code: i32, fault: Fault)
         swap_in::counters(&region.pager).memory_errors_announced.add_shared(1);
         return;
     }
-    if region.is_inherited() {
+    if region.is_inherited() && child::of(region).is_none() {
         die(format_args!(
             "this process is a fork of one with a Lightswap region and touched a page of it ({address:#x}) that was swapped out; only the parent can page it in"
         ));
@@ -152,7 +153,11 @@ fn handle(region: &'static RegionInner, address: usize, code: i32, fault: Fault)
 fn throw(cause: RawCause, page: Page<'static>, address: usize, fault: Fault) -> ! {
     // As the handler's return would.
     sys::set_errno(fault.errno);
-    try_catch::throw(SwapFailure::new(cause, page, address), fault.stack_pointer)
+    let failure = SwapFailure::new(cause, page, address);
+    if page.region.is_inherited() && !try_catch::is_any_open() {
+        leave(format_args!("a child of fork(): {failure}"));
+    }
+    try_catch::throw(failure, fault.stack_pointer)
 }
 
 /// Whether a page that is mapped and pinned can be read. If not, its memory is damaged, although a kernel without support for memory errors does not say so; or

@@ -23,7 +23,7 @@ struct Page {
 }
 
 /// One tick for all: references do not count then, and a page can leave again at once.
-const NOW: Tick = Tick(0);
+const NOW: Tick = Tick::after(0);
 
 const MAPPED: u64 = 1;
 const PROTECTED: u64 = 2;

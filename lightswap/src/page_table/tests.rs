@@ -3,7 +3,7 @@ use super::*;
 /// A page that has been brought in.
 fn resident() -> PageEntry {
     let entry = PageEntry::new();
-    assert!(entry.begin_swap_in(entry.load()) && !entry.finish_swap_in(0, Tick(0)));
+    assert!(entry.begin_swap_in(entry.load()) && !entry.finish_swap_in(0, Tick::after(0)));
     entry
 }
 
@@ -15,7 +15,7 @@ fn a_page_goes_round() {
     let word = entry.load();
     assert!(word.state() == PageState::SwappedOut && word.is_stored() && entry.hash() == 7);
     assert!(entry.begin_swap_in(word) && !entry.begin_swap_in(word), "one owner only");
-    assert!(!entry.finish_swap_in(1, Tick(0)));
+    assert!(!entry.finish_swap_in(1, Tick::after(0)));
     assert_eq!(entry.load().num_pins(), 1);
     assert!(entry.select_victim().is_none(), "a pinned page is no victim");
     assert_eq!(entry.unpin(), Some(true));
@@ -24,14 +24,14 @@ fn a_page_goes_round() {
 #[test]
 fn references_delay_and_accesses_cancel_eviction() {
     let entry = resident();
-    (0..99).for_each(|count| assert!(entry.reference(Tick(count / 10))));
+    (0..99).for_each(|count| assert!(entry.reference(Tick::after(count / 10))));
     // Nine ticks saw it after the one it came in.
     assert_eq!((0..9).take_while(|_| entry.select_victim().is_none()).count(), 3, "references saturate at 3");
     assert_eq!(entry.load().state(), PageState::Evicting);
-    assert!(entry.reference(Tick(50)) && !entry.begin_removal(), "a touch cancels");
+    assert!(entry.reference(Tick::after(50)) && !entry.begin_removal(), "a touch cancels");
     entry.forget_references();
     assert!(entry.select_victim().is_some());
-    assert_eq!(entry.pin(Tick(51)), Ok(Pinned::Cancelled));
+    assert_eq!(entry.pin(Tick::after(51)), Ok(Pinned::Cancelled));
     assert!(!entry.begin_removal(), "a pin cancels");
 }
 
@@ -40,7 +40,7 @@ fn failures_carry_their_cause() {
     let entry = PageEntry::new();
     assert!(entry.begin_swap_in(entry.load()) && entry.set_waiters() && entry.fail_swap_in(5));
     assert_eq!((entry.load().state(), entry.cause()), (PageState::Failed, 5));
-    assert!(entry.pin(Tick(0)).is_err() && !entry.reference(Tick(50)) && !entry.set_waiters());
+    assert!(entry.pin(Tick::after(0)).is_err() && !entry.reference(Tick::after(50)) && !entry.set_waiters());
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn what_failed_is_read_again_and_what_is_damaged_is_not() {
     assert!(entry.begin_swap_in(entry.load()) && !entry.fail_swap_in(5));
     let word = entry.load();
     assert!(word.is_stored() && !word.has_frame(), "there is something to read again");
-    assert!(entry.begin_swap_in(word) && !entry.finish_swap_in(1, Tick(0)));
+    assert!(entry.begin_swap_in(word) && !entry.finish_swap_in(1, Tick::after(0)));
     assert_eq!((entry.load().state(), entry.hash()), (PageState::Resident, 7));
     assert!(entry.lose() && !entry.lose());
     let word = entry.load();
@@ -107,7 +107,7 @@ fn take(step: Step, entry: &PageEntry, model: &mut Model) {
     use PageState::*;
     match step {
         Step::Reference(tick) => {
-            assert_eq!(entry.reference(Tick(tick)), model.is_mapped());
+            assert_eq!(entry.reference(Tick::after(tick.into())), model.is_mapped());
             if model.is_mapped() {
                 model.state = Resident;
                 model.most_references = (model.most_references + 1).min(3);
@@ -115,7 +115,7 @@ fn take(step: Step, entry: &PageEntry, model: &mut Model) {
         }
         Step::Pin(tick) => {
             let expected = if model.state == Evicting { Pinned::Cancelled } else { Pinned::Resident };
-            match entry.pin(Tick(tick)) {
+            match entry.pin(Tick::after(tick.into())) {
                 Ok(pinned) => {
                     assert!(model.is_mapped() && pinned == expected);
                     model.state = Resident;
@@ -133,10 +133,10 @@ fn take(step: Step, entry: &PageEntry, model: &mut Model) {
         Step::BringIn { pins, outcome } if matches!(model.state, Untouched | SwappedOut) || (model.state == Failed && model.is_stored) => {
             let word = entry.load();
             assert!(entry.begin_swap_in(word) && !entry.begin_swap_in(word), "one owner");
-            assert!(entry.set_waiters() && !entry.reference(Tick(0)) && entry.pin(Tick(0)).is_err());
+            assert!(entry.set_waiters() && !entry.reference(Tick::after(0)) && entry.pin(Tick::after(0)).is_err());
             match outcome {
                 Outcome::Done => {
-                    assert!(entry.finish_swap_in(pins, Tick(0)));
+                    assert!(entry.finish_swap_in(pins, Tick::after(0)));
                     (model.state, model.pins, model.most_references) = (Resident, model.pins + pins, 0);
                 }
                 Outcome::Failed if model.is_stored => {
@@ -192,7 +192,7 @@ fn take(step: Step, entry: &PageEntry, model: &mut Model) {
         }
         Step::Discard if model.pins == 0 && !matches!(model.state, Evicting | Removing) => {
             assert!(entry.begin_discard(entry.load()) && !entry.load().is_stored());
-            assert!(entry.pin(Tick(0)).is_err() && !entry.begin_removal() && !entry.finish_removal(None));
+            assert!(entry.pin(Tick::after(0)).is_err() && !entry.begin_removal() && !entry.finish_removal(None));
             (model.state, model.is_stored) = (Untouched, false);
         }
         Step::Forget => {

@@ -39,6 +39,22 @@ impl Remover {
         self.pidfd.is_some()
     }
 
+    /// In a child of fork: it is this process whose pages are removed from now on. If that cannot be arranged, the descriptor stands for nothing any more, and each run
+    /// gets its call.
+    pub(crate) fn become_child(&self) {
+        let Some(pidfd) = &self.pidfd else { return };
+        // SAFETY: pidfd_open takes a pid and flags and returns a new descriptor, which dup3 puts where the parent's was; the process has one thread.
+        unsafe {
+            let ours = libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) as i32;
+            if ours < 0 || libc::dup3(ours, pidfd.as_raw_fd(), libc::O_CLOEXEC) < 0 {
+                libc::close(pidfd.as_raw_fd());
+            }
+            if ours >= 0 {
+                libc::close(ours);
+            }
+        }
+    }
+
     /// Removes all `runs`. Async-signal-safe.
     ///
     /// # Safety

@@ -96,6 +96,26 @@ impl Uffd {
         }
     }
 
+    /// Maps a page of zeroes at `page` (missing so far, in a range registered here) that takes no memory before it is written. On failure the errno. Async-signal-safe.
+    pub(crate) fn zero_page(&self, page: usize) -> std::result::Result<(), i32> {
+        loop {
+            let mode = if self.faults_sleep { 0 } else { raw::UFFDIO_ZEROPAGE_MODE_DONTWAKE.into() };
+            let mut zero = raw::uffdio_zeropage { range: range(page, PAGE_SIZE), mode, zeropage: 0 };
+            match self.ioctl(ioctl::UFFDIO_ZEROPAGE, &mut zero) {
+                Err(libc::EAGAIN) => std::hint::spin_loop(),
+                result => return result,
+            }
+        }
+    }
+
+    /// In a child of fork: what this descriptor stands for is this process's address space from now on, not its parent's.
+    pub(crate) fn replace(&self) -> Result<()> {
+        let ours = Self::open(self.faults_sleep)?;
+        // SAFETY: two open descriptors; nobody of this process, which has one thread, uses ours meanwhile.
+        let result = unsafe { libc::dup3(ours.as_raw_fd(), self.as_raw_fd(), libc::O_CLOEXEC) };
+        if result < 0 { Err(Error::os(ErrorKind::NoUserfaultfd, "cannot replace the userfaultfd of a parent")) } else { Ok(()) }
+    }
+
     /// Write-protects (or un-protects) the present pages of a range; un-protecting wakes who sleeps on them. On failure the errno. Async-signal-safe.
     pub(crate) fn write_protect(&self, start: usize, num_pages: usize, protect: bool) -> std::result::Result<(), i32> {
         loop {

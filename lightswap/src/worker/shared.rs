@@ -8,7 +8,7 @@ use crate::swap_in::Request;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicPtr, fence};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Never freed, but used again by later workers: whoever has just woken the last LWT of a worker may still be about to nudge it, and a nudge too many does
@@ -22,6 +22,8 @@ pub(crate) struct WorkerShared {
     /// The worker sleeps, or is about to, and wants a write to `wake_fd` when something comes in.
     pub(super) is_sleeping: AtomicBool,
     pub(crate) must_stop: AtomicBool,
+    /// Of its io_uring, while it has one; otherwise -1.
+    pub(super) ring_fd: AtomicI32,
     /// A thread is this worker now.
     pub(super) is_entered: AtomicBool,
     pub(crate) wake_fd: OwnedFd,
@@ -32,7 +34,8 @@ pub(crate) struct WorkerShared {
 /// Those that no instance uses.
 static UNUSED: Mutex<Vec<&'static WorkerShared>> = Mutex::new(Vec::new());
 
-fn unused() -> MutexGuard<'static, Vec<&'static WorkerShared>> {
+/// Locks them.
+pub(crate) fn unused() -> MutexGuard<'static, Vec<&'static WorkerShared>> {
     UNUSED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -53,6 +56,7 @@ impl WorkerShared {
                 is_poked: AtomicBool::new(false),
                 is_sleeping: AtomicBool::new(false),
                 must_stop: AtomicBool::new(false),
+                ring_fd: AtomicI32::new(-1),
                 is_entered: AtomicBool::new(false),
                 wake_fd: event_fd()?,
                 stats: Stats::default(),
@@ -66,6 +70,15 @@ impl WorkerShared {
     pub(crate) fn give_back(of_instance: &mut Vec<&'static Self>) {
         of_instance.iter().for_each(|shared| shared.must_stop.store(false, Relaxed));
         unused().append(of_instance);
+    }
+
+    /// In a child of fork: the ring is the parent's. The rest is memory, of which the child has its own copy, and an eventfd that wakes the parent once too often.
+    pub(crate) fn become_child(&self) {
+        let ring_fd = self.ring_fd.swap(-1, Relaxed);
+        if ring_fd >= 0 {
+            // SAFETY: this process's descriptor, and its worker's thread is not among its threads.
+            unsafe { libc::close(ring_fd) };
+        }
     }
 
     /// Makes a suspended LWT of this worker ready. Async-signal-safe, from any thread.
