@@ -14,7 +14,7 @@ use crate::configuration::{Binary, Configuration, find, find_all};
 use crate::endpoint::Endpoint;
 use crate::environment::command_line;
 use crate::generator::{Shape, WarmUp, verify_dump};
-use crate::interrupt;
+use crate::interrupt::{self, Interrupted};
 use crate::journal::Journal;
 use crate::keys::{Between, KeyTable};
 use crate::lab::{Cell, DUMP, Lab};
@@ -191,9 +191,36 @@ pub fn measure(lab: &mut Lab<'_>, plan: &Plan, configurations: &[Rc<Configuratio
         };
         preflight::check_cell(&cell, true, &lab.directory)?;
         lab.prepare(configuration, cell.backend_bytes())?;
-        records.push(measure_cell(lab, plan, &cell)?);
+        records.push(measure_patiently(lab, plan, &cell)?);
     }
     Ok(records)
+}
+
+/// A server that fails is tried once more and then gives a record with an error, so that the others are measured; a signal ends everything.
+fn measure_patiently(lab: &Lab<'_>, plan: &Plan, cell: &Cell) -> Result<SaveRecord> {
+    let is_final = |error: &anyhow::Error| error.is::<Interrupted>();
+    let error = match measure_cell(lab, plan, cell) {
+        Err(error) if !is_final(&error) => error,
+        result => return result,
+    };
+    note!("failed: {error:#}");
+    note!("once more: a kernel that is short of memory kills servers now and then");
+    let error = match measure_cell(lab, plan, cell) {
+        Err(error) if !is_final(&error) => error,
+        result => return result,
+    };
+    note!("failed: {error:#}");
+    let local_memory_bytes = lab.memory_plan(cell)?.local_memory_bytes;
+    Ok(SaveRecord {
+        configuration: cell.configuration.name.clone(),
+        workload: plan.workload.name().into(),
+        records: plan.shape.records,
+        connections: plan.shape.connections,
+        values_bytes: values_bytes(&plan.shape),
+        local_memory_bytes,
+        error: Some(format!("{error:#}")),
+        ..SaveRecord::default()
+    })
 }
 
 fn measure_cell(lab: &Lab<'_>, plan: &Plan, cell: &Cell) -> Result<SaveRecord> {
@@ -270,6 +297,7 @@ fn measure_cell(lab: &Lab<'_>, plan: &Plan, cell: &Cell) -> Result<SaveRecord> {
         dump_keys,
         expected_keys: moment.existing,
         dump_missing: verified.missing,
+        error: None,
         dump_wrong: verified.wrong + verified.refused,
         first_problem: details.first_wrong_value.or(details.first_server_error).or(verified.first),
         time_line: details.time_line,
@@ -348,7 +376,7 @@ pub fn print(records: &[SaveRecord]) {
         ["dump of", "seconds", "operations/s before", "meanwhile", "longest pause ms", "parent / child / limit MiB", "keys", "missing", "wrong"];
     let mut table = new_table(&headings, 1);
     let mib = |bytes: u64| format_count((bytes / MIB) as f64);
-    for record in records {
+    for record in records.iter().filter(|record| record.error.is_none()) {
         let rate = |phase: Option<(f64, f64)>| phase.map_or_else(|| "-".into(), |(rate, _)| format_count(rate));
         table.add_row([
             record.configuration.clone(),
@@ -367,7 +395,9 @@ pub fn print(records: &[SaveRecord]) {
             record.dump_wrong.to_string(),
         ]);
     }
-    say!("{table}\n");
+    if records.iter().any(|record| record.error.is_none()) {
+        say!("{table}\n");
+    }
     for record in records {
         for problem in record.problems() {
             say!("FAILED: {}: {problem}", record.configuration);

@@ -47,6 +47,9 @@ pub struct SaveRecord {
     /// Read from that stock Redis and checked, all of them: against every version that could be read at the fork.
     pub dump_missing: u64,
     pub dump_wrong: u64,
+    /// Why there is no result; the numbers are then meaningless.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_problem: Option<String>,
     pub time_line: Vec<Moment>,
@@ -105,6 +108,9 @@ impl SaveRecord {
 
     /// Everything that must not be.
     pub fn problems(&self) -> Vec<String> {
+        if let Some(error) = &self.error {
+            return vec![format!("failed: {error}")];
+        }
         let mut problems = Vec::new();
         let mut count = |number: u64, text: &str| {
             if number > 0 {
@@ -183,6 +189,7 @@ pub mod tests {
             (SaveRecord { missed_reads: 2, ..record() }, "missed"),
             (SaveRecord { wrong_values: 2, ..record() }, "2 WRONG"),
             (SaveRecord { refused: 2, ..record() }, "refused"),
+            (SaveRecord { error: Some("it died".into()), ..record() }, "failed: it died"),
         ] {
             assert!(bad.problems()[0].contains(part), "{part}: {:?}", bad.problems());
         }

@@ -152,6 +152,9 @@ fn write_save(html: &mut String, record: &SaveRecord) {
     for problem in record.problems() {
         let _ = writeln!(html, "<p class=\"caution\">{}</p>", escape(&problem));
     }
+    if record.error.is_some() {
+        return;
+    }
     let class = class_of(&record.configuration);
     let of = |value: fn(&crate::results::Moment) -> f64| record.time_line.iter().map(|moment| (moment.at_seconds, value(moment))).collect();
     let mib = |bytes: u64| bytes as f64 / MIB as f64;
@@ -245,8 +248,9 @@ mod tests {
     #[test]
     fn a_dump_is_drawn_with_its_marks_and_defects() {
         let bad = SaveRecord { dump_wrong: 3, first_problem: Some("<key>".into()), ended_at_seconds: None, ..record() };
+        let failed = SaveRecord { error: Some("it died".into()), ..record() };
         let mut html = String::new();
-        write_saves(&mut html, &Evidence::new(&[Results { saves: vec![record(), bad], ..Results::default() }]));
+        write_saves(&mut html, &Evidence::new(&[Results { saves: vec![record(), bad, failed], ..Results::default() }]));
         for part in [
             "<section id=\"dump\">",
             "dump begins, 5.0 s",
@@ -255,6 +259,7 @@ mod tests {
             "<th>the dump took</th><td>10.0 s<",
             "it was not finished",
             "&lt;key&gt;",
+            "failed: it died</p>",
             "<th>meanwhile</th><td>750/s, longest pause 200 ms<",
         ] {
             assert!(html.contains(part), "{part}: {html}");
