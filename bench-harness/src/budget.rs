@@ -2,7 +2,7 @@
 
 use crate::configuration::ItemHeaders;
 use crate::units::{KIB, MIB};
-use crate::value_sizes::ValueSizes;
+use crate::value_sizes::{Part, ValueSizes};
 
 pub const PAGE_BYTES: u64 = 4 * KIB;
 
@@ -21,6 +21,48 @@ fn slab_pages(items: u64, value_size: usize) -> u64 {
 pub fn server_memory_mib(records: u64, value_sizes: &ValueSizes) -> u64 {
     let pages: u64 = value_sizes.parts().iter().map(|part| slab_pages((records * u64::from(part.percent)).div_ceil(100) + 100, part.size)).sum();
     pages * 11 / 10 + 64
+}
+
+/// The values of Redis in MiB: strings with their headers or hashes with the names of their fields, rounded up to size classes; inserts may add up to a tenth.
+pub fn redis_values_mib(records: u64, value_sizes: &ValueSizes) -> u64 {
+    const NAMES_AND_HEADERS: u64 = 160;
+    let part_bytes = |part: &Part| (records * u64::from(part.percent)).div_ceil(100) * (part.size as u64 + NAMES_AND_HEADERS) * 5 / 4;
+    value_sizes.parts().iter().map(part_bytes).sum::<u64>() * 11 / 10 / MIB + 64
+}
+
+/// Room for all pages of a Redis, each of them twice: while a dump is written, the pages of its moment stay beside the newer ones.
+pub fn redis_backend_bytes(values_mib: u64) -> u64 {
+    2 * backend_bytes(values_mib)
+}
+
+/// What a Redis with Lightswap keeps in memory beside its local memory, measured with all records.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fixed {
+    pub bytes: u64,
+    /// How much each further key adds.
+    pub bytes_per_key: f64,
+}
+
+impl Fixed {
+    /// Of what all records and a part of them took.
+    pub fn of((records, bytes): (u64, u64), (fewer_records, fewer_bytes): (u64, u64)) -> Self {
+        let per_key = bytes.saturating_sub(fewer_bytes) as f64 / records.saturating_sub(fewer_records).max(1) as f64;
+        Self { bytes, bytes_per_key: per_key }
+    }
+
+    /// With what a resident set does not show, such as page tables and sockets, what comes with inserts, and the answers to scans.
+    pub fn with_margin(&self, connections: usize, is_indexed: bool) -> u64 {
+        let answers = if is_indexed { connections as u64 * 128 * KIB } else { 0 };
+        self.bytes + self.bytes / 50 + 4 * MIB + answers
+    }
+}
+
+/// Local memory of such a Redis within a limit, in whole MiB.
+pub fn redis_local_memory_bytes(limit_bytes: u64, fixed_bytes: u64) -> Option<u64> {
+    /// Less makes no sense, and the pager refuses it.
+    const LEAST: u64 = 8 * MIB;
+    let left = limit_bytes.checked_sub(fixed_bytes)? / MIB * MIB;
+    (left >= LEAST).then_some(left)
 }
 
 /// Buckets of the hash table as a power of two, at least 1.5 a record, so that few lookups walk over a neighbour: with kernel swap every item
@@ -93,6 +135,21 @@ mod tests {
         assert!((650..900).contains(&mib), "{mib}");
         assert_eq!(hash_power(500_000), 20);
         assert_eq!(hash_power(1), 12);
+    }
+
+    #[test]
+    fn what_redis_needs_beside_it_comes_off_the_limit() {
+        let mib = redis_values_mib(500_000, &ValueSizes::fixed(1_000));
+        assert!((650..1_000).contains(&mib), "{mib}");
+        assert!(redis_backend_bytes(mib) > 2 * mib * MIB);
+        let fixed = Fixed::of((500_000, 70 * MIB), (10_000, 10 * MIB));
+        assert!((128.0..129.0).contains(&fixed.bytes_per_key), "{fixed:?}");
+        let beside = fixed.with_margin(64, false);
+        assert!(beside > 75 * MIB && beside < 78 * MIB && fixed.with_margin(64, true) > beside, "{beside}");
+        let local = redis_local_memory_bytes(150 * MIB, beside).unwrap();
+        assert!(local.is_multiple_of(MIB) && local + beside <= 150 * MIB && local + beside > 148 * MIB);
+        assert_eq!([80 * MIB, 10 * MIB].map(|limit| redis_local_memory_bytes(limit, beside)), [None, None]);
+        assert_eq!(Fixed::of((100, 5), (100, 7)).bytes_per_key, 0.0);
     }
 
     #[test]

@@ -136,6 +136,22 @@ impl<'a> Cgroup<'a> {
         Ok(cgroup)
     }
 
+    /// To more than before.
+    pub fn raise_limit(&self, limit_bytes: u64) -> Result<()> {
+        let limit = limit_bytes.to_string();
+        match self.version {
+            Version::V1 => {
+                // Memory and swap together, where that is limited, can never be less than memory alone.
+                let both = "memory.memsw.limit_in_bytes";
+                if self.read_number(both).is_some_and(|before| before < limit_bytes) {
+                    self.set(both, &limit)?;
+                }
+                self.set("memory.limit_in_bytes", &limit)
+            }
+            Version::V2 => self.set("memory.max", &limit),
+        }
+    }
+
     fn set(&self, name: &str, value: &str) -> Result<()> {
         write(&self.path.join(name), value)
     }

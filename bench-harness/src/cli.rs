@@ -1,13 +1,11 @@
 //! The command line.
 
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
-use clap::error::ErrorKind;
-use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
+use crate::bgsave;
 use crate::compare::CompareArguments;
 use crate::demo_remote;
 use crate::endpoint::Endpoint;
@@ -16,7 +14,9 @@ use crate::lab::Transport;
 use crate::memtier;
 use crate::micro;
 use crate::null_server;
+use crate::protocol::{DataType, Protocol};
 use crate::report::{ReportArguments, SummaryArguments};
+use crate::server_kind::{Programs, ServerKind};
 use crate::torture;
 use crate::units::parse_size;
 use crate::value_sizes::{ValueSizes, parse_value_size};
@@ -36,17 +36,19 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Compare dram, kernel-swap-ssd and lightswap at 50 % and 25 % local memory
+    /// Compare dram, kernel-swap-ssd and lightswap at 50 % and 25 % local memory; --redis: the same of Redis at 25 %
     Demo(DemoArguments),
     /// Kill a memory server of a mirror under load, let it return empty, and check that nothing is lost, wrong or late
     DemoRemote(demo_remote::Options),
+    /// Have Redis write a dump of more data than its local memory holds while it serves, and check the dump with a stock Redis
+    Bgsave(bgsave::Options),
     /// Compare all configurations over local memory, workloads, value sizes and request rates; takes up where a run was ended
     Grid(GridArguments),
     /// List the configurations, what they are and whether they can run here
     Configurations,
     /// Start a server in one configuration, load it and run workloads on it
     Run(RunArguments),
-    /// Load any running memcached and run workloads on it
+    /// Load any running memcached or Redis and run workloads on it
     Load(LoadArguments),
     /// Measure single steps: notification, fault handling, kernel swap beside them
     #[command(subcommand)]
@@ -87,6 +89,9 @@ pub struct ShapeArguments {
     /// Threads of the load generator
     #[arg(long, default_value_t = 1, value_parser = parse_connections)]
     pub client_threads: usize,
+    /// What Redis keeps records as
+    #[arg(long, value_enum, default_value_t)]
+    pub data_type: DataType,
 }
 
 /// A mistake on the command line that clap does not see; the exit code tells it from a failure.
@@ -102,6 +107,23 @@ impl std::fmt::Display for Mistake {
 impl std::error::Error for Mistake {}
 
 impl ShapeArguments {
+    /// Of records on such a server; with an index of their keys if one of the workloads scans.
+    pub fn shape_on(&self, kind: ServerKind, workloads: &[Workload]) -> Result<Shape, Mistake> {
+        let scans = workloads.iter().any(|workload| workload.scans());
+        if scans && kind == ServerKind::Memcached {
+            return Err(Mistake("YCSB E scans ranges of keys, which memcached cannot do; leave it out of --workload, or run it on Redis".into()));
+        }
+        let shape = Shape { protocol: kind.protocol(self.data_type, scans), ..self.shape()? };
+        let (least, data_type) = (shape.protocol.value_size_min(), self.data_type.name());
+        match shape.value_sizes.parts().iter().map(|part| part.size).min() {
+            Some(smallest) if smallest < least => Err(Mistake(format!(
+                "values of {smallest} bytes are too small for {data_type}: each of ten fields is checked by itself; use at least {least}"
+            ))),
+            _ => Ok(shape),
+        }
+    }
+
+    /// Without what depends on the server.
     pub fn shape(&self) -> Result<Shape, Mistake> {
         if self.connections < self.client_threads {
             let (connections, threads) = (self.connections, self.client_threads);
@@ -109,14 +131,14 @@ impl ShapeArguments {
         }
         let value_sizes = self.value_mix.unwrap_or(ValueSizes::fixed(self.value_size));
         let Self { records, values: value_kind, connections, client_threads, .. } = *self;
-        Ok(Shape { records, value_sizes, value_kind, connections, client_threads })
+        Ok(Shape { records, value_sizes, value_kind, connections, client_threads, protocol: Protocol::Memcached })
     }
 }
 
 #[derive(Debug, Clone, Args)]
 pub struct TimingArguments {
     /// YCSB core workloads and two plainer ones, run one after the other on the same data. E scans, which memcached cannot
-    #[arg(long, value_parser = WorkloadParser, value_delimiter = ',', ignore_case = true, default_value = "c")]
+    #[arg(long, value_enum, value_delimiter = ',', ignore_case = true, default_value = "c")]
     pub workload: Vec<Workload>,
     /// Draw keys by this distribution instead of the workload's own
     #[arg(long, value_enum)]
@@ -131,6 +153,10 @@ pub struct TimingArguments {
     /// asks again when it was answered
     #[arg(long, value_name = "OPERATIONS", value_parser = parse_rate)]
     pub rate: Option<f64>,
+    /// Beside the load, so many reads a second of a few keys that stay in memory, by connections of their own: how long do requests take that need no
+    /// swapped-out page?
+    #[arg(long, value_name = "OPERATIONS", value_parser = parse_rate)]
+    pub probe: Option<f64>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -141,6 +167,12 @@ pub struct ServerArguments {
     /// memcached with Lightswap
     #[arg(long, value_name = "PATH")]
     pub memcached_lightswap: Option<PathBuf>,
+    /// Upstream Redis: a path, or a program on PATH
+    #[arg(long, value_name = "PATH", default_value = "redis-server")]
+    pub redis_stock: PathBuf,
+    /// Redis with Lightswap
+    #[arg(long, value_name = "PATH")]
+    pub redis_lightswap: Option<PathBuf>,
     /// Where swap file, backend file and server log are made (and removed)
     #[arg(long, value_name = "DIR", default_value = "build/bench")]
     pub directory: PathBuf,
@@ -155,24 +187,45 @@ pub struct ServerArguments {
     pub lightswap_argument: Vec<String>,
 }
 
+impl ServerArguments {
+    pub fn programs(&self) -> Programs {
+        Programs {
+            memcached_stock: Some(self.memcached_stock.clone()),
+            memcached_lightswap: self.memcached_lightswap.clone(),
+            redis_stock: Some(self.redis_stock.clone()),
+            redis_lightswap: self.redis_lightswap.clone(),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct DemoArguments {
-    /// One repetition and short runs: about 3 minutes instead of 10
+    /// One repetition and short runs: about 3 minutes instead of 10; of Redis 2 instead of 5
     #[arg(long)]
     pub quick: bool,
+    /// Redis instead of memcached: redis-dram, redis-kernel-swap-ssd and redis-lightswap at 25 %, and a dump under load
+    #[arg(long)]
+    pub redis: bool,
     /// Repetitions of every cell; 3, or 1 with --quick
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repetitions: Option<u32>,
-    /// Where the results go
-    #[arg(long, value_name = "FILE", default_value = "results/demo.json")]
-    pub out: PathBuf,
-    /// Where the report goes
-    #[arg(long, value_name = "FILE", default_value = "results/demo.html")]
-    pub html: PathBuf,
+    /// Where the results go; results/demo.json or results/demo-redis.json when not given
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Where the report goes; results/demo.html or results/demo-redis.html when not given
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     #[command(flatten)]
     pub server: ServerArguments,
     #[command(flatten)]
     pub shape: ShapeArguments,
+}
+
+impl DemoArguments {
+    pub fn file(&self, given: &Option<PathBuf>, end: &str) -> PathBuf {
+        let name = if self.redis { "demo-redis" } else { "demo" };
+        given.clone().unwrap_or_else(|| format!("results/{name}.{end}").into())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -180,6 +233,9 @@ pub struct GridArguments {
     /// One repetition, fewer cells, short runs
     #[arg(long)]
     pub quick: bool,
+    /// Redis's configurations instead of memcached's, where none are named
+    #[arg(long, conflicts_with = "configurations")]
+    pub redis: bool,
     /// Only say what would be measured and how long it takes
     #[arg(long)]
     pub plan: bool,
@@ -190,7 +246,7 @@ pub struct GridArguments {
     #[arg(long, value_name = "NAME|FILE.toml", value_delimiter = ',')]
     pub configurations: Vec<String>,
     /// Only these workloads
-    #[arg(long, value_parser = WorkloadParser, value_delimiter = ',', ignore_case = true)]
+    #[arg(long, value_enum, value_delimiter = ',', ignore_case = true)]
     pub workloads: Vec<Workload>,
     /// Memory limits as parts of the data; 1 stands for the configurations without a limit
     #[arg(long, value_delimiter = ',', value_parser = parse_ratio)]
@@ -238,6 +294,9 @@ pub struct RunArguments {
 pub struct LoadArguments {
     /// HOST:PORT or unix:PATH
     pub server: Endpoint,
+    /// What the server speaks
+    #[arg(long, value_enum, default_value_t)]
+    pub protocol: ServerKind,
     /// Only load the records, run nothing
     #[arg(long)]
     pub only_load: bool,
@@ -247,6 +306,9 @@ pub struct LoadArguments {
     /// Then also run memtier_benchmark, if it is on PATH: its records are loaded beside the others, and 10 % of its operations are writes
     #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "rate")]
     pub memtier: Vec<memtier::Pattern>,
+    /// Then also run redis-benchmark, if it is on PATH: GETs of records of its own, which are loaded beside the others
+    #[arg(long, conflicts_with = "rate")]
+    pub redis_benchmark: bool,
     #[command(flatten)]
     pub timing: TimingArguments,
     #[command(flatten)]
@@ -272,26 +334,6 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     match parse_seconds(text) {
         Ok(time) if time >= Duration::from_millis(100) => Ok(time),
         _ => Err("a number of seconds from 0.1 to 86400 is needed".into()),
-    }
-}
-
-/// The workloads there are, and for E why it is not among them.
-#[derive(Clone)]
-struct WorkloadParser;
-
-impl TypedValueParser for WorkloadParser {
-    type Value = Workload;
-
-    fn parse_ref(&self, command: &clap::Command, argument: Option<&Arg>, value: &OsStr) -> Result<Workload, clap::Error> {
-        if value.eq_ignore_ascii_case("e") || value.eq_ignore_ascii_case("ycsb-e") {
-            let sentence = "YCSB E scans ranges of keys, which memcached cannot do; leave it out of --workload\n";
-            return Err(clap::Error::raw(ErrorKind::InvalidValue, sentence).with_cmd(command));
-        }
-        EnumValueParser::<Workload>::new().parse_ref(command, argument, value)
-    }
-
-    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(Workload::value_variants().iter().filter_map(ValueEnum::to_possible_value)))
     }
 }
 
@@ -325,13 +367,15 @@ mod tests {
             "run --configuration lightswap --ratio 0",
             "demo-remote --seconds 5",
             "demo-remote --seconds 20 --quick",
-            "demo-remote --workload e",
             "run --configuration lightswap --ratio nan",
             "grid --workloads x",
             "grid --ratios 0.5,2",
             "grid --repetitions 0",
-            "run --configuration dram --workload e",
             "load localhost",
+            "load 127.0.0.1:1 --protocol http",
+            "load 127.0.0.1:1 --data-type lists",
+            "grid --redis --configurations dram",
+            "bgsave --seconds 1",
             "load 127.0.0.1:1 --seconds -1",
             "load 127.0.0.1:1 --seconds 0",
             "run --configuration dram --seconds 0.01",
@@ -358,15 +402,31 @@ mod tests {
         for (line, part) in [
             ("run --configuration dram --workload a,unifrom", "'uniform'"),
             ("run --configuration dram --workload sequental", "'sequential'"),
-            ("run --configuration dram --workload ycsb-x", "a, b, c, d, f, uniform, sequential"),
-            ("run --configuration dram --workload e", "YCSB E scans ranges of keys, which memcached cannot do"),
-            ("load 127.0.0.1:1 --workload c,YCSB-E", "YCSB E scans"),
+            ("run --configuration dram --workload ycsb-x", "a, b, c, d, e, f, uniform, sequential"),
             ("load 127.0.0.1:1 --value-mix 100:50,7:50", "in \"7:50\" at character 8"),
         ] {
             let words = std::iter::once("lightswap-bench").chain(line.split(' '));
             let error = Cli::try_parse_from(words).expect_err(line).to_string();
             assert!(error.contains(part), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn workloads_and_values_must_suit_the_server() {
+        let arguments = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Load(arguments) => arguments,
+            other => panic!("{other:?}"),
+        };
+        let shape = |line: &str| {
+            let arguments = arguments(line);
+            arguments.shape.shape_on(arguments.protocol, &arguments.timing.workload).map_err(|mistake| mistake.to_string())
+        };
+        assert!(shape("x load unix:/x --workload a,e").unwrap_err().contains("memcached cannot do"));
+        let on_redis = shape("x load unix:/x --workload a,e --protocol redis").unwrap();
+        assert_eq!(on_redis.protocol, Protocol::Redis { data_type: DataType::Strings, is_indexed: true });
+        assert!(!shape("x load unix:/x --protocol redis").unwrap().protocol.is_indexed());
+        assert!(shape("x load unix:/x --protocol redis --data-type hashes --value-size 319").unwrap_err().contains("at least 320"));
+        assert!(shape("x load unix:/x --protocol redis --data-type hashes --value-size 320").is_ok());
     }
 
     #[test]
@@ -378,6 +438,10 @@ mod tests {
             "load unix:/tmp/x --values text",
             "load unix:/tmp/x --workload ycsb-a,Uniform,sequential",
             "run --configuration dram --server-argument -v",
+            "demo --redis --quick --redis-stock c --redis-lightswap d",
+            "grid --redis --plan --data-type hashes",
+            "load unix:/tmp/x --protocol redis --data-type fields --workload e --probe 500 --redis-benchmark",
+            "bgsave --quick --configurations redis-lightswap --redis-lightswap d",
             "run --configuration before.toml,lightswap --repetitions 3",
             "load 127.0.0.1:1 --value-mix 100:25,1000:25,4k:25,16384:25 --rate 1e4",
             "grid --plan --quick --configurations dram,lightswap --workloads a,ycsb-c --ratios 1,0.25 --repetitions 2",

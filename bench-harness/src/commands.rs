@@ -6,47 +6,53 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail};
 
 use crate::cli::{LoadArguments, RunArguments, ServerArguments};
-use crate::configuration::{Configuration, Settings, built_in, find, find_all};
+use crate::configuration::{Configuration, Memory, Settings, built_in, find, find_all};
 use crate::environment::{Environment, command_line};
-use crate::generator::{Generator, Shape, TimedRun, WarmUp};
+use crate::generator::{Generator, TimedRun, WarmUp};
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab};
 use crate::memtier;
 use crate::out_file;
 use crate::outcome::Sample;
+use crate::outside::Outside;
+use crate::plan::Load;
 use crate::preflight;
+use crate::redis_benchmark;
+use crate::redis_memory;
 use crate::results::{Details, EXTERNAL, Results, Run, Skipped};
-use crate::server;
+use crate::server_kind::{Programs, ServerKind};
 use crate::session::Timing;
 use crate::table;
 
 /// A lab with the binaries of the command line, and the environment it runs in.
 pub fn set_up<'a>(journal: &'a Journal, arguments: &ServerArguments) -> Result<(Lab<'a>, Environment)> {
     let mut lab = Lab::new(journal, &arguments.directory)?;
-    lab.stock = Some(arguments.memcached_stock.clone());
-    lab.lightswap = arguments.memcached_lightswap.clone();
+    lab.programs = arguments.programs();
     lab.transport = arguments.transport;
     lab.server_arguments = arguments.server_argument.clone();
     lab.lightswap_arguments = arguments.lightswap_argument.clone();
     let mut environment = Environment::collect(&std::path::absolute(&lab.directory)?);
-    let binaries = [("memcached-stock", &lab.stock), ("memcached-lightswap", &lab.lightswap)];
-    for (name, binary) in binaries {
-        if let Some(version) = binary.as_deref().and_then(|path| server::version(path).ok()) {
-            environment.versions.insert(name.into(), version);
+    for (kind, binary, program) in lab.programs.all() {
+        if let Ok(version) = kind.version(program) {
+            environment.versions.insert(kind.option(binary).trim_start_matches('-').into(), version);
         }
     }
     Ok((lab, environment))
 }
 
-/// The resident set of stock memcached with all records, which memory limits are parts of.
-pub fn measure_data(lab: &mut Lab<'_>, shape: Shape) -> Result<()> {
-    let configuration = find("dram")?;
-    let cell = Cell { settings: configuration.settings.clone(), configuration, ratio: 1.0, shape };
-    let session = lab.session(&cell).context("cannot measure the size of the data with stock memcached")?;
-    let data_bytes = session.resident_bytes()?;
-    session.finish();
-    lab.set_data_bytes(shape, data_bytes);
-    Ok(())
+/// Measures what a cell's memory limit depends on, unless it is known: the resident set of the stock server with all records, of which limits are parts,
+/// and of Redis with Lightswap what it needs beside its local memory.
+pub fn measure_data(lab: &mut Lab<'_>, cell: &Cell) -> Result<()> {
+    let (kind, shape) = (cell.configuration.server_kind, cell.shape);
+    if lab.data_bytes(&shape).is_none() {
+        let configuration = find(kind.all_in_memory())?;
+        let cell = Cell { settings: configuration.settings.clone(), configuration, ratio: 1.0, shape };
+        let session = lab.session(&cell).with_context(|| format!("cannot measure the size of the data with stock {}", kind.name()))?;
+        let data_bytes = session.resident_bytes()?;
+        session.finish();
+        lab.set_data_bytes(shape, data_bytes);
+    }
+    if kind == ServerKind::Redis && cell.configuration.memory == Memory::Local { redis_memory::measure(lab, cell) } else { Ok(()) }
 }
 
 /// Whether everything went well, for the exit code; `table::print` says what did not.
@@ -55,17 +61,18 @@ pub fn is_clean(runs: &[Run]) -> bool {
 }
 
 /// The cells of a run's configurations, each with all numbers of threads that are wanted.
-fn cells(configurations: &[Rc<Configuration>], arguments: &RunArguments, shape: Shape) -> Vec<Cell> {
-    let of = |configuration: &Rc<Configuration>| {
+fn cells(configurations: &[Rc<Configuration>], arguments: &RunArguments) -> Result<Vec<Cell>> {
+    let of = |configuration: &Rc<Configuration>| -> Result<Vec<Cell>> {
         let all_settings: Vec<Settings> = match arguments.server_threads.as_slice() {
             [] => vec![configuration.settings.clone()],
             counts => counts.iter().map(|&count| configuration.with_threads(count)).collect(),
         };
         let ratio = if configuration.is_limited() { arguments.ratio } else { 1.0 };
+        let shape = arguments.shape.shape_on(configuration.server_kind, &arguments.timing.workload)?;
         let cell = |settings| Cell { configuration: Rc::clone(configuration), ratio, settings, shape };
-        all_settings.into_iter().map(cell).collect::<Vec<_>>()
+        Ok(all_settings.into_iter().map(cell).collect::<Vec<_>>())
     };
-    configurations.iter().flat_map(of).collect()
+    Ok(configurations.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// One repetition goes through all cells before the next begins, every other time backwards, so that drift of the machine hits all alike.
@@ -87,19 +94,18 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
             bail!("{} cannot run here: {obstacle}", configuration.name);
         }
     }
-    let shape = arguments.shape.shape()?;
+    let cells = cells(&configurations, arguments)?;
     if let Some(path) = &arguments.json {
         out_file::check(path)?;
     }
     let journal = Journal::open()?;
     let (mut lab, environment) = set_up(&journal, &arguments.server)?;
-    let cells = cells(&configurations, arguments, shape);
     let is_any_limited = configurations.iter().any(|configuration| configuration.is_limited());
     if is_any_limited && !lab.limits_memory() {
         note!("No memory limit is set here, as it takes root and a cgroup; the server keeps to its local memory by itself.");
     }
     for configuration in &configurations {
-        server::version(lab.server_of(configuration)?)?;
+        lab.check_program(configuration)?;
     }
     for cell in &cells {
         preflight::check_cell(cell, arguments.data_size.is_some(), &lab.directory)?;
@@ -107,10 +113,11 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
     for cell in &cells {
         lab.prepare(&cell.configuration, cell.backend_bytes())?;
     }
-    match arguments.data_size {
-        Some(bytes) => lab.set_data_bytes(shape, bytes),
-        None if is_any_limited => measure_data(&mut lab, shape)?,
-        None => {}
+    for cell in cells.iter().filter(|cell| cell.configuration.is_limited()) {
+        if let Some(bytes) = arguments.data_size {
+            lab.set_data_bytes(cell.shape, bytes);
+        }
+        measure_data(&mut lab, cell)?;
     }
     let mut results = Results { environment: serde_json::to_value(environment)?, command: command_line(), ..Results::default() };
     for (cell, repetition) in turns(&cells, arguments.repetitions) {
@@ -122,6 +129,7 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
                 warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
                 duration: arguments.timing.seconds,
                 due_per_second: arguments.timing.rate,
+                probe_per_second: arguments.timing.probe,
                 repetition,
                 sweep: false,
             })?);
@@ -145,7 +153,7 @@ pub fn configurations() -> Result<bool> {
 }
 
 pub fn load(arguments: &LoadArguments) -> Result<bool> {
-    let shape = arguments.shape.shape()?;
+    let shape = arguments.shape.shape_on(arguments.protocol, &arguments.timing.workload)?;
     if let Some(path) = &arguments.json {
         out_file::check(path)?;
     }
@@ -161,6 +169,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
             warm_up: WarmUp::of_time(arguments.timing.warm_up_seconds),
             duration: arguments.timing.seconds,
             due_per_second: arguments.timing.rate,
+            probe_per_second: arguments.timing.probe,
             seed: 1,
         };
         let outcome = generator.run(workload.name(), run, |_| Ok(Sample::default()))?;
@@ -169,7 +178,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
         let tally = outcome.tally;
         results.runs.push(Run {
             workload: workload.name().into(),
-            server: "memcached".into(),
+            server: arguments.protocol.name().into(),
             configuration: EXTERNAL.into(),
             backend: "unknown".into(),
             local_memory_ratio: 1.0,
@@ -194,6 +203,19 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
             }
         }
     }
+    if arguments.redis_benchmark {
+        match Outside::of(&Load::RedisBenchmark, &Programs::default()) {
+            Some(outside) => {
+                outside.load(&arguments.server, shape)?;
+                results.runs.push(outside.run(&arguments.server, shape, arguments.timing.seconds)?);
+            }
+            None => {
+                let reason = format!("{} is not on PATH", redis_benchmark::NAME);
+                note!("{reason}: its run is left out.");
+                results.skipped.push(Skipped { configuration: redis_benchmark::NAME.into(), reason });
+            }
+        }
+    }
     table::print(&results);
     if let Some(path) = &arguments.json {
         results.write(path)?;
@@ -202,7 +224,7 @@ pub fn load(arguments: &LoadArguments) -> Result<bool> {
 }
 
 fn load_with_memtier(program: &Path, arguments: &LoadArguments) -> Result<Vec<Run>> {
-    let (shape, timing) = (arguments.shape.shape()?, &arguments.timing);
+    let (shape, timing) = (arguments.shape.shape_on(arguments.protocol, &[])?, &arguments.timing);
     memtier::load(program, &arguments.server, shape)?;
     let plans = arguments.memtier.iter().map(|&pattern| memtier::Plan {
         shape,
@@ -225,7 +247,7 @@ mod tests {
         let line = "lightswap-bench run --configuration lightswap,dram --server-threads 1,2 --repetitions 2";
         let Command::Run(arguments) = Cli::parse_from(line.split(' ')).command else { panic!("{line}") };
         let configurations = find_all(&arguments.configuration).unwrap();
-        let cells = cells(&configurations, &arguments, arguments.shape.shape().unwrap());
+        let cells = cells(&configurations, &arguments).unwrap();
         let labels: Vec<(String, u32)> = turns(&cells, arguments.repetitions).iter().map(|(cell, repetition)| (cell.label(), *repetition)).collect();
         let first = ["lightswap 25 % -t 1", "lightswap 25 % -t 2", "dram -t 1", "dram -t 2"];
         let expected = first.iter().map(|label| ((*label).to_owned(), 1)).chain(first.iter().rev().map(|label| ((*label).to_owned(), 2)));

@@ -83,7 +83,12 @@ fn text_of(value: Spread, format: fn(f64) -> String) -> String {
 fn shape_text(summary: &Summary) -> String {
     let shape = &summary.shape;
     let mut parts = vec![format!("{} x {}", format_count(shape.records as f64), shape.values()), format!("{} connections", shape.connections)];
-    parts.extend([&shape.value_kind, &shape.distribution, &shape.transport, &shape.generator].into_iter().filter(|part| !part.is_empty()).cloned());
+    parts.extend(
+        [&shape.value_kind, &shape.data_type, &shape.distribution, &shape.transport, &shape.generator]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .cloned(),
+    );
     parts.extend(shape.due_per_second.map(|rate| format!("{}/s due", format_count(rate as f64))));
     parts.join(", ")
 }

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::cli::{Mistake, ServerArguments, ShapeArguments};
 use crate::commands::{measure_data, set_up};
-use crate::configuration::{Binary, find};
+use crate::configuration::find;
 use crate::environment::command_line;
 use crate::generator::WarmUp;
 use crate::journal::Journal;
@@ -20,7 +20,6 @@ use crate::outcome::Boundary;
 use crate::preflight;
 use crate::report;
 use crate::results::Results;
-use crate::server;
 use crate::session::{Timing, Watched};
 use crate::table::new_table;
 use crate::units::format_count;
@@ -131,7 +130,7 @@ pub fn run(options: &Options) -> Result<bool> {
         let message = format!("{name} uses {count} memory server{}; it takes two, so that one can be killed", if count == 1 { "" } else { "s" });
         return Err(Mistake(message).into());
     }
-    let shape = options.shape.shape()?;
+    let shape = options.shape.shape_on(configuration.server_kind, &[options.workload])?;
     if let Some(obstacle) = configuration.obstacle() {
         bail!("{} cannot run here: {obstacle}", configuration.name);
     }
@@ -142,14 +141,14 @@ pub fn run(options: &Options) -> Result<bool> {
     out_file::check(&options.html)?;
     let journal = Journal::open()?;
     let (mut lab, environment) = set_up(&journal, &options.server)?;
-    server::version(lab.binary(Binary::Stock)?)?;
-    server::version(lab.server_of(&configuration)?)?;
+    lab.check_program(&*find(configuration.server_kind.all_in_memory())?)?;
+    lab.check_program(&configuration)?;
     let cell = Cell { settings: configuration.settings.clone(), configuration, ratio: options.ratio, shape };
     preflight::check_cell(&cell, false, &lab.directory)?;
     if !lab.limits_memory() {
         note!("No memory limit is set here, as it takes root and a cgroup; the server keeps to its local memory by itself.");
     }
-    measure_data(&mut lab, shape)?;
+    measure_data(&mut lab, &cell)?;
 
     let duration = if options.quick { QUICK } else { Duration::from_secs(options.seconds) };
     let mut outage = Outage { duration, ..Outage::default() };
@@ -160,6 +159,7 @@ pub fn run(options: &Options) -> Result<bool> {
         warm_up: WarmUp::of_time(WARM_UP),
         duration,
         due_per_second: None,
+        probe_per_second: None,
         repetition: 1,
         sweep: false,
     };

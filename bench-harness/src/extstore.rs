@@ -135,11 +135,12 @@ pub fn make_room(endpoint: &Endpoint, shape: &Shape) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Protocol;
     use crate::value_sizes::ValueSizes;
     use crate::values::ValueKind;
 
     fn shape(records: u64, value_sizes: ValueSizes) -> Shape {
-        Shape { records, value_sizes, value_kind: ValueKind::Random, connections: 64, client_threads: 1 }
+        Shape { records, value_sizes, value_kind: ValueKind::Random, connections: 64, client_threads: 1, protocol: Protocol::Memcached }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The load generator as a whole: connections spread over threads, one table of keys, phases in turn.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
@@ -10,11 +11,12 @@ use crate::client::Fleet;
 use crate::drive::{Driver, Phase, RunShared};
 use crate::endpoint::Endpoint;
 use crate::interrupt;
-use crate::keys::KeyTable;
+use crate::keys::{Between, KeyTable, Legal};
 use crate::load::{LoadShared, Loader};
 use crate::outcome::{Boundary, Outcome, Sample, TimeLine, process_cpu};
 use crate::pace::Pace;
 use crate::progress::Progress;
+use crate::protocol::{Protocol, Records};
 use crate::random::Random;
 use crate::tally::Tally;
 use crate::value_sizes::ValueSizes;
@@ -29,7 +31,19 @@ pub struct Shape {
     pub value_kind: ValueKind,
     pub connections: usize,
     pub client_threads: usize,
+    pub protocol: Protocol,
 }
+
+impl Shape {
+    /// The records as they travel.
+    pub fn form(&self) -> Records {
+        Records { protocol: self.protocol, value_sizes: self.value_sizes, value_kind: self.value_kind }
+    }
+}
+
+/// The probe reads so few keys that each is read several times a second, and stays in memory.
+const PROBE_KEYS: u64 = 64;
+const PROBE_CONNECTIONS: usize = 4;
 
 /// When to begin measuring: after `least`, and once `operations` were done of this kind, but not later than after `most`.
 ///
@@ -57,6 +71,8 @@ pub struct TimedRun {
     pub duration: Duration,
     /// An open loop at this many operations a second instead of a closed loop; see `pace`.
     pub due_per_second: Option<f64>,
+    /// So many reads a second of a few keys that stay in memory, beside the load, by connections of their own: an open loop.
+    pub probe_per_second: Option<f64>,
     pub seed: u64,
 }
 
@@ -68,9 +84,12 @@ impl TimedRun {
 
 #[derive(Debug)]
 pub struct Generator {
+    endpoint: Endpoint,
     shape: Shape,
-    keys: KeyTable,
+    keys: Arc<KeyTable>,
     fleets: Vec<Fleet>,
+    /// Connected when it is needed first.
+    probe: Option<Fleet>,
     /// Of the timed runs of this kind so far, warm-ups included.
     operations: u64,
     kind: Option<(Distribution, bool)>,
@@ -82,14 +101,13 @@ impl Generator {
         if threads == 0 || shape.connections < threads {
             bail!("{} connections cannot be spread over {threads} client threads; give at least one connection a thread", shape.connections);
         }
-        let input_capacity = shape.value_sizes.largest() + 1024;
         let fleets = (0..threads)
             .map(|index| {
                 let count = shape.connections / threads + usize::from(index < shape.connections % threads);
-                Fleet::connect(endpoint, count, input_capacity)
+                Fleet::connect(endpoint, count, input_capacity(&shape))
             })
             .collect::<Result<_>>()?;
-        Ok(Self { shape, keys: KeyTable::new(shape.records), fleets, operations: 0, kind: None })
+        Ok(Self { endpoint: endpoint.clone(), shape, keys: Arc::new(KeyTable::new(shape.records)), fleets, probe: None, operations: 0, kind: None })
     }
 
     /// Sets every record once.
@@ -101,7 +119,7 @@ impl Generator {
     pub fn load_slowly(&mut self, label: &str, records_per_second: Option<f64>) -> Result<()> {
         let shared = LoadShared::default();
         let mut progress = Progress::start(label, self.shape.records);
-        let (keys, shape) = (&self.keys, self.shape);
+        let (keys, shape) = (&*self.keys, self.shape);
         let step = self.fleets.len() as u64;
         let started = Instant::now();
         std::thread::scope(|scope| {
@@ -111,8 +129,7 @@ impl Generator {
                     let loader = Loader {
                         fleet,
                         keys,
-                        value_sizes: shape.value_sizes,
-                        value_kind: shape.value_kind,
+                        form: shape.form(),
                         first,
                         step,
                         records: shape.records,
@@ -146,30 +163,11 @@ impl Generator {
 
     /// Reads and checks every record that exists.
     pub fn verify(&mut self, label: &str) -> Result<Verified> {
-        let shared = VerifyShared::default();
-        let (keys, shape, end) = (&self.keys, self.shape, self.keys.existing());
-        let mut progress = Progress::start(label, end);
-        let step = self.fleets.len() as u64;
-        let started = Instant::now();
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..)
-                .zip(&mut self.fleets)
-                .map(|(first, fleet)| {
-                    let (verifier, shared) =
-                        (Verifier { fleet, keys, value_sizes: shape.value_sizes, value_kind: shape.value_kind, first, step, end }, &shared);
-                    scope.spawn(move || verifier.run(shared).inspect_err(|_| shared.stop.store(true, Ordering::Relaxed)))
-                })
-                .collect();
-            while !threads.iter().all(ScopedJoinHandle::is_finished) {
-                std::thread::sleep(Duration::from_millis(50));
-                let read = shared.read.load(Ordering::Relaxed);
-                progress.update(read, &rate(read, started.elapsed(), "records"));
-            }
-            threads.into_iter().try_for_each(join)
-        })?;
-        interrupt::check()?;
-        progress.finish(&rate(end, started.elapsed(), "records"));
-        Ok(shared.into_verified())
+        verify(label, &mut self.fleets, &*self.keys, self.shape.form(), self.keys.existing())
+    }
+
+    pub fn keys(&self) -> Arc<KeyTable> {
+        Arc::clone(&self.keys)
     }
 
     /// One warm-up and one measured phase without a pause between them.
@@ -178,7 +176,10 @@ impl Generator {
         let chooser = KeyChooser::new(run.distribution(), self.keys.existing(), 0);
         let total_ms = (run.warm_up.most + run.duration).as_millis() as u64;
         let mut progress = Progress::start(label, total_ms);
-        let (keys, shape) = (&self.keys, self.shape);
+        if run.probe_per_second.is_some() && self.probe.is_none() {
+            self.probe = Some(Fleet::connect(&self.endpoint, PROBE_CONNECTIONS, input_capacity(&self.shape))?);
+        }
+        let (keys, shape) = (&*self.keys, self.shape);
         let count = self.fleets.len() as u64;
         let kind = Some((run.distribution(), run.workload.has_writes()));
         if self.kind != kind {
@@ -188,30 +189,23 @@ impl Generator {
         let started = Instant::now();
 
         let outcome = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..)
-                .zip(&mut self.fleets)
-                .map(|(index, fleet)| {
-                    let driver = Driver {
-                        keys,
-                        value_sizes: shape.value_sizes,
-                        value_kind: shape.value_kind,
-                        workload: run.workload,
-                        chooser: chooser.clone().for_thread(index, count),
-                        pace: run.due_per_second.map(|rate| Pace::new(started, rate, index, count)),
-                        random: Random::new(run.seed.wrapping_mul(1_000).wrapping_add(index)),
-                        tally: Tally::new(),
-                        key_name: Vec::with_capacity(KEY_LENGTH_MAX),
-                    };
-                    let shared = &shared;
-                    scope.spawn(move || {
-                        let result = driver.run(fleet, shared);
-                        if result.is_err() {
-                            shared.failed.store(true, Ordering::Relaxed);
-                        }
-                        result
-                    })
-                })
-                .collect();
+            let driver = |index: u64| Driver {
+                keys,
+                records: shape.form(),
+                workload: run.workload,
+                chooser: chooser.clone().for_thread(index, count),
+                is_probe: false,
+                pace: run.due_per_second.map(|rate| Pace::new(started, rate, index, count)),
+                random: Random::new(run.seed.wrapping_mul(1_000).wrapping_add(index)),
+                tally: Tally::new(),
+                key_name: Vec::with_capacity(KEY_LENGTH_MAX),
+            };
+            let threads: Vec<_> = (0..).zip(&mut self.fleets).map(|(index, fleet)| scope.spawn(drive(driver(index), fleet, &shared))).collect();
+            let probe = run.probe_per_second.zip(self.probe.as_mut()).map(|(rate, fleet)| {
+                let chooser = KeyChooser::few(PROBE_KEYS, shape.records);
+                let pace = Some(Pace::new(started, rate, 0, 1));
+                scope.spawn(drive(Driver { workload: Workload::C, chooser, is_probe: true, pace, ..driver(count) }, fleet, &shared))
+            });
 
             let mut sleep_until = |end: Instant, skipped: Duration| -> Result<()> {
                 interrupt::check()?;
@@ -260,7 +254,7 @@ impl Generator {
                 time_line.add(stopped, operations, longest_pause, at_boundary(Boundary::End)?);
                 let time_line = time_line.into_moments();
                 let measured = stopped - measure_started;
-                Ok(Outcome { tally: Tally::new(), measured, warm_up, warm_up_operations, time_line, generator_cpu })
+                Ok(Outcome { tally: Tally::new(), probe: None, measured, warm_up, warm_up_operations, time_line, generator_cpu })
             })();
             shared.enter(Phase::Stop);
             let mut tally = Tally::new();
@@ -271,10 +265,17 @@ impl Generator {
                     Err(error) => failure = failure.or(Some(error)),
                 }
             }
+            let probe = match probe.map(join).transpose() {
+                Ok(probe) => probe,
+                Err(error) => {
+                    failure = failure.or(Some(error));
+                    None
+                }
+            };
             interrupt::check()?;
             match failure {
                 Some(error) => Err(error),
-                None => measured.map(|outcome| Outcome { tally, ..outcome }),
+                None => measured.map(|outcome| Outcome { tally, probe, ..outcome }),
             }
         });
         self.operations += shared.completed.load(Ordering::Relaxed);
@@ -282,6 +283,46 @@ impl Generator {
         progress.finish(&format!("{:.0} ops/s, p99 {:.1} ms", outcome.operations_per_second(), outcome.tally.latency().p99 / 1_000.0));
         Ok(outcome)
     }
+}
+
+/// What a load thread does. Its error ends the run.
+fn drive<'s>(driver: Driver<'s>, fleet: &'s mut Fleet, shared: &'s RunShared) -> impl FnOnce() -> Result<Tally> + Send + 's {
+    move || driver.run(fleet, shared).inspect_err(|_| shared.failed.store(true, Ordering::Relaxed))
+}
+
+fn input_capacity(shape: &Shape) -> usize {
+    shape.value_sizes.largest() + 1024
+}
+
+/// Reads and checks every record on a server that has what could be read on another one at a moment.
+pub fn verify_dump(label: &str, endpoint: &Endpoint, shape: &Shape, moment: &Between) -> Result<Verified> {
+    let fleet = Fleet::connect(endpoint, shape.connections, input_capacity(shape))?;
+    verify(label, &mut [fleet], moment, shape.form(), moment.existing)
+}
+
+fn verify(label: &str, fleets: &mut [Fleet], keys: &dyn Legal, form: Records, end: u64) -> Result<Verified> {
+    let shared = VerifyShared::default();
+    let mut progress = Progress::start(label, end);
+    let step = fleets.len() as u64;
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..)
+            .zip(&mut *fleets)
+            .map(|(first, fleet)| {
+                let (verifier, shared) = (Verifier { fleet, keys, form, first, step, end }, &shared);
+                scope.spawn(move || verifier.run(shared).inspect_err(|_| shared.stop.store(true, Ordering::Relaxed)))
+            })
+            .collect();
+        while !threads.iter().all(ScopedJoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(50));
+            let read = shared.read.load(Ordering::Relaxed);
+            progress.update(read, &rate(read, started.elapsed(), "records"));
+        }
+        threads.into_iter().try_for_each(join)
+    })?;
+    interrupt::check()?;
+    progress.finish(&rate(end, started.elapsed(), "records"));
+    Ok(shared.into_verified())
 }
 
 fn rate(count: u64, elapsed: Duration, unit: &str) -> String {

@@ -19,8 +19,10 @@ use crate::lab::{Transport, is_root};
 use crate::memtier;
 use crate::micro::{Findings, median};
 use crate::outcome::{GENERATOR, Sample};
+use crate::protocol::Protocol;
 use crate::results::Micro;
 use crate::server::{self, Server};
+use crate::server_kind::ServerKind;
 use crate::value_sizes::{ValueSizes, parse_value_size};
 use crate::values::ValueKind;
 use crate::ycsb::Workload;
@@ -83,6 +85,7 @@ impl Options {
             value_kind: ValueKind::Random,
             connections: self.connections as usize,
             client_threads: self.client_threads as usize,
+            protocol: Protocol::Memcached,
         }
     }
 
@@ -115,7 +118,8 @@ impl Options {
             Transport::Unix => Endpoint::Unix(socket),
         };
         let arguments = self.server_arguments(name, &endpoint);
-        let server = Server::start(journal, binary, &arguments, endpoint, &log, None).with_context(|| format!("the {name} server does not start"))?;
+        let server = Server::start(journal, (ServerKind::Memcached, binary), &arguments, endpoint, &log, None)
+            .with_context(|| format!("the {name} server does not start"))?;
         let mut generator = Generator::connect(server.endpoint(), self.shape())?;
         generator.load(&format!("{name} server: loading"))?;
         Ok(Target { name, generator, server, _files: files })
@@ -128,6 +132,7 @@ impl Options {
             warm_up: WarmUp::of_time(Duration::from_millis(300)),
             duration: Duration::from_secs(self.seconds),
             due_per_second: None,
+            probe_per_second: None,
             seed,
         };
         let outcome = target.generator.run(&format!("{} server: {GENERATOR}", target.name), run, |_| Ok(Sample::default()))?;

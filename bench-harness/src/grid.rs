@@ -15,11 +15,13 @@ use crate::generator::Shape;
 use crate::interrupt::Interrupted;
 use crate::journal::Journal;
 use crate::lab::{Cell, Lab, is_root};
-use crate::memtier;
+use crate::outside::Outside;
 use crate::plan::{Load, Measurement, Plan, SweptData, Target, data_label, swept_like};
 use crate::preflight::{self, default_cell};
+use crate::redis_benchmark;
 use crate::results::{Details, Results, Run};
 use crate::resume::{CellName, Store, fingerprint};
+use crate::server_kind::{Programs, ServerKind};
 use crate::session::Timing;
 use crate::summary::median;
 use crate::sweep;
@@ -34,6 +36,9 @@ struct Runner<'l, 'j> {
     binaries: BTreeMap<PathBuf, u64>,
     chosen: Vec<Chosen>,
 }
+
+/// Reads of resident values that are made beside all load of Redis.
+const PROBE_PER_SECOND: f64 = 500.0;
 
 /// The best settings found by a sweep.
 #[derive(Debug)]
@@ -62,7 +67,7 @@ struct Group<'t> {
 pub fn execute(journal: &Journal, plan: &mut Plan, arguments: &ServerArguments, out: &Path, fresh: bool) -> Result<Results> {
     let started = Instant::now();
     let (mut lab, environment) = set_up(journal, arguments)?;
-    let skipped = preflight::leave_out_impossible(plan, lab.lightswap.is_some());
+    let skipped = preflight::leave_out_impossible(plan, &lab.programs);
     preflight::check(plan, &lab)?;
     let mut store = Store::open(out, serde_json::to_value(environment)?, command_line(), fresh)?;
     for (configuration, reason) in &skipped {
@@ -72,8 +77,8 @@ pub fn execute(journal: &Journal, plan: &mut Plan, arguments: &ServerArguments, 
         note!("No memory limits are set here, as they take root and a cgroup; lightswap then keeps to its local memory by itself.");
     }
     let of_configurations: Vec<PathBuf> = plan.configurations().iter().filter_map(|configuration| configuration.server.clone()).collect();
-    let programs = [&lab.stock, &lab.lightswap].into_iter().flatten().chain(&of_configurations);
-    let binaries = programs.map(|path| (path.clone(), content_of(path))).collect();
+    let programs = lab.programs.all().map(|(.., path)| path.to_owned()).chain(of_configurations);
+    let binaries = programs.map(|path| (content_of(&path), path)).map(|(content, path)| (path, content)).collect();
     let mut runner = Runner { lab: &mut lab, plan, store, binaries, chosen: Vec::new() };
     runner.probe_disk()?;
     runner.sweep_all()?;
@@ -144,6 +149,7 @@ impl Runner<'_, '_> {
             warm_up: self.plan.warm_up(group.target, group.sweep),
             duration: if group.sweep { times.sweep_duration } else { times.duration },
             due_per_second: None,
+            probe_per_second: (group.target.configuration.server_kind == ServerKind::Redis).then_some(PROBE_PER_SECOND),
             repetition: group.repetition,
             sweep: group.sweep,
         }
@@ -213,18 +219,19 @@ impl Runner<'_, '_> {
 
     /// Starts the server and measures, taking what is done off the list.
     fn run_left(&mut self, cell: &Cell, left: &mut VecDeque<Left>, first_failure: Option<&str>, runs: &mut Vec<Run>) -> Result<()> {
-        self.measure_data_of(&cell.shape)?;
+        measure_data(self.lab, cell)?;
         self.lab.prepare(&cell.configuration, self.largest_swap(&cell.configuration))?;
-        // A target has either memtier's measurements or others.
-        let memtier = memtier::find().filter(|_| left.iter().any(|(_, load, _)| matches!(load, Load::Memtier(_))));
-        let mut session = match &memtier {
-            Some(program) => self.lab.memtier_session(cell, program)?,
+        // A target has either measurements of one other load generator or of this one.
+        let outside = left.iter().find_map(|(_, load, _)| Outside::of(load, &self.lab.programs));
+        let programs = self.lab.programs.clone();
+        let mut session = match &outside {
+            Some(outside) => self.lab.outside_session(cell, outside)?,
             None => self.lab.session(cell)?,
         };
         while let Some((name, load, timing)) = left.front() {
-            let mut run = match (load, &memtier) {
-                (Load::Memtier(pattern), Some(program)) => session.run_memtier(program, *pattern, *timing)?,
-                _ => session.run(*timing)?,
+            let mut run = match Outside::of(load, &programs) {
+                Some(outside) => session.run_outside(&outside, *timing)?,
+                None => session.run(*timing)?,
             };
             run.details.first_failure = first_failure.map(str::to_owned);
             runs.push(run.clone());
@@ -232,13 +239,6 @@ impl Runner<'_, '_> {
             left.pop_front();
         }
         session.finish();
-        Ok(())
-    }
-
-    fn measure_data_of(&mut self, shape: &Shape) -> Result<()> {
-        if self.lab.data_bytes(shape).is_none() {
-            measure_data(self.lab, *shape)?;
-        }
         Ok(())
     }
 
@@ -257,6 +257,7 @@ impl Runner<'_, '_> {
                 && run.local_memory_ratio == target.ratio
                 && (details.records, &details.value_mix) == (target.shape.records, &target.shape.value_sizes.mix())
                 && details.value_kind == target.shape.value_kind.name()
+                && (details.data_type.as_str(), details.is_indexed) == (target.shape.protocol.data_type().name(), target.shape.protocol.is_indexed())
                 && details.due_per_second.is_none()
                 && details.error.is_none()
                 && !details.sweep
@@ -327,8 +328,8 @@ impl Runner<'_, '_> {
             tried.min_by_key(|chosen| chosen.percent.abs_diff(percent(target.ratio)))
         };
         let found = of_it(self.plan.swept_shape(&target.shape), like)
-            .or_else(|| of_it(self.plan.shape, like))
-            .or_else(|| of_it(self.plan.shape, Workload::C));
+            .or_else(|| of_it(self.plan.usual_shape(&target.shape), like))
+            .or_else(|| of_it(self.plan.usual_shape(&target.shape), Workload::C));
         found.map_or_else(|| target.configuration.settings.clone(), |chosen| chosen.settings.clone())
     }
 
@@ -351,6 +352,7 @@ impl Runner<'_, '_> {
 fn workload_name(load: &Load, timing: &Timing) -> String {
     match load {
         Load::Memtier(pattern) => format!("memtier-{}", pattern.name()),
+        Load::RedisBenchmark => redis_benchmark::WORKLOAD.into(),
         Load::Closed | Load::Open { .. } => timing.workload.name().into(),
     }
 }
@@ -366,8 +368,8 @@ fn values_label(shape: &Shape) -> String {
 }
 
 /// Prints the plan and how long it takes.
-pub fn print_plan(plan: &mut Plan, has_lightswap: bool) -> Result<()> {
-    for (configuration, reason) in preflight::leave_out_impossible(plan, has_lightswap) {
+pub fn print_plan(plan: &mut Plan, programs: &Programs) -> Result<()> {
+    for (configuration, reason) in preflight::leave_out_impossible(plan, programs) {
         say!("left out: {configuration}: {reason}");
     }
     plan.print();

@@ -11,7 +11,9 @@ use crate::grid::execute;
 use crate::journal::Journal;
 use crate::lab::Transport;
 use crate::plan::{Plan, Times, Wishes};
+use crate::protocol::{DataType, Protocol};
 use crate::results::Results;
+use crate::server_kind::ServerKind;
 use crate::value_sizes::ValueSizes;
 use crate::values::ValueKind;
 use crate::ycsb::Workload;
@@ -27,8 +29,24 @@ fn configuration(directory: &Path, name: &str, argument: &str) -> String {
 }
 
 fn plan(configurations: Vec<String>, repetitions: u32) -> Plan {
-    let shape = Shape { records: 200, value_sizes: ValueSizes::fixed(100), value_kind: ValueKind::Random, connections: 4, client_threads: 1 };
-    let wishes = Wishes { quick: true, configurations, workloads: vec![Workload::C], ratios: vec![1.0], repetitions: Some(repetitions), shape };
+    let shape = Shape {
+        records: 200,
+        value_sizes: ValueSizes::fixed(100),
+        value_kind: ValueKind::Random,
+        connections: 4,
+        client_threads: 1,
+        protocol: Protocol::Memcached,
+    };
+    let wishes = Wishes {
+        quick: true,
+        configurations,
+        workloads: vec![Workload::C],
+        ratios: vec![1.0],
+        repetitions: Some(repetitions),
+        server_kind: ServerKind::Memcached,
+        shape,
+        data_type: DataType::Strings,
+    };
     let mut plan = Plan::demo(&wishes).unwrap();
     let short = Duration::from_millis(200);
     plan.times = Times { warm_up: Duration::ZERO, warm_up_max: Duration::ZERO, duration: short, probe_seconds: 1, ..plan.times };
@@ -39,6 +57,8 @@ fn arguments(directory: &Path) -> ServerArguments {
     ServerArguments {
         memcached_stock: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake-memcached")),
         memcached_lightswap: None,
+        redis_stock: "redis-server".into(),
+        redis_lightswap: None,
         directory: directory.join("scratch"),
         transport: Transport::Tcp,
         server_argument: Vec::new(),

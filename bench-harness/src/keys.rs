@@ -36,6 +36,37 @@ pub struct KeyTable {
     existing: AtomicU64,
 }
 
+/// Which versions of a key may be read while nobody writes.
+pub trait Legal: Sync + std::fmt::Debug {
+    fn is_legal_now(&self, key: u64, version: u32) -> bool;
+}
+
+impl Legal for KeyTable {
+    /// What is legal was settled when the last write was answered.
+    fn is_legal_now(&self, key: u64, version: u32) -> bool {
+        self.is_legal(key, self.read_sent(key), version)
+    }
+}
+
+/// What could be read at a moment between two looks at the table, such as the one that a dump holds.
+#[derive(Debug)]
+pub struct Between {
+    before: Vec<Vec<KeyState>>,
+    after: Vec<Vec<KeyState>>,
+    /// Keys that existed before.
+    pub existing: u64,
+}
+
+fn state_in(shards: &[Vec<KeyState>], key: u64) -> KeyState {
+    shards[(key % SHARDS) as usize].get((key / SHARDS) as usize).copied().unwrap_or_default()
+}
+
+impl Legal for Between {
+    fn is_legal_now(&self, key: u64, version: u32) -> bool {
+        version > 0 && version >= state_in(&self.before, key).floor && version <= state_in(&self.after, key).sent
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -99,6 +130,17 @@ impl KeyTable {
     #[inline]
     pub fn is_legal(&self, key: u64, floor: u32, version: u32) -> bool {
         version > 0 && version >= floor && self.with(key, |state| version <= state.sent)
+    }
+
+    fn states(&self) -> Vec<Vec<KeyState>> {
+        self.shards.iter().map(|shard| lock(shard).clone()).collect()
+    }
+
+    /// Does something and tells what could be read at any moment of it.
+    pub fn between<R>(&self, moment: impl FnOnce() -> R) -> (R, Between) {
+        let (existing, before) = (self.existing(), self.states());
+        let result = moment();
+        (result, Between { before, after: self.states(), existing })
     }
 
     /// A key that nobody used before.
@@ -172,6 +214,21 @@ mod tests {
         keys.write_sent(0);
         keys.write_answered(0, false);
         assert!(keys.is_legal(0, keys.read_sent(0), 1));
+    }
+
+    #[test]
+    fn a_dump_may_hold_what_could_be_read_while_it_began() {
+        let keys = KeyTable::new(2);
+        let write = || {
+            keys.write_sent(1);
+            keys.write_answered(1, true);
+        };
+        (0..3).for_each(|_| write());
+        let ((), between) = keys.between(write);
+        write();
+        let legal: Vec<u32> = (0..7).filter(|&version| between.is_legal_now(1, version)).collect();
+        assert_eq!((legal, between.existing), (vec![3, 4], 2));
+        assert!(keys.is_legal_now(1, 5) && !keys.is_legal_now(1, 4));
     }
 
     #[test]

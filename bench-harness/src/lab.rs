@@ -8,7 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Error, Result, anyhow, bail};
 use lightswap::format_size;
 
-use crate::budget::{FixedOverhead, backend_bytes, hash_power, local_memory_bytes, server_memory_mib};
+use crate::budget::{
+    Fixed, FixedOverhead, backend_bytes, hash_power, local_memory_bytes, redis_backend_bytes, redis_local_memory_bytes, redis_values_mib,
+    server_memory_mib,
+};
 use crate::cgroup::{self, Cgroup, KernelSwap};
 use crate::configuration::{Binary, Configuration, Memory, REMOTES, SERVER_THREADS, Settings, VALUE_MEMORY_PERCENT, fill};
 use crate::endpoint::Endpoint;
@@ -18,10 +21,11 @@ use crate::generator::{Generator, Shape};
 use crate::interrupt::{self, Interrupted};
 use crate::journal::{Guard, Journal, Leftover, change_setting};
 use crate::memory_server::MemoryServer;
-use crate::memtier;
+use crate::outside::Outside;
 use crate::process;
 use crate::results::{Details, Run};
 use crate::server::{self, Server};
+use crate::server_kind::{Programs, ServerKind};
 use crate::session::Session;
 use crate::swap::{SwapDevice, SwapKind};
 use crate::units::MIB;
@@ -65,7 +69,7 @@ impl Cell {
     pub fn empty_run(&self, workload: &str, repetition: u32) -> Run {
         Run {
             workload: workload.into(),
-            server: "memcached".into(),
+            server: self.configuration.server_kind.name().into(),
             configuration: self.configuration.name.clone(),
             backend: self.configuration.backend.clone(),
             local_memory_ratio: self.ratio,
@@ -78,6 +82,8 @@ impl Cell {
                 value_size_bytes: self.shape.value_sizes.mean(),
                 value_mix: self.shape.value_sizes.mix(),
                 value_kind: self.shape.value_kind.name().into(),
+                data_type: self.shape.protocol.data_type().name().into(),
+                is_indexed: self.shape.protocol.is_indexed(),
                 ..Details::default()
             },
             ..Run::default()
@@ -85,12 +91,18 @@ impl Cell {
     }
 
     pub fn memory_mib(&self) -> u64 {
-        server_memory_mib(self.shape.records, &self.shape.value_sizes)
+        match self.configuration.server_kind {
+            ServerKind::Memcached => server_memory_mib(self.shape.records, &self.shape.value_sizes),
+            ServerKind::Redis => redis_values_mib(self.shape.records, &self.shape.value_sizes),
+        }
     }
 
     /// Room for all pages in a swap device, a backend, or a process of its own.
     pub fn backend_bytes(&self) -> u64 {
-        backend_bytes(self.memory_mib())
+        match self.configuration.server_kind {
+            ServerKind::Memcached => backend_bytes(self.memory_mib()),
+            ServerKind::Redis => redis_backend_bytes(self.memory_mib()),
+        }
     }
 
     /// The part of it that lies in the server's process, where one does.
@@ -111,6 +123,9 @@ impl std::fmt::Display for NotPossible {
 
 impl std::error::Error for NotPossible {}
 
+/// What Redis writes its dumps to, in the harness's directory.
+pub const DUMP: &str = "lightswap-bench.rdb";
+
 /// Who loads them: keys differ.
 #[derive(Debug, Clone, Copy)]
 enum Records<'p> {
@@ -118,7 +133,7 @@ enum Records<'p> {
     Own {
         rate: Option<f64>,
     },
-    Memtier(&'p Path),
+    Others(&'p Outside),
 }
 
 /// How the memory of a cell is divided.
@@ -130,20 +145,23 @@ pub struct MemoryPlan {
     pub in_process_bytes: Option<u64>,
     pub local_memory_bytes: Option<u64>,
     pub extstore: Option<extstore::Plan>,
+    /// Where it was measured.
+    pub fixed: Option<Fixed>,
 }
 
 #[derive(Debug)]
 pub struct Lab<'a> {
     journal: &'a Journal,
     pub directory: PathBuf,
-    pub stock: Option<PathBuf>,
-    pub lightswap: Option<PathBuf>,
+    pub programs: Programs,
     pub transport: Transport,
     /// Given to every server, and to patched ones only.
     pub server_arguments: Vec<String>,
     pub lightswap_arguments: Vec<String>,
-    /// What stock memcached needs resident for the records; memory limits are parts of it.
+    /// What the stock server needs resident for the records; memory limits are parts of it.
     data_bytes: Vec<(Shape, u64)>,
+    /// What Redis with Lightswap needs beside its local memory, for each program.
+    fixed: Vec<(Shape, PathBuf, Fixed)>,
     swap_devices: Vec<(SwapKind, SwapDevice<'a>, u64)>,
     limits_memory: bool,
 }
@@ -160,12 +178,12 @@ impl<'a> Lab<'a> {
         Ok(Self {
             journal,
             directory: directory.to_owned(),
-            stock: None,
-            lightswap: None,
+            programs: Programs::default(),
             transport: Transport::Tcp,
             server_arguments: Vec::new(),
             lightswap_arguments: Vec::new(),
             data_bytes: Vec::new(),
+            fixed: Vec::new(),
             swap_devices: Vec::new(),
             limits_memory: cgroup::obstacle().is_none(),
         })
@@ -180,17 +198,13 @@ impl<'a> Lab<'a> {
         self.limits_memory
     }
 
-    pub fn binary(&self, binary: Binary) -> Result<&Path> {
-        let (path, option) = match binary {
-            Binary::Stock => (&self.stock, "--memcached-stock"),
-            Binary::Lightswap => (&self.lightswap, "--memcached-lightswap"),
-        };
-        path.as_deref().with_context(|| format!("no server binary for this configuration; give {option} PATH"))
+    pub fn program(&self, kind: ServerKind, binary: Binary) -> Result<&Path> {
+        self.programs.find(kind, binary).with_context(|| format!("no server binary for this configuration; give {} PATH", kind.option(binary)))
     }
 
     /// The program of a configuration: its own, or that of the command line.
     pub fn server_of<'s>(&'s self, configuration: &'s Configuration) -> Result<&'s Path> {
-        configuration.server.as_deref().map_or_else(|| self.binary(configuration.binary), Ok)
+        configuration.server.as_deref().map_or_else(|| self.program(configuration.server_kind, configuration.binary), Ok)
     }
 
     pub fn set_data_bytes(&mut self, shape: Shape, bytes: u64) {
@@ -200,6 +214,19 @@ impl<'a> Lab<'a> {
 
     pub fn data_bytes(&self, shape: &Shape) -> Option<u64> {
         self.data_bytes.iter().find(|(known, _)| known == shape).map(|(_, bytes)| *bytes)
+    }
+
+    pub fn set_fixed(&mut self, shape: Shape, program: PathBuf, fixed: Fixed) {
+        self.fixed.push((shape, program, fixed));
+    }
+
+    pub fn fixed(&self, shape: &Shape, program: &Path) -> Option<Fixed> {
+        self.fixed.iter().find(|(known, of, _)| known == shape && of == program).map(|(.., fixed)| *fixed)
+    }
+
+    /// Looks at the program of a configuration before anything starts.
+    pub fn check_program(&self, configuration: &Configuration) -> Result<String> {
+        configuration.server_kind.check(self.server_of(configuration)?, configuration.binary)
     }
 
     /// Makes the swap device of a configuration, once for all its sessions; a larger one if it is too small.
@@ -230,6 +257,22 @@ impl<'a> Lab<'a> {
         plan.limit_bytes = Some(limit_bytes);
         let server_threads = configuration.server_threads(&cell.settings)?;
         match configuration.memory {
+            Memory::Local if configuration.server_kind == ServerKind::Redis => {
+                let fixed =
+                    self.fixed(&cell.shape, self.server_of(configuration)?).context("what Redis needs beside its local memory was not measured")?;
+                let beside = fixed.with_margin(cell.shape.connections, cell.shape.protocol.is_indexed());
+                let local = redis_local_memory_bytes(limit_bytes, beside).ok_or_else(|| {
+                    NotPossible(format!(
+                        "a limit of {} leaves no local memory beside the {} that keys, other metadata, buffers and the process take; use larger values or a \
+                         larger --ratio",
+                        format_size(limit_bytes),
+                        format_size(beside)
+                    ))
+                })?;
+                plan.local_memory_bytes = Some(local);
+                plan.in_process_bytes = configuration.backend_in_process.then(|| cell.pool_bytes());
+                plan.fixed = Some(fixed);
+            }
             Memory::Local => {
                 let overhead = FixedOverhead {
                     server_memory_mib: cell.memory_mib(),
@@ -266,9 +309,11 @@ impl<'a> Lab<'a> {
         Ok(plan)
     }
 
-    fn endpoint(&self) -> Result<Endpoint> {
+    fn endpoint(&self, kind: ServerKind) -> Result<Endpoint> {
         Ok(match self.transport {
             Transport::Tcp => Endpoint::Tcp(([127, 0, 0, 1], server::free_port()?).into()),
+            // From the root, as Redis changes its directory.
+            Transport::Unix if kind == ServerKind::Redis => Endpoint::Unix(std::path::absolute(self.directory.join("lightswap-bench.socket"))?),
             Transport::Unix => Endpoint::Unix(self.directory.join("lightswap-bench.socket")),
         })
     }
@@ -292,9 +337,62 @@ impl<'a> Lab<'a> {
         bail!("{}: records are evicted even when they are loaded at {slowest:.0}/s", cell.label())
     }
 
-    /// The same with the records of memtier_benchmark.
-    pub fn memtier_session(&self, cell: &Cell, program: &Path) -> Result<Session<'_>> {
-        self.start(cell, self.memory_plan(cell)?, Records::Memtier(program))
+    /// What other runs have measured of these records with the programs of this lab.
+    pub fn take_over(&mut self, shape: Shape, runs: &[Run]) -> Result<()> {
+        let is_of_them = |run: &&Run| {
+            let details = &run.details;
+            let same_values = details.value_size_bytes == shape.value_sizes.mean() && details.value_mix == shape.value_sizes.mix();
+            (run.server.as_str(), details.records, same_values) == (shape.protocol.server(), shape.records, true)
+                && (details.data_type.as_str(), details.value_kind.as_str()) == (shape.protocol.data_type().name(), shape.value_kind.name())
+                && (details.is_indexed, run.connections, details.error.is_none()) == (shape.protocol.is_indexed(), shape.connections, true)
+        };
+        for run in runs.iter().filter(is_of_them) {
+            let details = &run.details;
+            if run.limit_bytes.is_some() && self.data_bytes(&shape).is_none() {
+                self.set_data_bytes(shape, details.data_bytes);
+            }
+            if let (Some(bytes), Some(bytes_per_key)) = (details.fixed_bytes, details.fixed_bytes_per_key) {
+                let program = self.program(ServerKind::Redis, Binary::Lightswap)?.to_owned();
+                if self.fixed(&shape, &program).is_none() {
+                    self.set_fixed(shape, program, Fixed { bytes, bytes_per_key });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a dump that would go with its server.
+    pub fn take_dump(&self, from: &str, to: &str) -> Result<Guard<'a>> {
+        let (from, to) = (self.directory.join(from), self.directory.join(to));
+        let guard = scratch_file(self.journal, &to)?;
+        std::fs::rename(&from, &to).with_context(|| format!("there is no dump {}", from.display()))?;
+        Ok(guard)
+    }
+
+    /// A stock Redis with what is in a dump.
+    pub fn start_on_dump(&self, name: &str) -> Result<(Server<'a>, Vec<Guard<'a>>)> {
+        let kind = ServerKind::Redis;
+        let (endpoint, directory) = (self.endpoint(kind)?, std::path::absolute(&self.directory)?);
+        let log = self.directory.join("lightswap-bench.dump-log");
+        let mut files = vec![scratch_file(self.journal, &log)?];
+        if let Endpoint::Unix(path) = &endpoint {
+            files.push(scratch_file(self.journal, path)?);
+        }
+        let directory = directory.to_string_lossy();
+        let words = ["--save", "", "--appendonly", "no", "--dir", &directory, "--dbfilename", name];
+        let arguments = [words.map(str::to_owned).to_vec(), kind.arguments(&endpoint, is_root())].concat();
+        let server = Server::start(self.journal, (kind, self.program(kind, Binary::Stock)?), &arguments, endpoint, &log, None)?;
+        Ok((server, files))
+    }
+
+    /// Without a limit, and with as little local memory: to see what else the server needs.
+    pub fn unlimited_session(&self, cell: &Cell, local_memory_bytes: u64) -> Result<Session<'_>> {
+        self.start(cell, MemoryPlan { local_memory_bytes: Some(local_memory_bytes), ..MemoryPlan::default() }, Records::Own { rate: None })
+    }
+
+    /// The same with the records of another load generator.
+    pub fn outside_session(&self, cell: &Cell, outside: &Outside) -> Result<Session<'_>> {
+        self.start(cell, self.memory_plan(cell)?, Records::Others(outside))
     }
 
     /// The server's arguments and the files that it makes.
@@ -310,12 +408,19 @@ impl<'a> Lab<'a> {
         values.insert("max_connections", (cell.shape.connections + 64).max(1024).to_string());
         values.insert("memory_mib", cell.memory_mib().to_string());
         values.insert("hash_power", hash_power(cell.shape.records).to_string());
+        let kind = configuration.server_kind;
+        // Redis changes its directory to where it writes its dumps.
+        let directory = if kind == ServerKind::Redis { std::path::absolute(&self.directory)? } else { self.directory.clone() };
         let mut files = Vec::new();
         let mut scratch = |name: &str| -> Result<String> {
-            let path = self.directory.join(name);
+            let path = directory.join(name);
             files.push(scratch_file(self.journal, &path)?);
             Ok(path.to_string_lossy().into_owned())
         };
+        if kind == ServerKind::Redis {
+            values.insert("directory", directory.to_string_lossy().into_owned());
+            scratch(DUMP)?;
+        }
         if let Endpoint::Unix(_) = endpoint {
             scratch("lightswap-bench.socket")?;
         }
@@ -332,13 +437,7 @@ impl<'a> Lab<'a> {
         }
         values.extend(REMOTES.into_iter().zip(memory_servers.iter().map(MemoryServer::url)));
         let mut arguments = configuration.arguments.iter().map(|template| fill(template, &values)).collect::<Result<Vec<_>>>()?;
-        match endpoint {
-            Endpoint::Tcp(address) => arguments.extend(["-l".into(), address.ip().to_string(), "-p".into(), address.port().to_string()]),
-            Endpoint::Unix(path) => arguments.extend(["-s".into(), path.to_string_lossy().into_owned()]),
-        }
-        if is_root() {
-            arguments.extend(["-u".into(), "root".into()]);
-        }
+        arguments.extend(kind.arguments(endpoint, is_root()));
         if plan.local_memory_bytes.is_some() {
             arguments.extend_from_slice(&self.lightswap_arguments);
         }
@@ -372,11 +471,11 @@ impl<'a> Lab<'a> {
 
         // Before the server, which connects to them, and outside its cgroup: another machine's memory is not the server's.
         let memory_servers = MemoryServer::start_all(self.journal, configuration.memory_servers, cell.backend_bytes())?;
-        let endpoint = self.endpoint()?;
+        let endpoint = self.endpoint(configuration.server_kind)?;
         let (arguments, mut files) = self.arguments(cell, plan, &endpoint, &memory_servers)?;
         let log = self.directory.join("lightswap-bench.server-log");
         files.push(scratch_file(self.journal, &log)?);
-        let mut server = Server::start(self.journal, binary, &arguments, endpoint, &log, cgroup.as_ref())
+        let mut server = Server::start(self.journal, (configuration.server_kind, binary), &arguments, endpoint, &log, cgroup.as_ref())
             .with_context(|| format!("{} does not start", cell.label()))?;
         let label = format!("{}: loading", cell.label());
         let loaded = (|| {
@@ -386,7 +485,7 @@ impl<'a> Lab<'a> {
             let mut generator = Generator::connect(server.endpoint(), cell.shape)?;
             match records {
                 Records::Own { rate } => generator.load_slowly(&label, rate)?,
-                Records::Memtier(program) => memtier::load(program, server.endpoint(), cell.shape)?,
+                Records::Others(outside) => outside.load(server.endpoint(), cell.shape)?,
             }
             Ok(generator)
         })();
@@ -412,7 +511,7 @@ impl<'a> Lab<'a> {
             plan,
             load_rate: match records {
                 Records::Own { rate } => rate,
-                Records::Memtier(_) => None,
+                Records::Others(_) => None,
             },
             data_bytes,
             server_command: words.map(|word| without_machine_paths(&word)).collect::<Vec<_>>().join(" "),

@@ -9,10 +9,8 @@ use crate::client::Fleet;
 use crate::interrupt;
 use crate::keys::KeyTable;
 use crate::poller::NO_EVENT;
-use crate::protocol::{Parsed, Reply, Store, append_store, parse_store_reply};
+use crate::protocol::{Parsed, Records, Reply, Store};
 use crate::stall::STALL_LIMIT;
-use crate::value_sizes::ValueSizes;
-use crate::values::ValueKind;
 
 /// Bytes of requests that one connection has under way.
 const PIPELINE_BYTES: usize = 32 * 1024;
@@ -32,8 +30,7 @@ pub struct LoadShared {
 pub struct Loader<'a> {
     pub fleet: &'a mut Fleet,
     pub keys: &'a KeyTable,
-    pub value_sizes: ValueSizes,
-    pub value_kind: ValueKind,
+    pub form: Records,
     /// This thread sets the keys `first`, `first + step`, ... below `records`.
     pub first: u64,
     pub step: u64,
@@ -45,7 +42,7 @@ pub struct Loader<'a> {
 impl Loader<'_> {
     pub fn run(self, shared: &LoadShared) -> Result<()> {
         let Fleet { connections, poller } = self.fleet;
-        let batch = (PIPELINE_BYTES / self.value_sizes.mean()).clamp(1, 64);
+        let batch = (PIPELINE_BYTES / self.form.value_sizes.mean()).clamp(1, 64);
         let mut next = self.first;
         let started = Instant::now();
         let is_due = |next: u64| {
@@ -81,7 +78,7 @@ impl Loader<'_> {
                         None => break,
                     };
                     let version = self.keys.write_sent(key);
-                    append_store(Store::Set, key, version, self.value_kind, self.value_sizes.of(key), &mut connection.output);
+                    self.form.append_write(Store::Load, key, version, &mut connection.output);
                     under_way[token].push_back(key);
                 }
                 if connection.output.is_empty() {
@@ -107,14 +104,14 @@ impl Loader<'_> {
                 last_answer = Instant::now();
                 let mut used = 0;
                 loop {
-                    let (stored, length) = match parse_store_reply(&connection.input()[used..]) {
+                    let (stored, length) = match self.form.parse_write(Store::Load, &connection.input()[used..]) {
                         Parsed::Incomplete => break,
                         Parsed::Complete(Reply::Refused(text), length) => {
                             last_refusal = String::from_utf8_lossy(text).into_owned();
                             (false, length)
                         }
                         Parsed::Complete(_, length) => (true, length),
-                        Parsed::Garbled => bail!("the server's answer to a set is no memcached protocol"),
+                        Parsed::Garbled => bail!("the server's answer to a write is no {} protocol", self.form.protocol.server()),
                     };
                     used += length;
                     let Some(key) = under_way[token].pop_front() else {
@@ -138,7 +135,7 @@ impl Loader<'_> {
                 shared.refused.fetch_add(refused, Ordering::Relaxed);
                 if last_success.elapsed() > REFUSALS_TIMEOUT {
                     bail!(
-                        "the server refuses records for {} s with {last_refusal:?}; give it more memory (-m) or load fewer records",
+                        "the server refuses records for {} s with {last_refusal:?}; give it more memory or load fewer records",
                         REFUSALS_TIMEOUT.as_secs()
                     );
                 }

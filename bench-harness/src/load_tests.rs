@@ -20,27 +20,28 @@ use crate::cli::Cli;
 use crate::endpoint::Endpoint;
 use crate::execute;
 use crate::generator::{Generator, Shape};
+use crate::protocol::Protocol;
 use crate::value_sizes::ValueSizes;
 use crate::values::ValueKind;
 use crate::verify::Verified;
 use crate::ycsb::append_key;
 
 /// True: success. False: it ran, but found wrong values.
-fn bench(arguments: &[&str]) -> Result<bool> {
+pub fn bench(arguments: &[&str]) -> Result<bool> {
     let words = std::iter::once("lightswap-bench").chain(arguments.iter().copied());
     execute(&Cli::try_parse_from(words)?)
 }
 
-struct Scratch(PathBuf);
+pub struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("lightswap-bench-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a scratch directory");
         Self(path)
     }
 
-    fn file(&self, name: &str) -> String {
+    pub fn file(&self, name: &str) -> String {
         self.0.join(name).to_string_lossy().into_owned()
     }
 }
@@ -51,7 +52,7 @@ impl Drop for Scratch {
     }
 }
 
-fn runs(file: &str) -> Vec<Value> {
+pub fn runs(file: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(file).expect("a result file");
     let results: Value = serde_json::from_str(&text).expect("JSON");
     results["runs"].as_array().expect("runs").clone()
@@ -146,7 +147,14 @@ fn verifying_finds_what_is_missing_and_what_is_wrong() {
     let Some(_memcached) = start_memcached(&socket, 64) else {
         return;
     };
-    let shape = Shape { records: 1_000, value_sizes: ValueSizes::fixed(100), value_kind: ValueKind::Random, connections: 8, client_threads: 2 };
+    let shape = Shape {
+        records: 1_000,
+        value_sizes: ValueSizes::fixed(100),
+        value_kind: ValueKind::Random,
+        connections: 8,
+        client_threads: 2,
+        protocol: Protocol::Memcached,
+    };
     let mut generator = Generator::connect(&Endpoint::Unix(socket.clone().into()), shape).expect("connections");
     generator.load("loading").expect("a load");
     let good = Verified { records: 1_000, ..Verified::default() };

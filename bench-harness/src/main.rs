@@ -5,6 +5,7 @@
 #[macro_use]
 mod output;
 
+mod bgsave;
 mod budget;
 mod cgroup;
 mod chart;
@@ -31,6 +32,8 @@ mod keys;
 mod lab;
 mod load;
 #[cfg(test)]
+mod load_redis_tests;
+#[cfg(test)]
 mod load_tests;
 mod memory_server;
 mod memtier;
@@ -39,6 +42,7 @@ mod null_server;
 mod out_file;
 mod outage_record;
 mod outcome;
+mod outside;
 mod pace;
 mod plan;
 mod poller;
@@ -47,10 +51,17 @@ mod process;
 mod progress;
 mod protocol;
 mod random;
+mod redis_benchmark;
+mod redis_client;
+mod redis_memory;
 mod report;
+mod resident_sampler;
 mod results;
 mod resume;
+mod save_record;
+mod scan;
 mod server;
+mod server_kind;
 mod server_statistics;
 mod session;
 mod stall;
@@ -82,6 +93,7 @@ fn execute(cli: &Cli) -> Result<bool> {
     match &cli.command {
         Command::Demo(arguments) => demo::demo(arguments),
         Command::DemoRemote(options) => demo_remote::run(options),
+        Command::Bgsave(options) => bgsave::run(options),
         Command::Grid(arguments) => demo::grid(arguments),
         Command::Configurations => commands::configurations(),
         Command::Run(arguments) => commands::run(arguments),

@@ -5,13 +5,10 @@
 //! server that pages look several times better than it is. It checks no values, so a `Run` of it has no wrong ones whatever it read.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek};
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::process::CommandExt;
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -20,15 +17,13 @@ use serde_json::Value;
 
 use crate::endpoint::Endpoint;
 use crate::generator::Shape;
-use crate::interrupt;
+use crate::outside::{GRACE, execute, nameless_file};
+use crate::protocol::Protocol;
 use crate::results::{Details, EXTERNAL, Run};
-use crate::stall;
+use crate::server_kind::on_path;
 use crate::tally::LatencyUs;
 
 pub const NAME: &str = "memtier_benchmark";
-/// How much longer than asked for it may take.
-const GRACE: Duration = Duration::from_secs(30);
-const LOOK_AT_SERVER: Duration = Duration::from_secs(2);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// How keys are drawn.
@@ -81,8 +76,7 @@ impl Plan {
 
 /// The program on PATH.
 pub fn find() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join(NAME)).find(|file| file.is_file())
+    Some(on_path(Path::new(NAME))).filter(|path| path.is_file())
 }
 
 fn common_arguments(endpoint: &Endpoint, shape: &Shape) -> Vec<String> {
@@ -91,7 +85,7 @@ fn common_arguments(endpoint: &Endpoint, shape: &Shape) -> Vec<String> {
         Endpoint::Unix(path) => vec![format!("--unix-socket={}", path.display())],
     };
     arguments.extend([
-        "--protocol=memcache_text".into(),
+        format!("--protocol={}", if shape.protocol == Protocol::Memcached { "memcache_text" } else { "redis" }),
         format!("--threads={}", shape.client_threads),
         format!("--clients={}", shape.connections / shape.client_threads),
         "--key-minimum=1".into(),
@@ -140,12 +134,13 @@ pub fn run(program: &Path, endpoint: &Endpoint, plan: &Plan) -> Result<Run> {
     let mut json = nameless_file("its results")?;
     let path = format!("/proc/{}/fd/{}", std::process::id(), json.as_raw_fd());
     let arguments = [arguments(plan.duration), vec![format!("--json-out-file={path}")]].concat();
-    let cpu_seconds = execute(program, endpoint, &arguments, plan.duration + GRACE)?;
+    let (cpu_seconds, _) = execute(program, endpoint, &arguments, plan.duration + GRACE)?;
     let mut text = Vec::new();
     json.read_to_end(&mut text).context("cannot read the results of memtier_benchmark")?;
     let mut run = parse(&String::from_utf8_lossy(&text)).with_context(|| format!("{} wrote results that are of no use", program.display()))?;
 
     run.workload = plan.workload();
+    run.server = shape.protocol.server().into();
     run.connections = shape.connections / shape.client_threads * shape.client_threads;
     run.details.transport = match endpoint {
         Endpoint::Tcp(_) => "tcp".into(),
@@ -158,83 +153,6 @@ pub fn run(program: &Path, endpoint: &Endpoint, plan: &Plan) -> Result<Run> {
     run.details.warm_up_seconds = plan.warm_up.as_secs_f64();
     run.details.generator_cpu_seconds = cpu_seconds;
     Ok(run)
-}
-
-/// A file in memory, of which nothing is left whatever ends this process.
-fn nameless_file(purpose: &str) -> Result<File> {
-    // SAFETY: the name is a terminated string; the new descriptor has no other owner.
-    unsafe {
-        match libc::memfd_create(c"lightswap-bench-memtier".as_ptr(), libc::MFD_CLOEXEC) {
-            -1 => Err(std::io::Error::last_os_error()).with_context(|| format!("cannot make a file for memtier_benchmark and {purpose}")),
-            descriptor => Ok(File::from_raw_fd(descriptor)),
-        }
-    }
-}
-
-/// Runs the program to its end and tells its CPU seconds. Bounded in time, and ended by a signal to this process.
-fn execute(program: &Path, endpoint: &Endpoint, arguments: &[String], limit: Duration) -> Result<f64> {
-    let name = program.display();
-    let mut log = nameless_file("what it says")?;
-    let output = log.try_clone().context("cannot share the log of memtier_benchmark")?;
-    let errors = output.try_clone().context("cannot share the log of memtier_benchmark")?;
-    let mut command = Command::new(program);
-    // Ctrl-C is for us.
-    command.args(arguments).stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
-    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-    let result = await_end(&mut child, endpoint, limit);
-    if result.is_err() {
-        // Both fail only if it has ended already.
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-    let mut text = Vec::new();
-    // Without its last lines the failure is still told.
-    let _ = log.rewind().and_then(|()| log.read_to_end(&mut text));
-    let text = String::from_utf8_lossy(&text);
-    let (code, cpu_seconds) = result.with_context(|| format!("{name} {}", arguments.join(" ")))?;
-    if code != Some(0) {
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = lines[lines.len().saturating_sub(5)..].join("\n  ");
-        bail!(
-            "{name} {} failed ({}); its last lines:\n  {tail}",
-            arguments.join(" "),
-            code.map_or("by a signal".into(), |code| format!("exit code {code}"))
-        );
-    }
-    Ok(cpu_seconds)
-}
-
-/// Exit code, if it was no signal, and CPU seconds.
-fn await_end(child: &mut Child, endpoint: &Endpoint, limit: Duration) -> Result<(Option<i32>, f64)> {
-    let pid = i32::try_from(child.id()).context("process ids are small")?;
-    let end = Instant::now() + limit;
-    let mut next_look = Instant::now() + LOOK_AT_SERVER;
-    loop {
-        let mut status = 0;
-        // SAFETY: an all-zero rusage is valid, and both pointers are valid for writing during the call. The child is ours and was not waited for.
-        let (waited, usage) = unsafe {
-            let mut usage: libc::rusage = std::mem::zeroed();
-            (libc::wait4(pid, &mut status, libc::WNOHANG, &mut usage), usage)
-        };
-        if waited == pid {
-            let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-            let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
-            return Ok((code, seconds(usage.ru_utime) + seconds(usage.ru_stime)));
-        }
-        if waited < 0 {
-            return Err(std::io::Error::last_os_error()).context("cannot wait for it");
-        }
-        interrupt::check()?;
-        if Instant::now() > end {
-            bail!("it did not end within {} s", limit.as_secs());
-        }
-        if Instant::now() > next_look {
-            // It would wait for a stuck server for ever.
-            stall::check_alive(endpoint)?;
-            next_look = Instant::now() + LOOK_AT_SERVER;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -307,7 +225,6 @@ fn parse(text: &str) -> Result<Run> {
         }
     }
     Ok(Run {
-        server: "memcached".into(),
         configuration: EXTERNAL.into(),
         backend: "unknown".into(),
         local_memory_ratio: 1.0,
@@ -391,8 +308,14 @@ mod tests {
             );
             fs::write(&program, script).unwrap();
             fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-            let shape =
-                Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 64, client_threads: 2 };
+            let shape = Shape {
+                records: 500,
+                value_sizes: ValueSizes::fixed(1_000),
+                value_kind: ValueKind::Random,
+                connections: 64,
+                client_threads: 2,
+                protocol: Protocol::Memcached,
+            };
             let plan = Plan { shape, pattern: Pattern::Uniform, percent_writes: 10, warm_up: Duration::ZERO, duration: Duration::from_secs(1) };
             run(&program, &"127.0.0.1:7".parse().unwrap(), &plan)
         };
@@ -405,7 +328,14 @@ mod tests {
 
     #[test]
     fn arguments_fit_the_plan() {
-        let shape = Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 64, client_threads: 2 };
+        let shape = Shape {
+            records: 500,
+            value_sizes: ValueSizes::fixed(1_000),
+            value_kind: ValueKind::Random,
+            connections: 64,
+            client_threads: 2,
+            protocol: Protocol::Memcached,
+        };
         let plan = Plan { shape, pattern: Pattern::Zipfian, percent_writes: 5, warm_up: Duration::ZERO, duration: Duration::from_millis(1_500) };
         let endpoint: Endpoint = "127.0.0.1:7".parse().unwrap();
         let line = [common_arguments(&endpoint, &shape), run_arguments(&plan, plan.duration)].concat().join(" ");

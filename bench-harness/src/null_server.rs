@@ -142,6 +142,7 @@ mod tests {
     use super::*;
     use crate::generator::{Generator, Shape, TimedRun, WarmUp};
     use crate::outcome::Sample;
+    use crate::protocol::Protocol;
     use crate::ycsb::Workload;
 
     fn answers(input: &[u8]) -> (usize, String) {
@@ -170,12 +171,27 @@ mod tests {
         let endpoint = Endpoint::Tcp(([127, 0, 0, 1], crate::server::free_port().unwrap()).into());
         let listener = endpoint.listen().unwrap();
         std::thread::spawn(move || serve_all(&listener, &Records::new(500, ValueSizes::fixed(1_000))));
-        let shape = Shape { records: 500, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 8, client_threads: 2 };
+        let shape = Shape {
+            records: 500,
+            value_sizes: ValueSizes::fixed(1_000),
+            value_kind: ValueKind::Random,
+            connections: 8,
+            client_threads: 2,
+            protocol: Protocol::Memcached,
+        };
         let mut generator = Generator::connect(&endpoint, shape).unwrap();
         generator.load("loading").unwrap();
         let mut run = |workload| {
             let warm_up = WarmUp::of_time(Duration::ZERO);
-            let run = TimedRun { workload, distribution: None, warm_up, duration: Duration::from_millis(200), due_per_second: None, seed: 1 };
+            let run = TimedRun {
+                workload,
+                distribution: None,
+                warm_up,
+                duration: Duration::from_millis(200),
+                due_per_second: None,
+                probe_per_second: None,
+                seed: 1,
+            };
             generator.run("null", run, |_| Ok(Sample::default())).unwrap().tally
         };
         let reads = run(Workload::Uniform);

@@ -14,6 +14,8 @@ pub const PIECE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Outcome {
     pub tally: Tally,
+    /// Of the reads of keys that stay in memory.
+    pub probe: Option<Tally>,
     pub measured: Duration,
     pub warm_up: Duration,
     /// Since the records were loaded, until measuring began.
@@ -28,14 +30,23 @@ impl Outcome {
         self.tally.operations as f64 / self.measured.as_secs_f64().max(1e-9)
     }
 
+    /// Of the load and of the probe.
+    pub fn wrong_values(&self) -> u64 {
+        self.tally.wrong_values + self.probe.as_ref().map_or(0, |probe| probe.wrong_values)
+    }
+
     /// All details that the load generator knows.
     pub fn details(&self, shape: &Shape, run: &TimedRun) -> Details {
         let tally = &self.tally;
+        let of_probe = |count: fn(&Tally) -> u64| self.probe.as_ref().map_or(0, count);
+        let first = |example: fn(&Tally) -> &Option<String>| example(tally).clone().or_else(|| example(self.probe.as_ref()?).clone());
         Details {
             records: shape.records,
             value_size_bytes: shape.value_sizes.mean(),
             value_mix: shape.value_sizes.mix(),
             value_kind: shape.value_kind.name().into(),
+            data_type: shape.protocol.data_type().name().into(),
+            is_indexed: shape.protocol.is_indexed(),
             warm_up_seconds: self.warm_up.as_secs_f64(),
             warm_up_operations: self.warm_up_operations,
             duration_seconds: self.measured.as_secs_f64(),
@@ -45,9 +56,11 @@ impl Outcome {
             unfinished_operations: tally.unfinished,
             latency_by_operation_us: tally.latency_by_operation(),
             latency_buckets: tally.latency_buckets(),
-            server_errors: tally.server_errors,
-            first_server_error: tally.first_server_error.clone(),
-            first_wrong_value: tally.first_wrong_value.clone(),
+            resident_reads: of_probe(|probe| probe.operations),
+            resident_latency_us: self.probe.as_ref().filter(|probe| probe.operations > 0).map(Tally::latency),
+            server_errors: tally.server_errors + of_probe(|probe| probe.server_errors),
+            first_server_error: first(|tally| &tally.first_server_error),
+            first_wrong_value: first(|tally| &tally.first_wrong_value),
             distribution: run.distribution().name().into(),
             generator: GENERATOR.into(),
             due_per_second: run.due_per_second,

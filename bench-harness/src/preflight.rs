@@ -1,5 +1,6 @@
 //! What a plan needs of the machine, checked before anything starts, all at once.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -12,9 +13,10 @@ use lightswap::format_size;
 use crate::configuration::{Binary, Memory};
 use crate::lab::{Cell, Lab, NotPossible};
 use crate::memtier;
-use crate::plan::{MEMTIER_STAGE, Plan, Target};
+use crate::plan::{MEMTIER_STAGE, Plan, REDIS_BENCHMARK_STAGE, Target};
 use crate::process::kib_field;
-use crate::server;
+use crate::redis_benchmark;
+use crate::server_kind::{Programs, ServerKind};
 use crate::swap::{SwapKind, free_bytes};
 use crate::units::MIB;
 
@@ -67,16 +69,22 @@ pub fn default_cell(target: &Target) -> Cell {
 }
 
 /// Leaves out of the plan what cannot run here, with the reasons.
-pub fn leave_out_impossible(plan: &mut Plan, has_lightswap: bool) -> Vec<(String, String)> {
+pub fn leave_out_impossible(plan: &mut Plan, programs: &Programs) -> Vec<(String, String)> {
     let mut left_out = Vec::new();
-    if plan.stages.iter().any(|stage| stage.name == MEMTIER_STAGE) && memtier::find().is_none() {
-        plan.stages.retain(|stage| stage.name != MEMTIER_STAGE);
-        left_out.push((memtier::NAME.into(), "it is not on PATH".into()));
+    let second_opinions = [
+        (MEMTIER_STAGE, memtier::NAME, memtier::find(), "it is not on PATH"),
+        (REDIS_BENCHMARK_STAGE, redis_benchmark::NAME, redis_benchmark::find(programs), "it is neither beside redis-server nor on PATH"),
+    ];
+    for (stage, name, found, reason) in second_opinions {
+        if found.is_none() && plan.stages.iter().any(|other| other.name == stage) {
+            plan.stages.retain(|other| other.name != stage);
+            left_out.push((name.into(), reason.into()));
+        }
     }
     for configuration in plan.configurations() {
         let no_binary = || {
-            (configuration.binary == Binary::Lightswap && configuration.server.is_none() && !has_lightswap)
-                .then(|| "no --memcached-lightswap PATH was given".to_owned())
+            let (kind, binary) = (configuration.server_kind, configuration.binary);
+            (configuration.server.is_none() && programs.find(kind, binary).is_none()).then(|| format!("no {} PATH was given", kind.option(binary)))
         };
         if let Some(reason) = configuration.obstacle().or_else(no_binary) {
             plan.leave_out(&configuration.name);
@@ -91,16 +99,16 @@ pub fn check(plan: &Plan, lab: &Lab<'_>) -> Result<()> {
     let mut missing = Vec::new();
     let configurations = plan.configurations();
     let (own, usual): (Vec<_>, Vec<_>) = configurations.iter().partition(|configuration| configuration.server.is_some());
-    let binaries: Vec<Binary> = usual.iter().map(|configuration| configuration.binary).collect();
-    for binary in [Binary::Stock, Binary::Lightswap] {
-        // The size of the data, which limits are parts of, is what stock memcached needs.
-        let needed = binary == Binary::Stock || binaries.contains(&binary);
-        if needed && let Err(error) = lab.binary(binary).and_then(server::version) {
+    let of_each: BTreeSet<ServerKind> = configurations.iter().map(|configuration| configuration.server_kind).collect();
+    for (kind, binary) in of_each.into_iter().flat_map(|kind| [Binary::Stock, Binary::Lightswap].map(|binary| (kind, binary))) {
+        // The size of the data, which limits are parts of, is what the stock server needs.
+        let needed = binary == Binary::Stock || usual.iter().any(|configuration| (configuration.server_kind, configuration.binary) == (kind, binary));
+        if needed && let Err(error) = lab.program(kind, binary).and_then(|program| kind.check(program, binary)) {
             missing.push(format!("{error:#}"));
         }
     }
     for configuration in own {
-        if let Err(error) = lab.server_of(configuration).and_then(server::version) {
+        if let Err(error) = lab.check_program(configuration) {
             missing.push(format!("{}: {error:#}", configuration.name));
         }
     }
@@ -241,7 +249,7 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("lightswap-bench-test-{}-preflight", std::process::id()));
         let journal = Journal::open_in(&directory).unwrap();
         let mut lab = Lab::new(&journal, &directory).unwrap();
-        lab.stock = Some("/nowhere/memcached".into());
+        lab.programs.memcached_stock = Some("/nowhere/memcached".into());
         let huge = crate::generator::Shape { records: 900_000_000_000, ..wishes().shape };
         let plan = Plan::demo(&Wishes { shape: huge, ..wishes() }).unwrap();
         let error = check(&plan, &lab).unwrap_err().to_string();
@@ -256,7 +264,7 @@ mod tests {
     #[test]
     fn without_the_patched_server_the_baselines_remain() {
         let mut plan = Plan::demo(&wishes()).unwrap();
-        let left_out = leave_out_impossible(&mut plan, false);
+        let left_out = leave_out_impossible(&mut plan, &Programs { memcached_stock: Some("memcached".into()), ..Programs::default() });
         assert!(left_out.iter().any(|(name, reason)| name == "lightswap" && reason.contains("--memcached-lightswap")), "{left_out:?}");
         assert!(plan.configurations().iter().any(|configuration| configuration.name == "dram"));
         assert!(!plan.configurations().iter().any(|configuration| configuration.binary == Binary::Lightswap));

@@ -1,6 +1,7 @@
 //! What /proc tells about a process.
 
 use std::fs;
+use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -50,6 +51,23 @@ pub fn resident(pid: u32) -> Result<Resident> {
         (Some(now_bytes), Some(max_bytes)) => Ok(Resident { now_bytes, max_bytes }),
         _ => bail!("{path} names no resident set; the process has ended"),
     }
+}
+
+/// Processes that this one has started and that still run.
+pub fn children(pid: u32) -> Vec<u32> {
+    // Each thread has those that it started itself.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of_threads: io::Result<Vec<String>> = threads.map(|thread| fs::read_to_string(thread.path().join("children"))).collect();
+    if let Ok(lists) = of_threads {
+        return lists.iter().flat_map(|text| text.split_whitespace()).filter_map(|word| word.parse().ok()).collect();
+    }
+    // A kernel without that file has the parent in each process's own.
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_child = |child: &u32| {
+        let text = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        text.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok()) == Some(pid)
+    };
+    all.filter(is_child).collect()
 }
 
 /// Kills the process if it still is the one that started then, and waits until it is gone.

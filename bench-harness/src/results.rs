@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::out_file;
 use crate::outage_record::OutageRecord;
+use crate::save_record::SaveRecord;
 use crate::tally::LatencyUs;
 use crate::torture_record::TortureRecord;
 use crate::ycsb::Workload;
@@ -57,8 +58,8 @@ impl Run {
         if self.details.server_errors > 0 {
             problems.push(format!("the server refused {} operations{}", self.details.server_errors, first(&self.details.first_server_error)));
         }
-        // The servers of a lab have room for all records. One that others started may have less, and D inserts as long as it runs.
-        if self.configuration != EXTERNAL && self.workload != Workload::D.name() {
+        // The servers of a lab have room for all records. One that others started may have less, and D and E insert as long as they run.
+        if self.configuration != EXTERNAL && ![Workload::D, Workload::E].map(Workload::name).contains(&self.workload.as_str()) {
             if self.details.evictions > 0 {
                 problems.push(format!("the server evicted {} records, though it has room for all", self.details.evictions));
             }
@@ -110,6 +111,11 @@ pub struct Details {
     /// The local memory that the server was given, where it manages it itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub local_memory_bytes: Option<u64>,
+    /// What a Redis with Lightswap had resident beside its local memory in a dry run with all records, and how much of it each key takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fixed_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fixed_bytes_per_key: Option<f64>,
     /// How the memory limit of the configuration was kept to: `cgroup`, or `none` where no cgroup could be made (without root) and the server only keeps
     /// to its local memory by itself. Absent where the configuration has no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -135,6 +141,16 @@ pub struct Details {
     /// What values are made of: `text`, which compresses; empty where they are random characters.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub value_kind: String,
+    /// How Redis keeps records: `hashes`, or `hash fields` where one of their fields is read; empty for strings, and in memcached.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub data_type: String,
+    /// All keys are also in a sorted set, by which they are scanned.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_indexed: bool,
+    /// Reads of a few keys that stay in memory, beside the load and not counted in it, which were due evenly spaced. Their latencies count from then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resident_latency_us: Option<LatencyUs>,
+    pub resident_reads: u64,
     /// The program that made the load.
     pub generator: String,
     /// Open loop: requests a second that were due. Latencies then count from when a request was due. Absent in a closed loop.
@@ -315,6 +331,9 @@ pub struct Results {
     /// Memory servers that were killed under load.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub outages: Vec<OutageRecord>,
+    /// Dumps of Redis under load.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub saves: Vec<SaveRecord>,
 }
 
 /// What the repetitions of a micro-benchmark's first number were, as far as is known: itself, and the smallest and the largest.
@@ -330,7 +349,12 @@ impl Results {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.micro.is_empty() && self.skipped.is_empty() && self.torture.is_empty() && self.outages.is_empty()
+        self.runs.is_empty()
+            && self.micro.is_empty()
+            && self.skipped.is_empty()
+            && self.torture.is_empty()
+            && self.outages.is_empty()
+            && self.saves.is_empty()
     }
 
     pub fn read(path: &Path) -> Result<Self> {

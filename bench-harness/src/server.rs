@@ -1,4 +1,4 @@
-//! One memcached process: started (in a cgroup or not), awaited, asked, stopped.
+//! One server process: started (in a cgroup or not), awaited, asked, stopped.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,6 +16,8 @@ use crate::endpoint::Endpoint;
 use crate::interrupt;
 use crate::journal::{Guard, Journal, Leftover};
 use crate::process;
+use crate::redis_client;
+use crate::server_kind::ServerKind;
 use crate::stall::PatientSocket;
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -25,6 +27,7 @@ const LOG_LINES_SHOWN: usize = 12;
 #[derive(Debug)]
 pub struct Server<'a> {
     child: Child,
+    kind: ServerKind,
     endpoint: Endpoint,
     log: PathBuf,
     /// Kills the process by its id if it still runs when this goes.
@@ -79,7 +82,14 @@ pub fn log_tail(log: &Path) -> String {
 }
 
 impl<'a> Server<'a> {
-    pub fn start(journal: &'a Journal, binary: &Path, arguments: &[String], endpoint: Endpoint, log: &Path, cgroup: Option<&Cgroup>) -> Result<Self> {
+    pub fn start(
+        journal: &'a Journal,
+        (kind, binary): (ServerKind, &Path),
+        arguments: &[String],
+        endpoint: Endpoint,
+        log: &Path,
+        cgroup: Option<&Cgroup>,
+    ) -> Result<Self> {
         let output = File::create(log).with_context(|| format!("cannot create the log {}", log.display()))?;
         let errors = output.try_clone().context("cannot share the log")?;
         let members = match cgroup {
@@ -90,7 +100,7 @@ impl<'a> Server<'a> {
         command.args(arguments).stdout(output).stderr(errors);
         let (child, guard) =
             spawn(journal, &mut command, members).with_context(|| format!("cannot start {}; is it a program, and built?", binary.display()))?;
-        let mut server = Self { child, endpoint, log: log.to_owned(), _guard: guard };
+        let mut server = Self { child, kind, endpoint, log: log.to_owned(), _guard: guard };
         server.await_readiness(cgroup)?;
         Ok(server)
     }
@@ -99,7 +109,7 @@ impl<'a> Server<'a> {
         let end = Instant::now() + START_TIMEOUT;
         loop {
             interrupt::check()?;
-            if self.endpoint.connect().is_ok() {
+            if self.endpoint.connect().is_ok() && (self.kind == ServerKind::Memcached || redis_client::is_ready(&self.endpoint)) {
                 return Ok(());
             }
             if let Some(death) = self.death(cgroup) {
@@ -131,8 +141,11 @@ impl<'a> Server<'a> {
         log_tail(&self.log)
     }
 
-    /// The reply to `stats` or `stats NAME`. A server that does not know the name gives an empty map.
+    /// The reply to `stats` or `stats NAME`, or what Redis's INFO has in its place. A server that does not know the name gives an empty map.
     pub fn statistics(&self, name: &str) -> Result<BTreeMap<String, String>> {
+        if self.kind == ServerKind::Redis {
+            return redis_client::statistics(&self.endpoint, name);
+        }
         let request = if name.is_empty() { "stats\r\n".to_owned() } else { format!("stats {name}\r\n") };
         let failure = "cannot ask the server for its statistics";
         let mut socket = PatientSocket::connect(&self.endpoint).context(failure)?;
@@ -181,11 +194,4 @@ fn describe_death(status: ExitStatus, cgroup: Option<&Cgroup>) -> String {
 pub fn free_port() -> Result<u16> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").context("cannot find a free TCP port")?;
     Ok(listener.local_addr()?.port())
-}
-
-/// What `BINARY -V` prints, in one line.
-pub fn version(binary: &Path) -> Result<String> {
-    let output = Command::new(binary).arg("-V").output().with_context(|| format!("cannot run {} -V; is it a memcached binary?", binary.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().next().unwrap_or("unknown").trim().to_owned())
 }

@@ -1,7 +1,6 @@
 //! A running, loaded server and the workloads that run on it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Error, Result, bail};
@@ -12,8 +11,8 @@ use crate::generator::{Generator, TimedRun, WarmUp};
 use crate::journal::Guard;
 use crate::lab::{Cell, MemoryPlan, Transport, explain};
 use crate::memory_server::MemoryServer;
-use crate::memtier::{self, Pattern};
 use crate::outcome::{Boundary, Sample};
+use crate::outside::Outside;
 use crate::process::{self, Usage};
 use crate::results::{Details, Run};
 use crate::server::Server;
@@ -29,14 +28,13 @@ pub struct Timing {
     pub warm_up: WarmUp,
     pub duration: Duration,
     pub due_per_second: Option<f64>,
+    pub probe_per_second: Option<f64>,
     pub repetition: u32,
     pub sweep: bool,
 }
 
 /// What compressed pages take, as the server says.
 pub const COMPRESSED_MEMORY: &str = "compressed_memory_bytes";
-/// memtier_benchmark's own default is one write in eleven operations.
-pub const MEMTIER_PERCENT_WRITES: u32 = 10;
 
 /// What it holds is dropped in this order: connections first, kernel settings last.
 #[derive(Debug)]
@@ -60,6 +58,8 @@ pub struct Session<'l> {
 #[derive(Debug)]
 pub struct Watched<'w, 'l> {
     pub boundary: Boundary,
+    pub server: &'w Server<'l>,
+    pub cgroup: Option<&'w Cgroup<'l>>,
     /// The server's, of its paging.
     pub statistics: &'w BTreeMap<String, String>,
     pub memory_servers: &'w mut [MemoryServer<'l>],
@@ -137,17 +137,19 @@ impl<'l> Session<'l> {
             warm_up: timing.warm_up,
             duration: timing.duration,
             due_per_second: timing.due_per_second,
+            probe_per_second: timing.probe_per_second,
             seed: u64::from(timing.repetition) + 1,
         };
         let mut before = Usage::default();
         let mut after = Usage::default();
-        let (server, memory_servers, memory) = (&self.server, &mut self.memory_servers, self.cell.configuration.memory);
+        let (server, cgroup, memory_servers) = (&self.server, self.cgroup.as_ref(), &mut self.memory_servers);
+        let memory = self.cell.configuration.memory;
         let (mut statistics_before, mut statistics_after) = (BTreeMap::new(), BTreeMap::new());
         let result = self.generator.run(&label, run, |boundary| {
             let usage = process::usage(pid)?;
             // The time line asks anyway: what is counted while it is measured costs no request more.
             let statistics = paging_statistics(server, memory)?;
-            watch(Watched { boundary, statistics: &statistics, memory_servers })?;
+            watch(Watched { boundary, server, cgroup, statistics: &statistics, memory_servers })?;
             let faults = usage.major_faults + number(&statistics, "swap_ins");
             match boundary {
                 Boundary::Start => (before, statistics_before) = (usage, statistics),
@@ -167,7 +169,7 @@ impl<'l> Session<'l> {
             operations_per_second: outcome.operations_per_second(),
             latency_us: outcome.tally.latency(),
             hit_ratio: outcome.tally.hit_ratio(),
-            wrong_values: outcome.tally.wrong_values,
+            wrong_values: outcome.wrong_values(),
             server_cpu_seconds: after.cpu_seconds - before.cpu_seconds,
             details: Details {
                 sweep: timing.sweep,
@@ -181,22 +183,14 @@ impl<'l> Session<'l> {
         })
     }
 
-    /// The same by memtier_benchmark, on records of its own that `Lab::session` loaded. Nothing but its name says which workload it is.
-    pub fn run_memtier(&mut self, program: &Path, pattern: Pattern, timing: Timing) -> Result<Run> {
-        let plan = memtier::Plan {
-            shape: self.cell.shape,
-            pattern,
-            percent_writes: MEMTIER_PERCENT_WRITES,
-            // A run of its own, so that CPU time and faults are those of the measured time.
-            warm_up: Duration::ZERO,
-            duration: timing.duration,
-        };
-        let warm_up = memtier::Plan { duration: timing.warm_up.most, ..plan };
-        let (pid, memory) = (self.server.pid(), self.cell.configuration.memory);
-        let measured = memtier::run(program, self.server.endpoint(), &warm_up).and_then(|_| {
+    /// The same by another load generator, on records of its own that `Lab::outside_session` loaded. Nothing but its name says which workload it is.
+    pub fn run_outside(&mut self, outside: &Outside, timing: Timing) -> Result<Run> {
+        let (pid, memory, shape) = (self.server.pid(), self.cell.configuration.memory, self.cell.shape);
+        // The warm-up is a run of its own, so that CPU time and faults are those of the measured time.
+        let measured = outside.run(self.server.endpoint(), shape, timing.warm_up.most).and_then(|_| {
             let statistics_before = paging_statistics(&self.server, memory)?;
             let before = process::usage(pid)?;
-            let run = memtier::run(program, self.server.endpoint(), &plan)?;
+            let run = outside.run(self.server.endpoint(), shape, timing.duration)?;
             let after = process::usage(pid)?;
             let counted = counted(&statistics_before, &paging_statistics(&self.server, memory)?);
             Ok((run, after.cpu_seconds - before.cpu_seconds, after.major_faults - before.major_faults, counted))
@@ -237,6 +231,8 @@ impl<'l> Session<'l> {
             transport: self.transport.name().into(),
             data_bytes: self.data_bytes,
             local_memory_bytes: self.plan.local_memory_bytes,
+            fixed_bytes: self.plan.fixed.map(|fixed| fixed.bytes),
+            fixed_bytes_per_key: self.plan.fixed.map(|fixed| fixed.bytes_per_key),
             backend_memory_bytes: self.backend_memory_bytes(&details.server_statistics),
             load_records_per_second: self.load_rate,
             memory_limit: self.plan.limit_bytes.map(|_| if self.cgroup.is_some() { "cgroup" } else { "none" }.to_owned()),

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::configuration::BUILT_IN;
 use crate::outcome::GENERATOR;
+use crate::redis_benchmark;
 use crate::results::{Moment, Run};
+use crate::server_kind::ServerKind;
 use crate::units::{format_count, format_ratio};
 use crate::values::ValueKind;
 
@@ -47,6 +49,7 @@ pub struct Shape {
     pub distribution: String,
     pub value_mix: String,
     pub value_kind: String,
+    pub data_type: String,
     pub value_size_bytes: usize,
     pub records: u64,
     pub connections: usize,
@@ -62,7 +65,7 @@ impl Shape {
             "uniform" | "sequential" => run.workload.as_str(),
             "ycsb-d" => "latest",
             // The pattern is part of the name.
-            name if name.starts_with("memtier") => &details.distribution,
+            name if name.starts_with("memtier") || name == redis_benchmark::WORKLOAD => &details.distribution,
             _ => "zipfian",
         };
         Self {
@@ -70,6 +73,7 @@ impl Shape {
             distribution: if details.distribution == own { String::new() } else { details.distribution.clone() },
             value_mix: details.value_mix.clone(),
             value_kind: details.value_kind.clone(),
+            data_type: details.data_type.clone(),
             value_size_bytes: if details.value_mix.is_empty() { details.value_size_bytes } else { 0 },
             records: details.records,
             connections: run.connections,
@@ -105,6 +109,9 @@ impl Shape {
         if self.value_kind != usual.value_kind {
             parts.push(kind_note(&self.value_kind));
         }
+        if self.data_type != usual.data_type {
+            parts.push(format!("as {}", if self.data_type.is_empty() { "strings" } else { &self.data_type }));
+        }
         if self.records != usual.records {
             parts.push(format!("{} records", format_count(self.records as f64)));
         }
@@ -136,6 +143,8 @@ pub const SUSTAINED: f64 = 0.95;
 #[derive(Debug, Clone)]
 pub struct Summary {
     pub workload: String,
+    /// Empty in older files, which are of memcached.
+    pub server: String,
     pub shape: Shape,
     /// How the shape differs from that of most runs, in words; empty for those.
     pub note: String,
@@ -149,6 +158,8 @@ pub struct Summary {
     pub p50_us: Spread,
     pub p99_us: Spread,
     pub p999_us: Spread,
+    /// Of reads of values that stay in memory, beside the load.
+    pub resident_p99_us: Option<Spread>,
     pub cpu_us_per_operation: f64,
     /// The smallest hit ratio and the sum of wrong values: bad news is not averaged away.
     pub hit_ratio: f64,
@@ -225,8 +236,17 @@ fn usual_shape(runs: &[&Run]) -> Option<Shape> {
     counts.into_iter().max_by_key(|(shape, count)| (shape.due_per_second.is_none(), *count)).map(|(shape, _)| shape)
 }
 
-/// One summary for each cell of the runs that pass the filter and did not fail.
+/// One summary for each cell of the runs that pass the filter and did not fail. Each server has a usual shape of its own; Redis comes last.
 pub fn summarize(runs: &[Run], wanted: impl Fn(&Run) -> bool) -> Vec<Summary> {
+    let of = |redis: bool| summarize_server(runs, |run| is_redis(&run.server) == redis && wanted(run));
+    [of(false), of(true)].concat()
+}
+
+pub fn is_redis(server: &str) -> bool {
+    server == ServerKind::Redis.name()
+}
+
+fn summarize_server(runs: &[Run], wanted: impl Fn(&Run) -> bool) -> Vec<Summary> {
     let mut runs: Vec<(Order, &Run)> = runs.iter().filter(|run| run.details.error.is_none() && wanted(run)).map(|run| (order(run), run)).collect();
     runs.sort_by(|a, b| a.0.cmp(&b.0));
     let only_runs: Vec<&Run> = runs.iter().map(|(_, run)| *run).collect();
@@ -252,6 +272,7 @@ fn summarize_cell(runs: &[&Run], usual: &Shape) -> Option<Summary> {
     })?;
     Some(Summary {
         workload: first.workload.clone(),
+        server: first.server.clone(),
         note: shape.note(usual),
         shape,
         configuration: configuration_name(first).to_owned(),
@@ -264,6 +285,7 @@ fn summarize_cell(runs: &[&Run], usual: &Shape) -> Option<Summary> {
         p50_us: spread(|run| run.latency_us.p50)?,
         p99_us: spread(|run| run.latency_us.p99)?,
         p999_us: spread(|run| run.latency_us.p999)?,
+        resident_p99_us: Spread::of(runs.iter().filter_map(|run| Some(run.details.resident_latency_us?.p99)).collect()),
         cpu_us_per_operation: cpu_us.median,
         hit_ratio: runs.iter().map(|run| run.hit_ratio).fold(1.0, f64::min),
         wrong_values: runs.iter().map(|run| run.wrong_values).sum(),
@@ -340,6 +362,9 @@ pub fn against_baselines(summaries: &[Summary]) -> Vec<AgainstBaseline> {
         "lightswap" => Some("kernel-swap-ssd"),
         "lightswap-memory" => Some("kernel-swap-zram"),
         "lightswap-dram" => Some("dram"),
+        "redis-lightswap" => Some("redis-kernel-swap-ssd"),
+        "redis-lightswap-memory" => Some("redis-kernel-swap-zram"),
+        "redis-lightswap-dram" => Some("redis-dram"),
         _ => None,
     };
     summaries
@@ -415,6 +440,15 @@ pub mod tests {
     }
 
     #[test]
+    fn each_server_has_a_usual_shape_of_its_own() {
+        let mut runs = vec![run("dram", 1.0, 1.0), run("dram", 1.0, 2.0), run("redis-dram", 1.0, 3.0)];
+        (runs[2].server, runs[2].details.records) = ("redis".into(), 77);
+        let summaries = comparison(&runs);
+        let found: Vec<(&str, &str)> = summaries.iter().map(|summary| (summary.configuration.as_str(), summary.note.as_str())).collect();
+        assert_eq!(found, [("dram", ""), ("redis-dram", "")]);
+    }
+
+    #[test]
     fn runs_of_different_shapes_are_not_merged_or_compared() {
         let mut runs = vec![run("kernel-swap", 0.25, 100.0), run("kernel-swap", 0.25, 200.0), run("lightswap", 0.25, 300.0)];
         assert_eq!(comparison(&runs)[0].note, "");
@@ -426,7 +460,8 @@ pub mod tests {
         let duels = against_baselines(&summaries);
         assert!((duels[0].throughput_ratio - 3.0).abs() < 1e-9);
         assert_eq!(duels[0].workload, "ycsb-c, 5 records");
-        let changes: [fn(&mut Run); 6] = [
+        let changes: [fn(&mut Run); 7] = [
+            |run| run.details.data_type = "hashes".into(),
             |run| run.details.value_kind = "text".into(),
             |run| run.connections = 9,
             |run| run.details.value_size_bytes = 9,

@@ -41,11 +41,11 @@ pub struct Tally {
     /// One example each, to tell what went wrong.
     pub first_wrong_value: Option<String>,
     pub first_server_error: Option<String>,
-    /// One for each of read, update, insert and read-modify-write.
-    histograms: [Histogram<u64>; 4],
+    /// One for each of read, update, insert, read-modify-write and scan.
+    histograms: [Histogram<u64>; 5],
 }
 
-const OPERATION_NAMES: [&str; 4] = ["read", "update", "insert", "read_modify_write"];
+const OPERATION_NAMES: [&str; 5] = ["read", "update", "insert", "read_modify_write", "scan"];
 
 #[inline]
 fn histogram_index(operation: Operation) -> usize {
@@ -54,6 +54,7 @@ fn histogram_index(operation: Operation) -> usize {
         Operation::Update => 1,
         Operation::Insert => 2,
         Operation::ReadModifyWrite => 3,
+        Operation::Scan => 4,
     }
 }
 

@@ -164,6 +164,11 @@ pub fn verify_value(kind: ValueKind, key: u64, size: usize, value: &[u8]) -> Opt
     is_right.then_some(version)
 }
 
+/// The key that the header names, whoever wrote it.
+pub fn key_in(value: &[u8]) -> Option<u64> {
+    u64::from_str_radix(std::str::from_utf8(value.get(..KEY_DIGITS)?).ok()?, 16).ok()
+}
+
 #[inline(always)]
 fn is_body<const LINES: usize>(body: &[u8], seed: u64, block_of: impl Fn(u64) -> Block<LINES>) -> bool {
     let mut state = seed;

@@ -8,13 +8,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::client::Fleet;
 use crate::interrupt;
-use crate::keys::KeyTable;
+use crate::keys::Legal;
 use crate::poller::NO_EVENT;
-use crate::protocol::{Parsed, Reply, append_get, parse_get_reply};
+use crate::protocol::{NUM_FIELDS, Parsed, Records, Reply};
 use crate::stall::STALL_LIMIT;
-use crate::value_sizes::ValueSizes;
-use crate::values::{ValueKind, verify_value};
-use crate::ycsb::append_key;
 
 /// What the threads found so far.
 #[derive(Debug, Default)]
@@ -60,9 +57,8 @@ impl VerifyShared {
 #[derive(Debug)]
 pub struct Verifier<'a> {
     pub fleet: &'a mut Fleet,
-    pub keys: &'a KeyTable,
-    pub value_sizes: ValueSizes,
-    pub value_kind: ValueKind,
+    pub keys: &'a dyn Legal,
+    pub form: Records,
     /// This thread reads the keys `first`, `first + step`, ... below `end`.
     pub first: u64,
     pub step: u64,
@@ -72,7 +68,7 @@ pub struct Verifier<'a> {
 impl Verifier<'_> {
     pub fn run(self, shared: &VerifyShared) -> Result<()> {
         const CLOSED: &str = "the server closed a connection while records were verified";
-        let Self { fleet: Fleet { connections, poller }, keys, value_sizes, value_kind, first, step, end } = self;
+        let Self { fleet: Fleet { connections, poller }, keys, form, first, step, end } = self;
         let mut next = first;
         let mut idle: Vec<usize> = (0..connections.len()).collect();
         let mut pending: Vec<u64> = vec![0; connections.len()];
@@ -87,7 +83,7 @@ impl Verifier<'_> {
                 && let Some(token) = idle.pop()
             {
                 pending[token] = next;
-                append_get(next, &mut connections[token].output);
+                form.append_read(next, field_of(next), &mut connections[token].output);
                 connections[token].flush(poller, token).context(CLOSED)?;
                 next += step;
             }
@@ -98,13 +94,11 @@ impl Verifier<'_> {
                 let token = event.u64 as usize;
                 let (connection, key) = (&mut connections[token], pending[token]);
                 connection.flush(poller, token).and_then(|()| connection.receive()).context(CLOSED)?;
-                let length = match parse_get_reply(connection.input()) {
+                let length = match form.parse_read(connection.input()) {
                     Parsed::Incomplete => continue,
-                    Parsed::Garbled => bail!("the server's answer to a get is no memcached protocol"),
+                    Parsed::Garbled => bail!("the server's answer to a read is no {} protocol", form.protocol.server()),
                     Parsed::Complete(reply, length) => {
-                        name.clear();
-                        append_key(key, &mut name);
-                        check(keys, (value_kind, value_sizes.of(key)), key, &name, &reply, shared);
+                        check(keys, &form, key, &mut name, &reply, shared);
                         length
                     }
                 };
@@ -120,18 +114,20 @@ impl Verifier<'_> {
     }
 }
 
-fn check(keys: &KeyTable, (value_kind, value_size): (ValueKind, usize), key: u64, expected_name: &[u8], reply: &Reply<'_>, shared: &VerifyShared) {
+/// Where one field of a record is read: not the same of all records.
+fn field_of(key: u64) -> u8 {
+    (key % u64::from(NUM_FIELDS)) as u8
+}
+
+fn check(keys: &dyn Legal, form: &Records, key: u64, scratch: &mut Vec<u8>, reply: &Reply<'_>, shared: &VerifyShared) {
     match reply {
-        Reply::Value { key: name, data } => {
-            // No write is under way: what is legal was settled when the last one was answered.
-            let version = verify_value(value_kind, key, value_size, data);
-            let legal = *name == expected_name && version.is_some_and(|version| keys.is_legal(key, keys.read_sent(key), version));
-            if !legal {
-                let name = String::from_utf8_lossy(name);
-                shared.count(&shared.wrong, || format!("key {key}: {name} has version {version:?}, {} bytes", data.len()));
+        Reply::Value(value) => {
+            let version = form.version(key, field_of(key), value, scratch);
+            if !version.is_some_and(|version| keys.is_legal_now(key, version)) {
+                shared.count(&shared.wrong, || format!("key {key}: version {version:?}, {}", value.describe()));
             }
         }
         Reply::Refused(text) => shared.count(&shared.refused, || format!("key {key}: {}", String::from_utf8_lossy(text))),
-        Reply::Miss | Reply::Stored => shared.count(&shared.missing, || format!("key {key} is not there")),
+        Reply::Miss | Reply::Stored | Reply::Names(_) => shared.count(&shared.missing, || format!("key {key} is not there")),
     }
 }

@@ -107,10 +107,22 @@ impl Distribution {
 /// Draws key numbers; one per load thread.
 #[derive(Debug, Clone)]
 pub enum KeyChooser {
-    ScrambledZipfian { zipfian: Zipfian, key_space: u64 },
+    ScrambledZipfian {
+        zipfian: Zipfian,
+        key_space: u64,
+    },
     Latest(Zipfian),
     Uniform,
-    Sequential { next: u64, step: u64 },
+    Sequential {
+        next: u64,
+        step: u64,
+    },
+    /// A few keys in turn, spread over all, so often that they stay in memory.
+    Few {
+        next: u64,
+        count: u64,
+        step: u64,
+    },
 }
 
 impl KeyChooser {
@@ -126,6 +138,12 @@ impl KeyChooser {
             Distribution::Uniform => Self::Uniform,
             Distribution::Sequential => Self::Sequential { next: 0, step: 1 },
         }
+    }
+
+    /// So many of the first `records` keys, whatever comes later.
+    pub fn few(count: u64, records: u64) -> Self {
+        let count = count.clamp(1, records.max(1));
+        Self::Few { next: 0, count, step: records.max(1) / count }
     }
 
     /// Lets several threads share one sequential walk: thread `index` takes every `count`-th key.
@@ -158,6 +176,10 @@ impl KeyChooser {
                 *next = (*next + *step) % existing;
                 key
             }
+            Self::Few { next, count, step } => {
+                *next = (*next + 1) % *count;
+                *next * *step
+            }
         }
     }
 }
@@ -168,9 +190,13 @@ pub enum Operation {
     Update,
     Insert,
     ReadModifyWrite,
+    Scan,
 }
 
-/// What can be run on memcached: all core workloads but E, which scans, and reads of two other distributions.
+/// Records that a scan reads: YCSB draws a number up to this, uniformly.
+pub const SCAN_LENGTH_MAX: u64 = 100;
+
+/// All core workloads, of which memcached cannot run E, which scans; and reads of two other distributions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Workload {
     /// 50 % reads, 50 % updates, zipfian
@@ -185,6 +211,9 @@ pub enum Workload {
     /// 95 % reads, 5 % inserts, latest
     #[value(alias = "ycsb-d")]
     D,
+    /// 95 % scans of up to 100 records, 5 % inserts, zipfian; Redis only
+    #[value(alias = "ycsb-e")]
+    E,
     /// 50 % reads, 50 % read-modify-writes, zipfian
     #[value(alias = "ycsb-f")]
     F,
@@ -201,6 +230,7 @@ impl Workload {
             Self::B => "ycsb-b",
             Self::C => "ycsb-c",
             Self::D => "ycsb-d",
+            Self::E => "ycsb-e",
             Self::F => "ycsb-f",
             Self::Uniform => "uniform",
             Self::Sequential => "sequential",
@@ -209,20 +239,25 @@ impl Workload {
 
     pub fn distribution(self) -> Distribution {
         match self {
-            Self::A | Self::B | Self::C | Self::F => Distribution::Zipfian,
+            Self::A | Self::B | Self::C | Self::E | Self::F => Distribution::Zipfian,
             Self::D => Distribution::Latest,
             Self::Uniform => Distribution::Uniform,
             Self::Sequential => Distribution::Sequential,
         }
     }
 
-    /// Percent of the operations that are not reads, and what they are.
+    /// Whether it reads ranges of keys.
+    pub fn scans(self) -> bool {
+        self == Self::E
+    }
+
+    /// Percent of the operations that are not reads or scans, and what they are.
     fn other_operation(self) -> (u64, Operation) {
         match self {
             Self::A => (50, Operation::Update),
             Self::B => (5, Operation::Update),
             Self::C | Self::Uniform | Self::Sequential => (0, Operation::Read),
-            Self::D => (5, Operation::Insert),
+            Self::D | Self::E => (5, Operation::Insert),
             Self::F => (50, Operation::ReadModifyWrite),
         }
     }
@@ -234,7 +269,8 @@ impl Workload {
     #[inline]
     pub fn next_operation(self, random: &mut Random) -> Operation {
         let (percent, other) = self.other_operation();
-        if random.below(100) < percent { other } else { Operation::Read }
+        let usual = if self.scans() { Operation::Scan } else { Operation::Read };
+        if random.below(100) < percent { other } else { usual }
     }
 }
 
@@ -243,8 +279,14 @@ pub const KEY_LENGTH_MAX: usize = "user".len() + 19;
 /// Appends the key name, `user` and the hash of the key number, as YCSB does with `insertorder=hashed`.
 #[inline]
 pub fn append_key(key: u64, to: &mut Vec<u8>) {
+    append_key_name(fnv_hash(key), to);
+}
+
+/// The same of a key's hash.
+#[inline]
+pub fn append_key_name(hash: u64, to: &mut Vec<u8>) {
     to.extend_from_slice(b"user");
-    append_decimal(fnv_hash(key), to);
+    append_decimal(hash, to);
 }
 
 const DIGIT_PAIRS: [[u8; 2]; 100] = {
@@ -391,11 +433,23 @@ mod tests {
     }
 
     #[test]
+    fn few_keys_come_again_and_again_and_stay_the_same() {
+        let mut chooser = KeyChooser::few(4, 103);
+        let mut random = Random::new(0);
+        let mut drawn: Vec<u64> = (0..8).map(|round| chooser.next(103 + round * 50, &mut random)).collect();
+        drawn.sort_unstable();
+        assert_eq!(drawn, [0, 0, 25, 25, 50, 50, 75, 75]);
+        assert_eq!(KeyChooser::few(64, 2).next(2, &mut random), 1);
+    }
+
+    #[test]
     fn mixes_have_the_stated_shares() {
         let mut random = Random::new(11);
         for (workload, reads) in [(Workload::A, 50), (Workload::B, 95), (Workload::C, 100), (Workload::D, 95), (Workload::F, 50)] {
             let measured = (0..100_000).filter(|_| workload.next_operation(&mut random) == Operation::Read).count();
             assert!((measured as i64 - reads * 1_000).abs() < 1_000, "{workload:?}");
         }
+        let scans = (0..100_000).filter(|_| Workload::E.next_operation(&mut random) == Operation::Scan).count();
+        assert!((94_000..96_000).contains(&scans), "{scans}");
     }
 }

@@ -12,6 +12,10 @@ fn mistakes_on_the_command_line_end_with_2() {
         ("demo-remote --configuration lightswap-remote", "uses 1 memory server; it takes two"),
         ("demo-remote --seconds 3", "6"),
         ("load 127.0.0.1:1 --records 0", "--records"),
+        ("load 127.0.0.1:1 --workload c,e", "memcached cannot do"),
+        ("run --configuration dram --workload e", "memcached cannot do"),
+        ("load 127.0.0.1:1 --protocol redis --data-type hashes --value-size 100", "at least 320"),
+        ("bgsave --configurations dram", "dram is of memcached, which writes no dumps"),
         ("load 127.0.0.1:1 --connections 0", "from 1"),
         ("load 127.0.0.1:1 --connections 2 --client-threads 3", "2 connections"),
     ] {

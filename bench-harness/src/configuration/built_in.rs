@@ -9,7 +9,7 @@ use super::Configuration;
 use crate::cli::Mistake;
 
 /// In the order in which people read: what it is about, what is compared with it, what it is built on.
-pub const BUILT_IN: [(&str, &str); 15] = [
+pub const BUILT_IN: [(&str, &str); 25] = [
     ("dram", include_str!("../../configurations/dram.toml")),
     ("lightswap-dram", include_str!("../../configurations/lightswap-dram.toml")),
     ("lightswap", include_str!("../../configurations/lightswap.toml")),
@@ -25,6 +25,16 @@ pub const BUILT_IN: [(&str, &str); 15] = [
     ("kernel-swap-zram", include_str!("../../configurations/kernel-swap-zram.toml")),
     ("extstore", include_str!("../../configurations/extstore.toml")),
     ("monitor", include_str!("../../configurations/monitor.toml")),
+    ("redis-dram", include_str!("../../configurations/redis-dram.toml")),
+    ("redis-lightswap-dram", include_str!("../../configurations/redis-lightswap-dram.toml")),
+    ("redis-lightswap", include_str!("../../configurations/redis-lightswap.toml")),
+    ("redis-lightswap-memory", include_str!("../../configurations/redis-lightswap-memory.toml")),
+    ("redis-lightswap-remote", include_str!("../../configurations/redis-lightswap-remote.toml")),
+    ("redis-lightswap-mirror", include_str!("../../configurations/redis-lightswap-mirror.toml")),
+    ("redis-lightswap-encrypted", include_str!("../../configurations/redis-lightswap-encrypted.toml")),
+    ("redis-lightswap-compressed", include_str!("../../configurations/redis-lightswap-compressed.toml")),
+    ("redis-kernel-swap-ssd", include_str!("../../configurations/redis-kernel-swap-ssd.toml")),
+    ("redis-kernel-swap-zram", include_str!("../../configurations/redis-kernel-swap-zram.toml")),
 ];
 
 /// All that come with the harness.

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use super::template::placeholders;
 use super::{Configuration, ItemHeaders, Memory, REMOTES, SERVER_THREADS, Settings, VALUE_MEMORY_PERCENT};
+use crate::server_kind::ServerKind;
 
 impl Configuration {
     pub(super) fn parse(name: &str, text: &str) -> Result<Self> {
@@ -17,7 +18,11 @@ impl Configuration {
 
     /// Placeholders that the harness gives values to.
     fn known_placeholders(&self) -> Vec<&'static str> {
-        let mut known = vec!["max_connections", "memory_mib", "hash_power"];
+        let mut known = vec!["max_connections"];
+        known.extend_from_slice(match self.server_kind {
+            ServerKind::Memcached => &["memory_mib", "hash_power"],
+            ServerKind::Redis => &["directory"],
+        });
         known.extend_from_slice(match self.memory {
             Memory::Unlimited | Memory::KernelSwap => &[],
             Memory::Local | Memory::Ample => &["local_memory_mib", "backend_path", "backend_mib", "pool_mib"],
@@ -62,6 +67,9 @@ impl Configuration {
         }
         if self.item_headers == ItemHeaders::Region && !matches!(self.memory, Memory::Local | Memory::Ample) {
             bail!("item_headers = \"region\" belongs to memory = \"local\" or \"ample\": other servers have no region");
+        }
+        if self.server_kind == ServerKind::Redis && (self.memory == Memory::Extstore || self.item_headers == ItemHeaders::Region) {
+            bail!("memory = \"extstore\" and item_headers belong to memcached, and server_kind is \"redis\"");
         }
         if self.memory_servers > REMOTES.len() {
             bail!("memory_servers = {}: there can be {} at most", self.memory_servers, REMOTES.len());
@@ -129,6 +137,24 @@ mod tests {
             ("swap_device = \"file\"", "", "swap_device belongs"),
             ("\"vm.swappiness\"", "\"kernel.panic\"", "may only change vm.*"),
             ("\"vm.swappiness\"", "\"vm./../x\"", "may only change vm.*"),
+        ] {
+            let text = good.replace(from, to);
+            assert_ne!(text, good, "{from}");
+            let error = format!("{:#}", Configuration::parse("x", &text).expect_err(to));
+            assert!(error.contains(part), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_of_redis_is_told_from_one_of_memcached() {
+        let good = BUILT_IN.iter().find(|(name, _)| *name == "redis-lightswap").unwrap().1;
+        assert_eq!(Configuration::parse("x", good).unwrap().server_kind, ServerKind::Redis);
+        for (from, to, part) in [
+            ("server_kind = \"redis\"", "server_kind = \"rediss\"", "rediss"),
+            ("server_kind = \"redis\"", "", "{directory} is neither"),
+            ("{directory}", "{memory_mib}", "{memory_mib} is neither"),
+            ("memory = \"local\"", "memory = \"extstore\"", "is neither"),
+            ("backend = \"file\"", "backend = \"file\"\nitem_headers = \"region\"", "belong to memcached"),
         ] {
             let text = good.replace(from, to);
             assert_ne!(text, good, "{from}");

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup;
 use crate::lab::is_root;
 use crate::memory_server;
+use crate::server_kind::ServerKind;
 use crate::swap::SwapKind;
 
 pub use built_in::{BUILT_IN, built_in, find, find_all};
@@ -105,6 +106,9 @@ pub struct Configuration {
     pub name: String,
     #[serde(skip_serializing)]
     pub about: String,
+    /// Which server it is of: memcached where nothing is said.
+    #[serde(default, skip_serializing_if = "ServerKind::is_default")]
+    pub server_kind: ServerKind,
     pub binary: Binary,
     /// A program of its own instead of the command line's, to compare two versions in one run. In the file relative to its directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,9 +12,12 @@ use anyhow::{Result, bail};
 use crate::configuration::Configuration;
 use crate::generator::{Shape, WarmUp};
 use crate::memtier::Pattern;
+use crate::protocol::DataType;
+use crate::redis_benchmark;
+use crate::server_kind::ServerKind;
 use crate::ycsb::Workload;
 
-pub use stages::MEMTIER_STAGE;
+pub use stages::{MEMTIER_STAGE, REDIS_BENCHMARK_STAGE};
 pub use swept::{SweptData, swept_like};
 
 /// How requests are made.
@@ -26,6 +29,8 @@ pub enum Load {
     Open { percent: u32, of: &'static str },
     /// By memtier_benchmark, with its own records; the workload is then only what its settings are chosen by.
     Memtier(Pattern),
+    /// The same by redis-benchmark.
+    RedisBenchmark,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +87,12 @@ pub struct Wishes {
     pub workloads: Vec<Workload>,
     pub ratios: Vec<f64>,
     pub repetitions: Option<u32>,
+    /// Whose configurations are meant where none are named.
+    pub server_kind: ServerKind,
+    /// Without the protocol, which each configuration has its own of.
     pub shape: Shape,
+    /// What Redis keeps records as.
+    pub data_type: DataType,
 }
 
 impl Plan {
@@ -131,11 +141,13 @@ impl Plan {
     }
 }
 
-/// `500000x1000`, `500000x1000 text`, or `5000x100:40,1000:60`.
+/// `500000x1000`, `500000x1000 text`, `500000x1000 hashes`, or `5000x100:40,1000:60`.
 pub fn data_label(shape: &Shape) -> String {
     let mix = shape.value_sizes.mix();
     let sizes = if mix.is_empty() { shape.value_sizes.mean().to_string() } else { mix };
-    format!("{}x{sizes} {}", shape.records, shape.value_kind.name()).trim_end().to_owned()
+    let parts = [shape.value_kind.name(), shape.protocol.data_type().name(), if shape.protocol.is_indexed() { "indexed" } else { "" }];
+    let notes: String = parts.into_iter().filter(|part| !part.is_empty()).map(|part| format!(" {part}")).collect();
+    format!("{}x{sizes}{notes}", shape.records)
 }
 
 impl Measurement {
@@ -144,6 +156,7 @@ impl Measurement {
             Load::Closed => self.workload.name().into(),
             Load::Open { percent, of } => format!("{} open {percent} % of {of}", self.workload.name()),
             Load::Memtier(pattern) => format!("memtier {}", pattern.name()),
+            Load::RedisBenchmark => redis_benchmark::NAME.into(),
         }
     }
 }
@@ -151,13 +164,29 @@ impl Measurement {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::protocol::Protocol;
     use crate::value_sizes::ValueSizes;
     use crate::values::ValueKind;
 
     pub fn wishes() -> Wishes {
-        let shape =
-            Shape { records: 500_000, value_sizes: ValueSizes::fixed(1_000), value_kind: ValueKind::Random, connections: 64, client_threads: 1 };
-        Wishes { quick: false, configurations: Vec::new(), workloads: Vec::new(), ratios: Vec::new(), repetitions: None, shape }
+        let shape = Shape {
+            records: 500_000,
+            value_sizes: ValueSizes::fixed(1_000),
+            value_kind: ValueKind::Random,
+            connections: 64,
+            client_threads: 1,
+            protocol: Protocol::Memcached,
+        };
+        Wishes {
+            quick: false,
+            configurations: Vec::new(),
+            workloads: Vec::new(),
+            ratios: Vec::new(),
+            repetitions: None,
+            server_kind: ServerKind::Memcached,
+            shape,
+            data_type: DataType::Strings,
+        }
     }
 
     #[test]

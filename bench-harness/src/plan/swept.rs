@@ -13,7 +13,7 @@ const PAGE_BYTES: usize = 4096;
 pub fn swept_like(workload: Workload) -> Workload {
     match workload {
         Workload::A | Workload::F => Workload::A,
-        Workload::B | Workload::C | Workload::D | Workload::Uniform => Workload::C,
+        Workload::B | Workload::C | Workload::D | Workload::E | Workload::Uniform => Workload::C,
         Workload::Sequential => Workload::Sequential,
     }
 }
@@ -31,7 +31,13 @@ pub struct SweptData {
 impl Plan {
     /// The shape whose best settings serve this one too: values of less than a page all lie together with others. It matters whether they compress.
     pub fn swept_shape(&self, shape: &Shape) -> Shape {
-        if shape.value_sizes.largest() < PAGE_BYTES { Shape { value_kind: shape.value_kind, ..self.shape } } else { *shape }
+        let (value_kind, protocol) = (shape.value_kind, shape.protocol.without_index());
+        if shape.value_sizes.largest() < PAGE_BYTES { Shape { value_kind, protocol, ..self.shape } } else { Shape { protocol, ..*shape } }
+    }
+
+    /// What settings are tried on first, where records are kept in this way.
+    pub fn usual_shape(&self, shape: &Shape) -> Shape {
+        Shape { protocol: shape.protocol.without_index(), ..self.shape }
     }
 
     /// What a sweep of this configuration tries its settings on, at each of the sweep's ratios.
@@ -48,8 +54,9 @@ impl Plan {
         let random = [Workload::C, Workload::A];
         let first: Vec<Workload> = random.into_iter().filter(|like| wanted.iter().any(|(_, workload)| workload == like)).collect();
         // Who never has the usual shape starts with what it has.
-        let is_usual = wanted.iter().any(|(shape, _)| *shape == self.shape);
-        let start = wanted.first().map_or(self.shape, |(shape, _)| if is_usual { self.shape } else { *shape });
+        let usual = wanted.first().map_or(self.shape, |(shape, _)| self.usual_shape(shape));
+        let is_usual = wanted.iter().any(|(shape, _)| *shape == usual);
+        let start = wanted.first().map_or(usual, |(shape, _)| if is_usual { usual } else { *shape });
         let mut all = vec![(start, first, false)];
         if wanted.contains(&(start, Workload::Sequential)) {
             all.push((start, vec![Workload::Sequential], true));

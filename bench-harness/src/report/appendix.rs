@@ -89,6 +89,7 @@ fn write_numbers(html: &mut String, title: &str, summaries: &[Summary]) {
 pub fn write_all_numbers(html: &mut String, evidence: &Evidence<'_>) {
     section(html, "numbers", "All numbers", "Median of the repetitions, smallest and largest in parentheses.");
     write_numbers(html, "Workloads", &evidence.summaries);
+    write_numbers(html, "Workloads on Redis", &evidence.redis);
     write_numbers(html, "Settings that were tried", &evidence.swept);
     let micro: Vec<Vec<String>> = evidence.micro().map(|record| micro_line(record).to_vec()).collect();
     if !micro.is_empty() {

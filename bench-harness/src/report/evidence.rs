@@ -2,7 +2,8 @@
 
 use crate::outage_record::OutageRecord;
 use crate::results::{Micro, Results, Run, repetitions};
-use crate::summary::{Shape, Spread, Summary, best, comparison, configuration_name, configuration_position, sweep, text_note};
+use crate::save_record::SaveRecord;
+use crate::summary::{Shape, Spread, Summary, best, comparison, configuration_name, configuration_position, is_redis, sweep, text_note};
 use crate::torture_record::TortureRecord;
 use crate::values::ValueKind;
 
@@ -58,6 +59,24 @@ impl CpuCell {
     }
 }
 
+fn cell<'s>(summaries: &'s [Summary], workload: &str, percent: u32, configuration: &str) -> Option<&'s Summary> {
+    best(summaries, |summary| {
+        summary.workload == workload
+            && summary.memory_percent() == percent
+            && summary.configuration == configuration
+            && summary.note.is_empty()
+            && !summary.is_open_loop()
+    })
+}
+
+fn workloads(summaries: &[Summary]) -> Vec<&str> {
+    let mut names: Vec<&str> =
+        summaries.iter().filter(|summary| summary.note.is_empty() && !summary.is_open_loop()).map(|summary| summary.workload.as_str()).collect();
+    names.sort_by_key(|name| (PRIMARY_WORKLOADS.iter().position(|primary| primary == name).unwrap_or(PRIMARY_WORKLOADS.len()), *name));
+    names.dedup();
+    names
+}
+
 /// The command that makes all results again, where no file says which one made them.
 pub const REPRODUCE: &str = "scripts/reproduce";
 
@@ -65,7 +84,9 @@ pub const REPRODUCE: &str = "scripts/reproduce";
 pub struct Evidence<'a> {
     pub files: &'a [Results],
     pub runs: Vec<Run>,
+    /// Of memcached, which most of the report is about.
     pub summaries: Vec<Summary>,
+    pub redis: Vec<Summary>,
     pub swept: Vec<Summary>,
 }
 
@@ -83,7 +104,8 @@ pub type Ranged<'a> = (&'a Micro, Option<(f64, f64)>);
 impl<'a> Evidence<'a> {
     pub fn new(files: &'a [Results]) -> Self {
         let runs: Vec<Run> = files.iter().flat_map(|file| file.runs.clone()).collect();
-        Self { files, summaries: comparison(&runs), swept: sweep(&runs), runs }
+        let (redis, summaries) = comparison(&runs).into_iter().partition(|summary| is_redis(&summary.server));
+        Self { files, summaries, redis, swept: sweep(&runs), runs }
     }
 
     pub fn micro(&self) -> impl Iterator<Item = &'a Micro> {
@@ -101,13 +123,25 @@ impl<'a> Evidence<'a> {
 
     /// Closed loop, usual shape, best settings.
     pub fn cell(&self, workload: &str, percent: u32, configuration: &str) -> Option<&Summary> {
-        best(&self.summaries, |summary| {
-            summary.workload == workload
-                && summary.memory_percent() == percent
-                && summary.configuration == configuration
-                && summary.note.is_empty()
-                && !summary.is_open_loop()
-        })
+        cell(&self.summaries, workload, percent, configuration)
+    }
+
+    /// The same of Redis.
+    pub fn redis_cell(&self, workload: &str, percent: u32, configuration: &str) -> Option<&Summary> {
+        cell(&self.redis, workload, percent, configuration)
+    }
+
+    /// Of both servers.
+    pub fn all_summaries(&self) -> impl Iterator<Item = &Summary> {
+        self.summaries.iter().chain(&self.redis)
+    }
+
+    pub fn saves(&self) -> impl Iterator<Item = &'a SaveRecord> {
+        self.files.iter().flat_map(|file| &file.saves)
+    }
+
+    pub fn command_of_save(&self) -> String {
+        self.command(|file| !file.saves.is_empty())
     }
 
     /// The same of all configurations, fastest settings, with values of text.
@@ -166,17 +200,12 @@ impl<'a> Evidence<'a> {
 
     /// Those of usual shape and closed loop that were measured at this share of memory, in the order of the summaries.
     pub fn workloads(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self
-            .summaries
-            .iter()
-            .filter(|summary| summary.note.is_empty() && !summary.is_open_loop())
-            .map(|summary| summary.workload.as_str())
-            .collect();
-        names.sort_by_key(|name| (PRIMARY_WORKLOADS.iter().position(|primary| primary == name).unwrap_or(PRIMARY_WORKLOADS.len()), *name));
-        names.dedup();
-        names
+        workloads(&self.summaries)
     }
 
+    pub fn redis_workloads(&self) -> Vec<&str> {
+        workloads(&self.redis)
+    }
     /// The shares of memory at which a configuration was measured, from much to little.
     pub fn percents(&self, configuration: &str) -> Vec<u32> {
         let of = self.summaries.iter().filter(|summary| summary.configuration == configuration && !summary.is_open_loop());

@@ -81,6 +81,10 @@ fn write_workloads(text: &mut String, evidence: &Evidence<'_>) {
             rows.extend(configurations(&of_workload).iter().filter_map(|name| evidence.cell(workload, percent, name)));
         }
     }
+    for workload in evidence.redis_workloads() {
+        let of_workload: Vec<&Summary> = evidence.redis.iter().filter(|summary| summary.workload == workload && summary.note.is_empty()).collect();
+        rows.extend(of_workload.into_iter().filter(|summary| !summary.is_open_loop()));
+    }
     if rows.is_empty() {
         return;
     }

@@ -273,7 +273,7 @@ pub fn write_sweeps(html: &mut String, evidence: &Evidence<'_>) {
                 bars: group
                     .iter()
                     .map(|cell| {
-                        let used = evidence.summaries.iter().any(|summary| {
+                        let used = evidence.all_summaries().any(|summary| {
                             summary.configuration == cell.configuration
                                 && summary.workload == cell.workload
                                 && summary.memory_percent() == cell.memory_percent()

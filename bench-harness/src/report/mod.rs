@@ -14,6 +14,8 @@ mod markdown;
 mod mechanism;
 mod memory;
 mod paging;
+mod redis;
+mod redis_targets;
 mod remote;
 mod remote_targets;
 #[cfg(test)]
@@ -32,7 +34,7 @@ use clap::Args;
 use crate::chart::escape;
 use crate::out_file;
 use crate::results::Results;
-use crate::summary::configuration_position;
+use crate::summary::{configuration_position, is_redis};
 use evidence::Evidence;
 pub use files::read_all;
 use verdict::Verdict;
@@ -96,7 +98,8 @@ fn class_of(configuration: &str) -> String {
     match configuration {
         // Colours that are of no configuration.
         "limit" => "limit".into(),
-        name if configuration_position(name) < configuration_position("") => format!("c-{name}"),
+        // Redis's have the colours of memcached's.
+        name if configuration_position(name) < configuration_position("") => format!("c-{}", name.strip_prefix("redis-").unwrap_or(name)),
         _ => "c-other".into(),
     }
 }
@@ -158,12 +161,16 @@ pub fn html(files: &[Results]) -> String {
     let mut body = String::new();
     section(&mut body, "claims", "In short", "");
     headline::write_headlines(&mut body, &evidence);
-    // A demonstration of an outage says nothing of the rest, and so leaves its rows out.
+    // A demonstration of an outage, or of Redis, says nothing of the rest, and so leaves its rows out.
+    let has_others = files.iter().any(|file| !file.micro.is_empty() || file.runs.iter().any(|run| !is_redis(&run.server)));
     let is_outage_alone = evidence.outages().next().is_some() && files.iter().all(|file| file.runs.is_empty() && file.micro.is_empty());
-    if !is_outage_alone {
+    let is_redis_alone = !has_others && files.iter().any(|file| !file.runs.is_empty() || !file.saves.is_empty());
+    if !is_outage_alone && !is_redis_alone {
         headline::write_claims(&mut body, "The paper's claims", "paper", &claims::paper(&evidence));
     }
     remote::write_outages(&mut body, &evidence);
+    redis::write_redis(&mut body, &evidence);
+    redis::write_saves(&mut body, &evidence);
     memory::write_wins(&mut body, &evidence);
     memory::write_against_memory(&mut body, &evidence);
     remote::write_remote(&mut body, &evidence);
@@ -173,7 +180,7 @@ pub fn html(files: &[Results]) -> String {
     memory::write_others(&mut body, &evidence);
     memory::write_sweeps(&mut body, &evidence);
     errors::write_errors(&mut body, &evidence);
-    let mut own = targets::own(&evidence);
+    let mut own = if is_redis_alone { redis_targets::targets(&evidence) } else { targets::own(&evidence) };
     if is_outage_alone {
         own.retain(|claim| matches!(claim.verdict, Verdict::Met | Verdict::NotMet));
     }

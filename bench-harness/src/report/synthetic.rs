@@ -1,6 +1,7 @@
 //! Results as a full run makes them, for tests: the numbers are invented, only their kinds and orders of magnitude are right.
 
 use crate::compare::micro_numbers;
+use crate::configuration::BUILT_IN;
 use crate::results::{AS_MUCH_IN_ALL, Details, Micro, Moment, Results, Run, Skipped};
 use crate::tally::LatencyUs;
 
@@ -108,6 +109,31 @@ fn cell(workload: &str, configuration: usize, ratio: f64, speed: f64, repetition
         },
         ..Run::default()
     }
+}
+
+/// Of every configuration of Redis, at the share of memory that is judged.
+pub fn redis_runs() -> Vec<Run> {
+    let of_name = |(name, _): (&'static str, &str)| {
+        let own = name.strip_prefix("redis-")?;
+        Some((name, CONFIGURATIONS.iter().position(|known| known.0 == own)?))
+    };
+    let of = |(name, index): (&str, usize)| {
+        let ratio = if name.ends_with("dram") { 1.0 } else { 0.25 };
+        let speed = if name.contains("kernel") { 0.3 } else { 1.0 } * speed_of(index, ratio);
+        let one = |workload: &str, repetition: u32| {
+            let run = cell(workload, index, ratio, speed, repetition);
+            let resident = LatencyUs { p99: 900.0, ..LatencyUs::default() };
+            let fixed_bytes_per_key = (name == "redis-lightswap").then_some(110.0);
+            let details = Details { resident_latency_us: Some(resident), resident_reads: 5_000, fixed_bytes_per_key, ..run.details };
+            Run { server: "redis".into(), configuration: name.into(), server_threads: 1, details, ..run }
+        };
+        ["ycsb-c", "ycsb-a"]
+            .into_iter()
+            .flat_map(|workload| (1..=2).map(move |repetition| (workload, repetition)))
+            .map(|(w, r)| one(w, r))
+            .collect::<Vec<_>>()
+    };
+    BUILT_IN.into_iter().filter_map(of_name).flat_map(of).collect()
 }
 
 fn speed_of(configuration: usize, ratio: f64) -> f64 {
@@ -389,12 +415,13 @@ pub fn micro_only() -> Results {
 
 /// Everything that the report knows to show.
 pub fn full() -> Results {
-    let runs = [main_runs(), text_runs(), other_runs(), open_loop_runs(), swept_runs(), bad_runs()].concat();
+    let runs = [redis_runs(), main_runs(), text_runs(), other_runs(), open_loop_runs(), swept_runs(), bad_runs()].concat();
     Results {
         command: "target/release/lightswap-bench reproduce --directory build/bench --out results/full.json".into(),
         runs,
         torture: vec![crate::torture_record::tests::record(188_152)],
         outages: vec![crate::outage_record::tests::record()],
+        saves: vec![crate::save_record::tests::record()],
         skipped: vec![Skipped { configuration: "lightswap-nbd".into(), reason: "there is no server for remote memory <here>".into() }],
         ..micro_only()
     }

@@ -33,6 +33,8 @@ fn a_full_run_has_every_section_and_an_empty_file_has_every_claim() {
     for id in [
         "claims",
         "outage",
+        "redis",
+        "dump",
         "wins",
         "memory",
         "remote",
@@ -62,6 +64,19 @@ fn a_full_run_has_every_section_and_an_empty_file_has_every_claim() {
         assert!(claim.verdict == Verdict::ByTest || !claim.remark.is_empty(), "{claim:?}");
     }
     assert!(html(&nothing).contains("</html>"));
+}
+
+#[test]
+fn redis_alone_has_its_own_targets_and_no_others() {
+    let mut results = Results { runs: synthetic::redis_runs(), saves: vec![crate::save_record::tests::record()], ..Results::default() };
+    let text = html(std::slice::from_ref(&results));
+    assert!(text.contains("<section id=\"redis\">") && !text.contains("The paper's claims"), "{text}");
+    assert!(text.contains("stock Redis") && !text.contains("flash tier"), "{text}");
+    // With memcached beside it, everything is there, and each in its own section.
+    results.runs.push(run("lightswap", 0.25, 100.0));
+    let text = html(&[results]);
+    assert!(text.contains("The paper's claims") && text.contains("<section id=\"redis\">"));
+    assert!(!text.split("<section id=\"memory\">").nth(1).unwrap_or_default().split("</section>").next().unwrap_or_default().contains("redis-"));
 }
 
 #[test]
@@ -184,8 +199,9 @@ fn markdown_has_the_claims_and_the_cells() {
 #[test]
 fn every_configuration_has_a_colour() {
     for (name, _) in BUILT_IN {
-        assert!(super::STYLE.contains(&format!(".c-{name} {{ --color:")), "{name}");
-        assert_eq!(super::class_of(name), format!("c-{name}"));
+        let colour = name.strip_prefix("redis-").unwrap_or(name);
+        assert!(super::STYLE.contains(&format!(".c-{colour} {{ --color:")), "{name}");
+        assert_eq!(super::class_of(name), format!("c-{colour}"));
         assert!(synthetic::full().runs.iter().any(|run| run.configuration == name), "{name}");
     }
     assert_eq!(super::class_of("my-own"), "c-other");

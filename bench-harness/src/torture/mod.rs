@@ -19,6 +19,7 @@ use crate::lab::is_root;
 use crate::out_file;
 use crate::progress::Progress;
 use crate::server::Server;
+use crate::server_kind::ServerKind;
 use crate::units::parse_size;
 
 mod client;
@@ -151,7 +152,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let files = [&log, &socket].map(|path| Guard::new(&journal, Leftover::File { path: path.clone() }));
     let _files: Vec<Guard<'_>> = files.into_iter().collect::<Result<_>>()?;
     let arguments = options.server_arguments(&socket);
-    let mut server = Server::start(&journal, &options.memcached_lightswap, &arguments, Endpoint::Unix(socket), &log, None)
+    let mut server = Server::start(&journal, (ServerKind::Memcached, &options.memcached_lightswap), &arguments, Endpoint::Unix(socket), &log, None)
         .context("the server does not start on the faulty backend")?;
     let outcome = torture(options, &mut server)?;
     say!("{}", outcome.sentence());

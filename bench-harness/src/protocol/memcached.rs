@@ -1,13 +1,8 @@
 //! memcached's text protocol: requests written into a buffer, replies parsed in place.
 
+use super::{Parsed, Reply, Store, Value};
 use crate::values::{ValueKind, append_value};
 use crate::ycsb::{append_decimal, append_key};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Store {
-    Set,
-    Add,
-}
 
 #[inline]
 pub fn append_get(key: u64, to: &mut Vec<u8>) {
@@ -16,11 +11,17 @@ pub fn append_get(key: u64, to: &mut Vec<u8>) {
     to.extend_from_slice(b"\r\n");
 }
 
+pub fn append_get_named(name: &[u8], to: &mut Vec<u8>) {
+    to.extend_from_slice(b"get ");
+    to.extend_from_slice(name);
+    to.extend_from_slice(b"\r\n");
+}
+
 #[inline]
 pub fn append_store(store: Store, key: u64, version: u32, value_kind: ValueKind, value_size: usize, to: &mut Vec<u8>) {
     to.extend_from_slice(match store {
-        Store::Set => b"set ",
-        Store::Add => b"add ",
+        Store::Load | Store::Update => b"set ",
+        Store::Insert => b"add ",
     });
     append_key(key, to);
     to.extend_from_slice(b" 0 0 ");
@@ -28,28 +29,6 @@ pub fn append_store(store: Store, key: u64, version: u32, value_kind: ValueKind,
     to.extend_from_slice(b"\r\n");
     append_value(value_kind, key, version, value_size, to);
     to.extend_from_slice(b"\r\n");
-}
-
-/// A reply, borrowed from the input buffer.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Reply<'a> {
-    Value {
-        key: &'a [u8],
-        data: &'a [u8],
-    },
-    Miss,
-    Stored,
-    /// A refused request, such as `SERVER_ERROR out of memory storing object` or `NOT_STORED`.
-    Refused(&'a [u8]),
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub enum Parsed<'a> {
-    Incomplete,
-    /// The reply and how many bytes it took.
-    Complete(Reply<'a>, usize),
-    /// Bytes that are no reply: the connection cannot be used any further.
-    Garbled,
 }
 
 /// Longest line that a server sends before a value or as an error.
@@ -74,7 +53,7 @@ fn parse_length(digits: &[u8]) -> Option<usize> {
 
 /// Parses the reply to a `get` of one key.
 #[inline]
-pub fn parse_get_reply(input: &[u8]) -> Parsed<'_> {
+pub fn parse_get_reply(input: &[u8]) -> Parsed<Reply<'_>> {
     let Some((text, header_length)) = line(input) else {
         return incomplete_or_garbled(input);
     };
@@ -97,7 +76,7 @@ pub fn parse_get_reply(input: &[u8]) -> Parsed<'_> {
         None => Parsed::Incomplete,
         Some(TAIL) => {
             let data = &input[header_length..data_end];
-            Parsed::Complete(Reply::Value { key, data }, data_end + TAIL.len())
+            Parsed::Complete(Reply::Value(Value::Named { key, data }), data_end + TAIL.len())
         }
         Some(_) => Parsed::Garbled,
     }
@@ -105,7 +84,7 @@ pub fn parse_get_reply(input: &[u8]) -> Parsed<'_> {
 
 /// Parses the reply to a `set` or `add`.
 #[inline]
-pub fn parse_store_reply(input: &[u8]) -> Parsed<'_> {
+pub fn parse_store_reply(input: &[u8]) -> Parsed<Reply<'_>> {
     match line(input) {
         None => incomplete_or_garbled(input),
         Some((b"STORED", length)) => Parsed::Complete(Reply::Stored, length),
@@ -114,7 +93,7 @@ pub fn parse_store_reply(input: &[u8]) -> Parsed<'_> {
     }
 }
 
-fn incomplete_or_garbled(input: &[u8]) -> Parsed<'_> {
+fn incomplete_or_garbled<'a>(input: &[u8]) -> Parsed<Reply<'a>> {
     if input.len() < LINE_LENGTH_MAX { Parsed::Incomplete } else { Parsed::Garbled }
 }
 
@@ -128,7 +107,7 @@ mod tests {
         append_get(0, &mut bytes);
         assert_eq!(bytes, b"get user6284781860667377211\r\n");
         bytes.clear();
-        append_store(Store::Set, 0, 1, ValueKind::Random, 40, &mut bytes);
+        append_store(Store::Update, 0, 1, ValueKind::Random, 40, &mut bytes);
         assert!(bytes.starts_with(b"set user6284781860667377211 0 0 40\r\n0000000000000000"));
         assert_eq!(bytes.len(), 36 + 40 + 2);
         assert!(bytes.ends_with(b"\r\n"));
@@ -140,7 +119,7 @@ mod tests {
         for cut in 0..reply.len() {
             assert_eq!(parse_get_reply(&reply[..cut]), Parsed::Incomplete, "{cut}");
         }
-        let expected = Reply::Value { key: b"user1", data: b"hello" };
+        let expected = Reply::Value(Value::Named { key: b"user1", data: b"hello" });
         assert_eq!(parse_get_reply(reply), Parsed::Complete(expected, reply.len()));
     }
 
