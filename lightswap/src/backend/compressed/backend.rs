@@ -74,7 +74,7 @@ impl Backend for CompressedBackend {
         self.pool.fill()
     }
 
-    fn stats(&self) -> Vec<(&'static str, u64)> {
+    fn own_stats(&self) -> Vec<(&'static str, u64)> {
         let stats = self.pool.stats();
         vec![
             ("compressed_pages", stats.pages),

@@ -233,7 +233,7 @@ impl Backend for NbdBackend {
         self.is_mirrored.store(true, Relaxed);
     }
 
-    fn stats(&self) -> Vec<(&'static str, u64)> {
+    fn own_stats(&self) -> Vec<(&'static str, u64)> {
         let mut stats = vec![("nbd_reconnects", self.keeper.num_reconnects()), ("nbd_connections_down", self.keeper.num_wanted() as u64)];
         stats.extend(COUNTER_NAMES.into_iter().zip(&self.counters).map(|(name, count)| (name, count.load(Relaxed))));
         stats
