@@ -2,7 +2,7 @@
 //! within TLS.
 //!
 //! [`address`] parses URLs; [`handshake`] connects, on threads that may block: [`keeper`] does so again whenever a connection broke. From then on
-//! a [`queue`] of the worker speaks the protocol ([`wire`]) through its own ring, with requests gathered in an [`outbox`] and replies taken apart in an
+//! a [`queue`] of the worker speaks the protocol ([`wire`]) through its own ring, with [`requests`] gathered in an [`outbox`] and replies taken apart in an
 //! [`inbox`]. Between these and the socket there is [`connection`], which encrypts and decrypts what passes it, if there is TLS ([`tls`]). Where the server allows
 //! but one connection, the other workers' [`proxy`] hands their requests to the pager thread's.
 
@@ -14,6 +14,7 @@ mod keeper;
 mod outbox;
 mod proxy;
 mod queue;
+mod requests;
 mod signature;
 mod stream;
 mod tls;
