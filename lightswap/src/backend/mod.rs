@@ -19,6 +19,7 @@ mod read_runs;
 mod schedule;
 mod slab;
 mod stripe;
+mod table;
 mod tier;
 mod url;
 
