@@ -125,7 +125,7 @@ fn what_cannot_be_is_refused() {
         ("mirrored(memory:?size=1MiB)", "unknown"),
         ("memory:?size=1MiB&compress=gzip", "it takes lz4"),
         ("memory:?size=1MiB&compress=lz4&limit=1", "leaves no room"),
-        ("memory:?size=1MiB&limit=1MiB", "unknown option"),
+        ("memory:?size=1MiB&limit=1MiB", "add compress=lz4"),
     ] {
         let error = builder(64, url).open().unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::BackendUrl | ErrorKind::Backend) && error.to_string().contains(text), "{url}: {error}");

@@ -97,6 +97,8 @@ fn urls() {
         ("memory:?size=-1", "not a size"),
         ("memory:?size=1MiB&size=2MiB", "twice"),
         ("memory:?size=1MiB&colour=red", "unknown option"),
+        ("memory:?size=1MiB&compres=lz4", "memory takes size, compress, limit"),
+        ("memory:?size=1MiB&limit=1MiB", "add compress=lz4"),
         ("memory:/here?size=1MiB", "no path"),
         ("memory:?size=99999999999999TiB", "not a size"),
         ("file:", "a path is needed"),

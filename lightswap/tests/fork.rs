@@ -103,6 +103,26 @@ fn resident_pages_read_right_in_the_child() {
     }
 }
 
+/// As one does that returns from main.
+#[test]
+fn a_child_that_drops_its_copy_of_a_region_leaves_the_parents_alone() {
+    let ended = in_child("a_child_that_drops_its_copy_of_a_region_leaves_the_parents_alone", || {
+        if !kernel_is_able() {
+            return;
+        }
+        let swap = builder(100, Backend::File.url(400)).open().unwrap();
+        let region = swap.create_region(400 * common::PAGE, Contract::Transparent).unwrap();
+        let pages = Pages::of(&region);
+        (0..400).for_each(|page| pages.fill(page, 3));
+        // SAFETY: the child's copy, which it uses no more.
+        assert_eq!(fork(|| drop(unsafe { std::ptr::read(&raw const region) })), 0);
+        (0..400).for_each(|page| pages.check(page, 3));
+    });
+    if let Some(ended) = ended {
+        ended.expect_success();
+    }
+}
+
 #[test]
 fn other_programs_start_as_ever() {
     let ended = with_region("other_programs_start_as_ever", DEFAULT_MODE, Contract::Transparent, |_| {

@@ -7,7 +7,7 @@
 
 use super::schedule::{Fault, MAX_FLIPPED_BITS, Misfit, Operation, Schedule};
 use super::slab::Slab;
-use super::{Backend, BackendQueue, Health, QueueBuilder, Read, Write, WriteRequest};
+use super::{Backend, BackendQueue, QueueBuilder, Read, Write, WriteRequest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_queue::{Completion, IoQueue, Token};
 use crate::parking::SpinLock;
@@ -171,19 +171,15 @@ impl Backend for FaultyBackend {
         self.inner.num_slots()
     }
 
+    fn members(&self) -> Vec<&dyn Backend> {
+        vec![&*self.inner]
+    }
+
     fn queue(self: Arc<Self>, builder: &mut QueueBuilder) -> Result<Rc<dyn BackendQueue>> {
         let number = builder.reserve();
         let inner = builder.child(&self.inner, builder.num_reads, builder.num_writes)?;
         let pending = Slab::new(builder.num_reads + builder.num_writes);
         Ok(builder.add(number, Rc::new(FaultyQueue { number, faulty: self, inner, pending })))
-    }
-
-    fn staging_pages_per_read(&self) -> usize {
-        self.inner.staging_pages_per_read()
-    }
-
-    fn busy_poll_us(&self) -> u64 {
-        self.inner.busy_poll_us()
     }
 
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()> {
@@ -194,18 +190,9 @@ impl Backend for FaultyBackend {
         self.copying(|| self.inner.discard(slot, num_slots));
     }
 
-    fn health(&self) -> Health {
-        self.inner.health()
-    }
-
-    fn set_mirrored(&self) {
-        self.inner.set_mirrored();
-    }
-
-    fn stats(&self) -> Vec<(&'static str, u64)> {
+    fn own_stats(&self) -> Vec<(&'static str, u64)> {
         let mut stats = vec![("faulty_reads", self.num_reads.load(Relaxed)), ("faulty_writes", self.num_writes.load(Relaxed))];
         stats.extend(INJECTED_NAMES.into_iter().zip(&self.injected).map(|(name, count)| (name, count.load(Relaxed))));
-        stats.extend(self.inner.stats());
         stats
     }
 

@@ -19,7 +19,10 @@ pub(super) struct MemoryBackend {
 
 impl MemoryBackend {
     pub(super) fn open(url: &BackendUrl) -> Result<Self> {
-        url.expect_only(&["size"])?;
+        url.expect_only(&super::compressed::backend::OPTIONS)?;
+        if url.option("limit").is_some() {
+            return Err(url.error(ErrorKind::BackendUrl, "the option limit is for compressed memory: add compress=lz4"));
+        }
         if !url.path.is_empty() {
             return Err(url.error(ErrorKind::BackendUrl, "memory: takes no path, only ?size=SIZE"));
         }

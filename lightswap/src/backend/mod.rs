@@ -19,6 +19,7 @@ mod read_runs;
 mod schedule;
 mod slab;
 mod stripe;
+mod table;
 mod tier;
 mod url;
 
@@ -61,6 +62,11 @@ pub(crate) trait Backend: Send + Sync + Debug {
     /// Number of slots.
     fn num_slots(&self) -> usize;
 
+    /// The nodes below.
+    fn members(&self) -> Vec<&dyn Backend> {
+        Vec::new()
+    }
+
     /// Makes the part of one worker, and those of the nodes below.
     fn queue(self: Arc<Self>, builder: &mut QueueBuilder) -> Result<Rc<dyn BackendQueue>>;
 
@@ -76,12 +82,12 @@ pub(crate) trait Backend: Send + Sync + Debug {
 
     /// Pages of memory that a worker's part needs for each read that it can have in flight, beside the worker's own buffers.
     fn staging_pages_per_read(&self) -> usize {
-        0
+        self.members().iter().map(|member| member.staging_pages_per_read()).sum()
     }
 
     /// Microseconds that a worker with reads under way polls for them before it sleeps.
     fn busy_poll_us(&self) -> u64 {
-        0
+        self.members().iter().map(|member| member.busy_poll_us()).max().unwrap_or(0)
     }
 
     /// Makes sure that the slots have room; cheap when they have. Reserved once, writing them cannot fail for lack of space. Async-signal-safe, and may
@@ -98,19 +104,31 @@ pub(crate) trait Backend: Send + Sync + Debug {
 
     /// Whether it works.
     fn health(&self) -> Health {
-        Health::default()
+        let members = self.members().into_iter().map(|member| member.health());
+        members.fold(Health::default(), |all, of| Health { is_away: all.is_away || of.is_away, generation: all.generation + of.generation })
     }
 
     /// A mirror is around it, so others have the content: while it is away, its requests fail at once instead of waiting for it.
-    fn set_mirrored(&self) {}
+    fn set_mirrored(&self) {
+        self.members().iter().for_each(|member| member.set_mirrored());
+    }
 
     /// Counters of its own, for the instance's statistics; those of the same name are added up.
-    fn stats(&self) -> Vec<(&'static str, u64)> {
+    fn own_stats(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
 
+    /// The same of the whole tree from here on.
+    fn stats(&self) -> Vec<(&'static str, u64)> {
+        let mut stats = self.own_stats();
+        stats.extend(self.members().iter().flat_map(|member| member.stats()));
+        stats
+    }
+
     /// Ends all faults that are injected.
-    fn stop_faults(&self) {}
+    fn stop_faults(&self) {
+        self.members().iter().for_each(|member| member.stop_faults());
+    }
 }
 
 /// Opens the backend that `url` describes; see `docs/backends.md` for the grammar.

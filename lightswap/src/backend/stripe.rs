@@ -3,7 +3,7 @@
 //! Without any redundancy: what one of them loses is lost.
 
 use super::parts::PartWrites;
-use super::{Backend, BackendQueue, Health, Now, QueueBuilder, Read, Write, WriteRequest};
+use super::{Backend, BackendQueue, Now, QueueBuilder, Read, Write, WriteRequest};
 use crate::budget::MAX_BATCH_PAGES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io_queue::{Completion, IoQueue, Token};
@@ -63,6 +63,10 @@ impl Backend for StripeBackend {
         self.num_slots
     }
 
+    fn members(&self) -> Vec<&dyn Backend> {
+        self.members.iter().map(|member| &**member).collect()
+    }
+
     fn queue(self: Arc<Self>, builder: &mut QueueBuilder) -> Result<Rc<dyn BackendQueue>> {
         let number = builder.reserve();
         let (num_reads, num_writes) = (builder.num_reads, builder.num_writes);
@@ -80,14 +84,6 @@ impl Backend for StripeBackend {
         self.members[member].read_now(slot, buffer)
     }
 
-    fn staging_pages_per_read(&self) -> usize {
-        self.members.iter().map(|member| member.staging_pages_per_read()).sum()
-    }
-
-    fn busy_poll_us(&self) -> u64 {
-        self.members.iter().map(|member| member.busy_poll_us()).max().unwrap_or(0)
-    }
-
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()> {
         self.parts(slot, num_slots).try_for_each(|(member, first, len)| self.members[member].reserve(first, len))
     }
@@ -98,25 +94,6 @@ impl Backend for StripeBackend {
 
     fn fill(&self) -> Option<(u64, u64)> {
         self.members.iter().try_fold((0, 0), |(used, limit), member| member.fill().map(|of_member| (used + of_member.0, limit + of_member.1)))
-    }
-
-    fn health(&self) -> Health {
-        self.members
-            .iter()
-            .map(|member| member.health())
-            .fold(Health::default(), |all, member| Health { is_away: all.is_away || member.is_away, generation: all.generation + member.generation })
-    }
-
-    fn set_mirrored(&self) {
-        self.members.iter().for_each(|member| member.set_mirrored());
-    }
-
-    fn stats(&self) -> Vec<(&'static str, u64)> {
-        self.members.iter().flat_map(|member| member.stats()).collect()
-    }
-
-    fn stop_faults(&self) {
-        self.members.iter().for_each(|member| member.stop_faults());
     }
 }
 

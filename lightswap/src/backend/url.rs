@@ -132,7 +132,7 @@ fn split_members(text: &str) -> Option<Vec<&str>> {
     (depth == 0).then_some(members)
 }
 
-/// A backend URL taken apart. Each option is taken out by the backend that knows it; what is left over is an error.
+/// A backend URL taken apart. Which options there are the backend knows, and refuses others with [`Self::expect_only`].
 #[derive(Debug)]
 pub(super) struct BackendUrl {
     pub(super) text: String,

@@ -4,13 +4,16 @@ use super::pool::{NotStored, Pool, Scratch};
 use crate::backend::url::BackendUrl;
 use crate::backend::{Backend, BackendQueue, Now, QueueBuilder, Read, Write, WriteRequest, slots_in};
 use crate::error::{ErrorKind, Result};
-use crate::failure::RawCause;
+use crate::failure::{RawCause, WRONG_CONTENT};
 use crate::io_queue::{Completion, IoQueue};
 use crate::size::{PAGE_SIZE, bytes_of, parse_size};
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+
+/// Of `memory:` URLs; the last two belong together.
+pub(in crate::backend) const OPTIONS: [&str; 3] = ["size", "compress", "limit"];
 
 /// Slots whose pages are compressed in ordinary memory of this process.
 #[derive(Debug)]
@@ -26,7 +29,7 @@ impl CompressedBackend {
     }
 
     pub(in crate::backend) fn open(url: &BackendUrl) -> Result<Self> {
-        url.expect_only(&["size", "compress", "limit"])?;
+        url.expect_only(&OPTIONS)?;
         url.choice("compress", &["lz4"])?;
         if !url.path.is_empty() {
             return Err(url.error(ErrorKind::BackendUrl, "memory: takes no path, only options: memory:?size=8GiB&compress=lz4"));
@@ -74,7 +77,7 @@ impl Backend for CompressedBackend {
         self.pool.fill()
     }
 
-    fn stats(&self) -> Vec<(&'static str, u64)> {
+    fn own_stats(&self) -> Vec<(&'static str, u64)> {
         let stats = self.pool.stats();
         vec![
             ("compressed_pages", stats.pages),
@@ -96,7 +99,7 @@ struct CompressedQueue {
 impl BackendQueue for CompressedQueue {
     /// Only for those around this backend: the pager uses [`Backend::read_now`].
     fn read(&self, io: &IoQueue, read: Read) {
-        let result = self.backend.pool.load(read.slot, read.target).map_or(-libc::EBADMSG, |()| PAGE_SIZE as i32);
+        let result = self.backend.pool.load(read.slot, read.target).map_or(WRONG_CONTENT, |()| PAGE_SIZE as i32);
         io.finish(read.token, Completion::of(result));
     }
 

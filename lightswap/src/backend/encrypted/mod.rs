@@ -16,7 +16,7 @@ mod staging;
 
 use super::parts::PartWrites;
 use super::slab::Slab;
-use super::{Backend, BackendQueue, Health, Now, QueueBuilder, Read, Write, WriteRequest};
+use super::{Backend, BackendQueue, Now, QueueBuilder, Read, Write, WriteRequest};
 use crate::error::Result;
 use crate::failure::{RawCause, WRONG_CONTENT};
 use crate::io_queue::{Completion, IoQueue, Token};
@@ -72,6 +72,10 @@ impl Backend for EncryptedBackend {
         self.inner.num_slots()
     }
 
+    fn members(&self) -> Vec<&dyn Backend> {
+        vec![&*self.inner]
+    }
+
     fn queue(self: Arc<Self>, builder: &mut QueueBuilder) -> Result<Rc<dyn BackendQueue>> {
         let number = builder.reserve();
         // A worker without buffers does not write, either; but a page costs nothing before it is used.
@@ -116,10 +120,6 @@ impl Backend for EncryptedBackend {
         1 + self.inner.staging_pages_per_read()
     }
 
-    fn busy_poll_us(&self) -> u64 {
-        self.inner.busy_poll_us()
-    }
-
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()> {
         self.inner.reserve(slot, num_slots)
     }
@@ -133,27 +133,13 @@ impl Backend for EncryptedBackend {
         self.inner.fill()
     }
 
-    fn health(&self) -> Health {
-        self.inner.health()
-    }
-
-    fn set_mirrored(&self) {
-        self.inner.set_mirrored();
-    }
-
-    fn stats(&self) -> Vec<(&'static str, u64)> {
-        let mut stats = vec![
+    fn own_stats(&self) -> Vec<(&'static str, u64)> {
+        vec![
             // Each takes a nonce.
             ("encrypted_pages", self.cipher.num_taken()),
             ("decrypted_pages", self.num_decrypted.load(Relaxed)),
             ("tampered_pages", self.num_tampered.load(Relaxed)),
-        ];
-        stats.extend(self.inner.stats());
-        stats
-    }
-
-    fn stop_faults(&self) {
-        self.inner.stop_faults();
+        ]
     }
 }
 

@@ -1,16 +1,14 @@
 //! What it takes to read a slot: nonce and tag of its content.
 
 use super::cipher::{TAG_BYTES, Tag};
+use crate::backend::table::Table;
 use crate::error::Result;
-use crate::size::{PAGE_SIZE, round_up};
-use crate::sys::mapping::Mapping;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Nonce, and the tag's halves.
 const WORDS: usize = 3;
-const WORD_BYTES: usize = 8;
 
 /// One record a slot. Those of slots that were never written take no memory.
 ///
@@ -18,21 +16,12 @@ const WORD_BYTES: usize = 8;
 /// leads astray, one that was given up) may get anything, and finds with it that the content is wrong.
 #[derive(Debug)]
 pub(super) struct Records {
-    memory: Mapping,
+    words: Table<AtomicU64>,
 }
 
 impl Records {
     pub(super) fn new(num_slots: usize) -> Result<Self> {
-        let num_bytes = num_slots.saturating_mul(WORDS * WORD_BYTES);
-        let memory = Mapping::new(round_up(num_bytes, PAGE_SIZE).unwrap_or(usize::MAX - (PAGE_SIZE - 1)), PAGE_SIZE)?;
-        memory.advise(libc::MADV_DONTFORK);
-        Ok(Self { memory })
-    }
-
-    fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.memory.len() / WORD_BYTES);
-        // SAFETY: inside the mapping, which is aligned to a page and begins as zeroes.
-        unsafe { &*self.memory.base().cast::<AtomicU64>().add(index) }
+        Ok(Self { words: Table::new(num_slots.saturating_mul(WORDS))? })
     }
 
     /// The slot holds what was encrypted so. The nonce is not 0.
@@ -41,14 +30,14 @@ impl Records {
         let (low, high) = tag.split_at(TAG_BYTES / 2);
         for (offset, half) in [(1, low), (2, high)] {
             let value = u64::from_le_bytes(half.try_into().expect("half a tag is a word"));
-            self.word(slot * WORDS + offset).store(value, Relaxed);
+            self.words[slot * WORDS + offset].store(value, Relaxed);
         }
-        self.word(slot * WORDS).store(nonce, Relaxed);
+        self.words[slot * WORDS].store(nonce, Relaxed);
     }
 
     /// `None` if the slot cannot be read.
     pub(super) fn get(&self, slot: usize) -> Option<(u64, Tag)> {
-        let [nonce, low, high] = [0, 1, 2].map(|offset| self.word(slot * WORDS + offset).load(Relaxed));
+        let [nonce, low, high] = [0, 1, 2].map(|offset| self.words[slot * WORDS + offset].load(Relaxed));
         let mut tag = [0; TAG_BYTES];
         tag[..TAG_BYTES / 2].copy_from_slice(&low.to_le_bytes());
         tag[TAG_BYTES / 2..].copy_from_slice(&high.to_le_bytes());
@@ -57,20 +46,15 @@ impl Records {
 
     /// The slots cannot be read any more. Gives memory back where there is a page of it.
     pub(super) fn forget(&self, slot: usize, num_slots: usize) {
-        const PAGE_WORDS: usize = PAGE_SIZE / WORD_BYTES;
         let words = slot * WORDS..(slot + num_slots) * WORDS;
-        let pages = words.start.div_ceil(PAGE_WORDS) * PAGE_WORDS..words.end / PAGE_WORDS * PAGE_WORDS;
-        if pages.is_empty() {
-            return self.clear(words);
-        }
-        self.memory.discard(pages.start * WORD_BYTES, pages.len() * WORD_BYTES);
-        self.clear(words.start..pages.start);
-        self.clear(pages.end..words.end);
+        let given_back = self.words.discard(words.clone());
+        self.clear(words.start..given_back.start);
+        self.clear(given_back.end..words.end);
     }
 
     fn clear(&self, words: Range<usize>) {
         // Not without looking: writing would take memory where there is none.
-        words.map(|index| self.word(index)).filter(|word| word.load(Relaxed) != 0).for_each(|word| word.store(0, Relaxed));
+        words.map(|index| &self.words[index]).filter(|word| word.load(Relaxed) != 0).for_each(|word| word.store(0, Relaxed));
     }
 }
 

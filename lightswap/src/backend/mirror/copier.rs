@@ -81,12 +81,14 @@ pub(super) struct Copier {
 
 impl Copier {
     pub(super) fn new(number: usize, mirror: Arc<MirrorBackend>, members: Rc<[Rc<dyn BackendQueue>]>) -> Result<Self> {
+        let buffers = Mapping::new(bytes_of(MAX_COPIES), PAGE_SIZE)?;
+        buffers.advise(libc::MADV_DONTFORK);
         Ok(Self {
             number,
             mirror,
             members,
             copies: Slab::new(MAX_COPIES),
-            buffers: Mapping::new(bytes_of(MAX_COPIES), PAGE_SIZE)?,
+            buffers,
             seen: Default::default(),
             marking: Cell::new(None),
             next_slot: Cell::new(0),

@@ -73,6 +73,10 @@ impl Backend for MirrorBackend {
         self.slots.len()
     }
 
+    fn members(&self) -> Vec<&dyn Backend> {
+        self.team.iter().map(|member| &*member.backend).collect()
+    }
+
     fn queue(self: Arc<Self>, builder: &mut QueueBuilder) -> Result<Rc<dyn BackendQueue>> {
         let number = builder.reserve();
         let copier = builder.is_pager_thread.then(|| builder.reserve());
@@ -84,14 +88,6 @@ impl Backend for MirrorBackend {
             builder.add(number, Rc::new(Copier::new(number, self.clone(), members.clone())?));
         }
         Ok(builder.add(number, Rc::new(MirrorQueue::new(number, self, members, num_reads, num_writes))))
-    }
-
-    fn staging_pages_per_read(&self) -> usize {
-        self.team.iter().map(|member| member.backend.staging_pages_per_read()).sum()
-    }
-
-    fn busy_poll_us(&self) -> u64 {
-        self.team.iter().map(|member| member.backend.busy_poll_us()).max().unwrap_or(0)
     }
 
     /// One member with room is enough: the others' copies are stale until they have some, too.
@@ -114,9 +110,9 @@ impl Backend for MirrorBackend {
         Health { is_away, generation: self.num_content_losses.load(Relaxed) }
     }
 
-    fn stats(&self) -> Vec<(&'static str, u64)> {
+    fn own_stats(&self) -> Vec<(&'static str, u64)> {
         let num_members = self.team.iter().count();
-        let mut stats = vec![
+        vec![
             ("mirror_members", num_members as u64),
             ("mirror_members_lost", self.team.num_lost() as u64),
             ("mirror_losses", self.team.num_losses()),
@@ -125,12 +121,6 @@ impl Backend for MirrorBackend {
             ("mirror_stale_pages", (0..num_members).map(|member| self.slots.num_stale(member)).sum()),
             ("mirror_resyncing", u64::from(self.behind().count_ones())),
             ("mirror_resynced_pages", self.num_resynced.load(Relaxed)),
-        ];
-        stats.extend(self.team.iter().flat_map(|member| member.backend.stats()));
-        stats
-    }
-
-    fn stop_faults(&self) {
-        self.team.iter().for_each(|member| member.backend.stop_faults());
+        ]
     }
 }

@@ -1,8 +1,7 @@
 //! What a mirror knows of each slot: which members' copies are stale, and who is at work on it.
 
+use crate::backend::table::Table;
 use crate::error::Result;
-use crate::size::{PAGE_SIZE, bytes_of};
-use crate::sys::mapping::Mapping;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -68,8 +67,7 @@ impl Word {
 /// A slot is written and discarded by its page's owner only, copied by the copier only, and may be found stale by anybody who has read it, even late.
 #[derive(Debug)]
 pub(super) struct Slots {
-    words: Mapping,
-    num_slots: usize,
+    words: Table<AtomicU32>,
     all: Members,
     /// Stale copies of slots with content, by member.
     num_stale: [AtomicU64; MAX_MEMBERS],
@@ -78,14 +76,11 @@ pub(super) struct Slots {
 impl Slots {
     pub(super) fn new(num_slots: usize, num_members: usize) -> Result<Self> {
         debug_assert!((1..=MAX_MEMBERS).contains(&num_members));
-        let num_bytes = num_slots.saturating_mul(size_of::<AtomicU32>()).div_ceil(PAGE_SIZE).saturating_mul(PAGE_SIZE);
-        let words = Mapping::new(num_bytes, PAGE_SIZE)?;
-        words.advise(libc::MADV_DONTFORK);
-        Ok(Self { words, num_slots, all: (1 << num_members) - 1, num_stale: Default::default() })
+        Ok(Self { words: Table::new(num_slots)?, all: (1 << num_members) - 1, num_stale: Default::default() })
     }
 
     pub(super) fn len(&self) -> usize {
-        self.num_slots
+        self.words.len()
     }
 
     /// All members.
@@ -93,15 +88,8 @@ impl Slots {
         self.all
     }
 
-    fn word(&self, slot: usize) -> &AtomicU32 {
-        assert!(slot < self.num_slots);
-        debug_assert!(self.num_slots * size_of::<AtomicU32>() <= self.words.len() && bytes_of(1).is_multiple_of(align_of::<AtomicU32>()));
-        // SAFETY: inside the mapping, which is aligned to a page and begins as zeroes, and is only used as such words.
-        unsafe { &*self.words.base().cast::<AtomicU32>().add(slot) }
-    }
-
     pub(super) fn get(&self, slot: usize) -> Word {
-        Word(self.word(slot).load(Acquire))
+        Word(self.words[slot].load(Acquire))
     }
 
     /// Changes the word of a slot to what `change` makes of it, and returns what it was; `None` if `change` does not want to.
@@ -109,7 +97,7 @@ impl Slots {
         let mut old = self.get(slot);
         let new = loop {
             let new = change(old)?;
-            match self.word(slot).compare_exchange_weak(old.0, new.0, AcqRel, Acquire) {
+            match self.words[slot].compare_exchange_weak(old.0, new.0, AcqRel, Acquire) {
                 Ok(_) => break new,
                 Err(now) => old = Word(now),
             }
@@ -125,7 +113,7 @@ impl Slots {
     /// Pages whose copy on this member is stale, about.
     pub(super) fn num_stale(&self, member: usize) -> u64 {
         match self.num_stale[member].load(Relaxed) {
-            wrapped if wrapped > self.num_slots as u64 => 0,
+            wrapped if wrapped > self.words.len() as u64 => 0,
             num_stale => num_stale,
         }
     }

@@ -12,8 +12,10 @@ use crate::size::{PAGE_SIZE, format_size};
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// A handshake takes some round trips, so it has at least so long, however short the time limit of requests is.
@@ -138,14 +140,14 @@ pub(super) fn connect(address: &Address) -> Result<Connected, ConnectError> {
 }
 
 fn open_socket(address: &Address) -> io::Result<OwnedFd> {
+    let limit = address.timeout.max(MIN_TIME_LIMIT);
     let (host, port) = match &address.place {
-        // Connecting to such a socket does not wait, unless the server's queue is full; then it is the server that must go on.
-        Place::Unix(path) => return UnixStream::connect(path).map(Into::into),
+        Place::Unix(path) => return open_unix_socket(path, limit),
         Place::Tcp { host, port } => (host.as_str(), *port),
     };
     let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
     for candidate in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&candidate, address.timeout.max(MIN_TIME_LIMIT)) {
+        match TcpStream::connect_timeout(&candidate, limit) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 return Ok(stream.into());
@@ -154,6 +156,31 @@ fn open_socket(address: &Address) -> io::Result<OwnedFd> {
         }
     }
     Err(last)
+}
+
+/// With a limit, which the standard library has not for such sockets: connecting waits while the queue of a server that stands still is full.
+fn open_unix_socket(path: &Path, limit: Duration) -> io::Result<OwnedFd> {
+    let mut address = libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; _] };
+    let path = path.as_os_str().as_bytes();
+    // The last byte stays 0.
+    if path.len() >= address.sun_path.len() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, format!("the path of a socket has at most {} bytes", address.sun_path.len() - 1)));
+    }
+    address.sun_path.iter_mut().zip(path).for_each(|(target, byte)| *target = *byte as libc::c_char);
+    // SAFETY: no preconditions.
+    let descriptor = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was just opened, and nobody else has it.
+    let socket = unsafe { UnixStream::from_raw_fd(descriptor) };
+    // It is for connecting, too.
+    socket.set_write_timeout(Some(limit))?;
+    // SAFETY: the descriptor is open, and the address as long as said.
+    match unsafe { libc::connect(descriptor, (&raw const address).cast(), size_of_val(&address) as libc::socklen_t) } {
+        0 => Ok(socket.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn shake_hands(stream: &mut Stream, address: &Address) -> Result<Export, ConnectError> {
@@ -331,4 +358,26 @@ fn check(export: &Export, address: &Address) -> Result<(), ConnectError> {
         return Err(ConnectError::new(format!("the export \"{name}\" holds {has}, less than size={wanted}; make it larger, or the size smaller")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn connecting_to_a_full_queue_ends() {
+        let path = std::env::temp_dir().join(format!("lightswap-full-queue-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        // SAFETY: the descriptor is open. Its queue has room for one or two from now on.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+        let connect = || open_unix_socket(&path, Duration::from_millis(20));
+        let queued: Vec<OwnedFd> = std::iter::from_fn(|| connect().ok()).take(10).collect();
+        assert!((1..10).contains(&queued.len()), "{}", queued.len());
+        assert_eq!(connect().unwrap_err().kind(), ErrorKind::WouldBlock);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(connect().unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(open_unix_socket(Path::new(&"x".repeat(108)), Duration::ZERO).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
 }

@@ -2,7 +2,7 @@
 //! within TLS.
 //!
 //! [`address`] parses URLs; [`handshake`] connects, on threads that may block: [`keeper`] does so again whenever a connection broke. From then on
-//! a [`queue`] of the worker speaks the protocol ([`wire`]) through its own ring, with requests gathered in an [`outbox`] and replies taken apart in an
+//! a [`queue`] of the worker speaks the protocol ([`wire`]) through its own ring, with [`requests`] gathered in an [`outbox`] and replies taken apart in an
 //! [`inbox`]. Between these and the socket there is [`connection`], which encrypts and decrypts what passes it, if there is TLS ([`tls`]). Where the server allows
 //! but one connection, the other workers' [`proxy`] hands their requests to the pager thread's.
 
@@ -14,6 +14,7 @@ mod keeper;
 mod outbox;
 mod proxy;
 mod queue;
+mod requests;
 mod signature;
 mod stream;
 mod tls;
@@ -233,7 +234,7 @@ impl Backend for NbdBackend {
         self.is_mirrored.store(true, Relaxed);
     }
 
-    fn stats(&self) -> Vec<(&'static str, u64)> {
+    fn own_stats(&self) -> Vec<(&'static str, u64)> {
         let mut stats = vec![("nbd_reconnects", self.keeper.num_reconnects()), ("nbd_connections_down", self.keeper.num_wanted() as u64)];
         stats.extend(COUNTER_NAMES.into_iter().zip(&self.counters).map(|(name, count)| (name, count.load(Relaxed))));
         stats

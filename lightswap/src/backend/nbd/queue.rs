@@ -1,4 +1,4 @@
-//! A worker's own connection: requests in the order of their making, many under way, replies in any order; and what happens when it breaks.
+//! A worker's own connection, many requests under way, and what happens when it breaks.
 //!
 //! A connection that breaks is shut down, and given up when nothing uses it any more. Its requests, all of which can be repeated, wait for the next one. After
 //! `lost-after` without any reply, over however many connections, they fail, and with them all that come until there is one; in a mirror they do so at once,
@@ -9,18 +9,17 @@ use super::inbox::Inbox;
 use super::keeper::Link;
 use super::outbox::Outbox;
 use super::proxy::{Forwarded, Forwards};
+use super::requests::{Requests, Task};
 use super::wire::{Command, errno_of, request};
 use super::{Counter, NbdBackend};
 use crate::backend::parts::PartWrites;
 use crate::backend::read_runs::ReadRuns;
-use crate::backend::slab::Slab;
 use crate::backend::{BackendQueue, QueueBuilder, Read, Write, WriteRequest, offset_of};
 use crate::error::Result;
 use crate::io_queue::{Completion, IoQueue, Token};
 use crate::size::{PAGE_SIZE, bytes_of, pages_in};
 use crate::sys;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -40,31 +39,6 @@ const MAX_TRIMS: usize = 4;
 /// Looks at the time so many times in the shortest limit.
 const LOOKS: u32 = 4;
 
-/// What a request is for.
-#[derive(Clone, Copy, Debug)]
-enum Task {
-    /// A run of reads.
-    Read {
-        run: u32,
-    },
-    Write(WriteRequest),
-    Trim {
-        first: usize,
-        end: usize,
-    },
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Request {
-    task: Task,
-    /// Rising; the upper half of its cookie, so that a late answer to an earlier request of the same number is not taken for its own.
-    serial: u32,
-    /// When it was made, or made ready to be sent again.
-    since_ns: u64,
-    /// Over this connection.
-    is_sent: bool,
-}
-
 enum Line {
     Up(Connection),
     /// Broken; something still uses it.
@@ -83,18 +57,16 @@ pub(super) struct NbdQueue {
     /// Of the open run.
     num_run_pages: Cell<usize>,
     parts: PartWrites,
-    requests: Slab<Request>,
-    /// Numbers of those to send; never grows past its capacity.
-    unsent: RefCell<VecDeque<u32>>,
+    requests: Requests,
     /// Writes of slots that are being trimmed.
     put_off: RefCell<Vec<WriteRequest>>,
-    next_serial: Cell<u32>,
     num_trims: Cell<usize>,
     /// Since when no connection has brought a reply that was waited for.
     down_since_ns: Cell<u64>,
     last_reply_ns: Cell<u64>,
-    /// This connection has brought a reply; or nobody waited for one when it was made.
+    /// This connection has brought a reply.
     has_answered: Cell<bool>,
+    /// Somebody waited for a reply when it was made.
     was_waited_for: Cell<bool>,
     is_timer_set: Cell<bool>,
     is_closed: Cell<bool>,
@@ -107,7 +79,6 @@ impl NbdQueue {
         let of_others = if forwards.is_some() { super::proxy::MAX_TAKEN } else { 0 };
         let (num_reads, num_writes) = (builder.num_reads + of_others, builder.num_writes + of_others);
         let num_parts = num_writes * backend.max_parts();
-        let num_requests = num_reads + num_parts + MAX_TRIMS;
         Ok(Self {
             number: builder.reserve(),
             inbox: Inbox::new(num_reads, num_reads.min(backend.max_read_pages()), backend.max_record_bytes())?,
@@ -115,10 +86,8 @@ impl NbdQueue {
             runs: ReadRuns::new(num_reads),
             num_run_pages: Cell::new(0),
             parts: PartWrites::new(num_writes),
-            requests: Slab::new(num_requests),
-            unsent: RefCell::new(VecDeque::with_capacity(num_requests)),
+            requests: Requests::new(num_reads + num_parts + MAX_TRIMS),
             put_off: RefCell::new(Vec::with_capacity(num_parts)),
-            next_serial: Cell::new(0),
             num_trims: Cell::new(0),
             down_since_ns: Cell::new(sys::now_ns()),
             last_reply_ns: Cell::new(0),
@@ -150,17 +119,10 @@ impl NbdQueue {
         (down_ns > self.backend.lost_after_ns()).then_some(libc::ENODEV)
     }
 
-    fn add(&self, task: Task) {
-        let serial = self.next_serial.get();
-        self.next_serial.set(serial.wrapping_add(1));
-        let index = self.requests.insert(Request { task, serial, since_ns: sys::now_ns(), is_sent: false });
-        self.unsent.borrow_mut().push_back(index);
-    }
-
     fn close_run(&self) {
         self.num_run_pages.set(0);
         if let Some((run, _)) = self.runs.take() {
-            self.add(Task::Read { run });
+            self.requests.add(Task::Read { run });
         }
     }
 
@@ -168,7 +130,7 @@ impl NbdQueue {
     fn start_write(&self, write: WriteRequest) -> Write {
         let slots = write.slot..write.slot + pages_in(write.num_bytes + PAGE_SIZE - 1);
         if self.backend.trims.as_ref().is_none_or(|trims| trims.take_back(slots)) {
-            self.add(Task::Write(write));
+            self.requests.add(Task::Write(write));
         } else {
             self.put_off.borrow_mut().push(write);
         }
@@ -177,12 +139,8 @@ impl NbdQueue {
 
     /// Moves requests to the outbox, as far as there is room.
     fn fill_outbox(&self) {
-        let mut unsent = self.unsent.borrow_mut();
-        let mut num_added = 0;
-        while let Some(&index) = unsent.front() {
-            let waiting = self.requests.get(index).expect("it waits to be sent");
-            let cookie = u64::from(waiting.serial) << 32 | u64::from(index);
-            let (command, slot, source, num_bytes) = match waiting.task {
+        let num_added = self.requests.send_each(|cookie, task| {
+            let (command, slot, source, num_bytes) = match task {
                 Task::Read { run } => {
                     let run = self.runs.get(run);
                     (Command::Read, run.slot, std::ptr::null(), run.num_bytes())
@@ -190,23 +148,19 @@ impl NbdQueue {
                 Task::Write(write) => (Command::Write, write.slot, write.source, write.num_bytes),
                 Task::Trim { first, end } => (Command::Trim, first, std::ptr::null(), bytes_of(end - first)),
             };
-            if !self.outbox.add(request(command, cookie, offset_of(slot), num_bytes as u32), source, if source.is_null() { 0 } else { num_bytes }) {
-                break;
-            }
-            unsent.pop_front();
-            self.requests.set(index, Request { is_sent: true, ..waiting });
-            num_added += 1;
-        }
+            let header = request(command, cookie, offset_of(slot), num_bytes as u32);
+            self.outbox.add(header, source, if source.is_null() { 0 } else { num_bytes })
+        });
         if num_added > 0 {
-            self.backend.count(Counter::Requests, num_added);
+            self.backend.count(Counter::Requests, num_added as u64);
         }
     }
 
     /// Takes whole replies out of the inbox.
     fn take_replies(&self, io: &IoQueue) -> std::result::Result<(), Broken> {
         let payload_bytes = |cookie: u64| {
-            let request = self.requests.get(cookie as u32).filter(|request| request.is_sent && request.serial == (cookie >> 32) as u32)?;
-            Some(if let Task::Read { run } = request.task { self.runs.get(run).num_bytes() } else { 0 })
+            let task = self.requests.answered(cookie)?;
+            Some(if let Task::Read { run } = task { self.runs.get(run).num_bytes() } else { 0 })
         };
         self.last_reply_ns.set(sys::now_ns());
         while let Some(reply) = self.inbox.take(payload_bytes).map_err(Broken::Violation)? {
@@ -215,14 +169,14 @@ impl NbdQueue {
                 return Err(Broken::ShuttingDown);
             }
             self.has_answered.set(true);
-            self.end(io, reply.cookie as u32, result, reply.payload);
+            self.end(io, self.requests.end(reply.cookie), result, reply.payload);
         }
         Ok(())
     }
 
     /// A request is over, with 0 or a negative errno. What was read is at `content`.
-    fn end(&self, io: &IoQueue, index: u32, result: i32, content: *mut u8) {
-        match self.requests.remove(index).task {
+    fn end(&self, io: &IoQueue, task: Task, result: i32, content: *mut u8) {
+        match task {
             Task::Read { run } => {
                 let run = self.runs.release(run);
                 for (page, token) in run.tokens().iter().enumerate() {
@@ -247,26 +201,13 @@ impl NbdQueue {
     /// All requests fail.
     fn fail_all(&self, io: &IoQueue, errno: i32) {
         self.close_run();
-        self.unsent.borrow_mut().clear();
-        self.requests.indices().for_each(|index| self.end(io, index, -errno, std::ptr::null_mut()));
+        self.requests.end_all().for_each(|task| self.end(io, task, -errno, std::ptr::null_mut()));
         self.put_off.borrow_mut().drain(..).for_each(|write| io.finish(write.token, Completion::of(-errno)));
     }
 
-    /// All requests are sent again, in their order, with the next connection.
+    /// All requests are sent again with the next connection.
     fn send_all_again(&self) {
-        let mut unsent = self.unsent.borrow_mut();
-        let num_unsent = unsent.len();
-        unsent.clear();
-        unsent.extend(self.requests.indices());
-        // Serial numbers wrap around; those in use are near each other.
-        let serial = |index: &u32| self.requests.get(*index).expect("in use").serial.wrapping_sub(self.next_serial.get());
-        unsent.make_contiguous().sort_unstable_by_key(serial);
-        self.backend.count(Counter::Resent, (unsent.len() - num_unsent) as u64);
-        let now_ns = sys::now_ns();
-        for index in unsent.iter() {
-            let request = self.requests.get(*index).expect("in use");
-            self.requests.set(*index, Request { since_ns: now_ns, is_sent: false, ..request });
-        }
+        self.backend.count(Counter::Resent, self.requests.send_all_again() as u64);
     }
 
     fn break_line(&self, why: &Broken) {
@@ -281,8 +222,8 @@ impl NbdQueue {
         *line = Line::Closing(connection);
     }
 
-    /// The worker ends: so does the connection, when all requests (TRIMs may be left) have been answered. With `is_late` even if one is still being sent, as to
-    /// a server that answers what it has not read.
+    /// The worker ends: so does the connection, when all requests have been answered (what is left then can only be TRIMs). With `is_late` even if one is still
+    /// being sent, as to a server that answers what it has not read.
     fn end_line(&self, is_late: bool) {
         if !self.requests.is_empty() {
             return;
@@ -350,7 +291,7 @@ impl NbdQueue {
             put_off.retain(|write| {
                 let is_free = trims.take_back(write.slot..write.slot + pages_in(write.num_bytes + PAGE_SIZE - 1));
                 if is_free {
-                    self.add(Task::Write(*write));
+                    self.requests.add(Task::Write(*write));
                 }
                 !is_free
             });
@@ -359,7 +300,7 @@ impl NbdQueue {
             let Some(Range { start, end }) = trims.begin() else { break };
             self.num_trims.set(self.num_trims.get() + 1);
             self.backend.count(Counter::Trims, 1);
-            self.add(Task::Trim { first: start, end });
+            self.requests.add(Task::Trim { first: start, end });
         }
     }
 
@@ -388,8 +329,7 @@ impl NbdQueue {
         let is_up = matches!(*self.line.borrow(), Line::Up(_));
         if is_up {
             let timeout_ns = self.backend.timeout_ns();
-            let oldest_ns = self.requests.indices().filter_map(|index| Some(self.requests.get(index)?.since_ns)).min().unwrap_or(now_ns);
-            let age_ns = now_ns.saturating_sub(oldest_ns);
+            let age_ns = self.requests.oldest_ns().map_or(0, |oldest_ns| now_ns.saturating_sub(oldest_ns));
             // A server that answers others is slow, but there; for some time.
             let is_silent = now_ns.saturating_sub(self.last_reply_ns.get()) > timeout_ns;
             if age_ns > timeout_ns && (is_silent || age_ns > 4 * timeout_ns) {
@@ -507,6 +447,8 @@ impl BackendQueue for NbdQueue {
 
 impl Drop for NbdQueue {
     fn drop(&mut self) {
+        // Not closed yet if its worker could not be made: nobody would take what the keeper goes on to connect.
+        self.link.close();
         self.backend.end_connection();
     }
 }

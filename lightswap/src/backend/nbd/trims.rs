@@ -3,10 +3,9 @@
 //! Anybody may discard slots; the pager thread's connection trims them some time later. Who writes a slot that waits for that takes it off the list; while the
 //! request is under way, the write waits, or the server could do them in the wrong order (different connections have none).
 
+use crate::backend::table::Table;
 use crate::error::Result;
 use crate::parking::SpinLock;
-use crate::size::{PAGE_SIZE, round_up};
-use crate::sys::mapping::Mapping;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::atomic::AtomicU8;
@@ -27,9 +26,7 @@ const UNDER_WAY: u8 = 2;
 /// All of a backend.
 #[derive(Debug)]
 pub(super) struct Trims {
-    /// A byte for each slot.
-    slots: Mapping,
-    num_slots: usize,
+    slots: Table<AtomicU8>,
     lock: SpinLock,
     ranges: UnsafeCell<Ranges>,
     /// Ranges that wait or are under way. While there is none, writes need not look.
@@ -47,15 +44,8 @@ unsafe impl Sync for Trims {}
 
 impl Trims {
     pub(super) fn new(num_slots: usize) -> Result<Self> {
-        let slots = Mapping::new(round_up(num_slots, PAGE_SIZE).unwrap_or(usize::MAX & !(PAGE_SIZE - 1)), PAGE_SIZE)?;
         let ranges = UnsafeCell::new(Ranges { waiting: [(0, 0); MAX_RANGES], len: 0 });
-        Ok(Self { slots, num_slots, lock: SpinLock::new(), ranges, num_open: AtomicUsize::new(0) })
-    }
-
-    fn slot(&self, slot: usize) -> &AtomicU8 {
-        assert!(slot < self.num_slots);
-        // SAFETY: the mapping has a byte for each slot, zero at first, which is a valid atomic.
-        unsafe { &*self.slots.base().add(slot).cast::<AtomicU8>() }
+        Ok(Self { slots: Table::new(num_slots)?, lock: SpinLock::new(), ranges, num_open: AtomicUsize::new(0) })
     }
 
     fn with_ranges<R>(&self, action: impl FnOnce(&mut Ranges) -> R) -> R {
@@ -73,7 +63,7 @@ impl Trims {
         }
         // Before the slots are marked: from then on writers look.
         self.num_open.fetch_add(1, Acquire);
-        let mark = |slot, from, to| _ = self.slot(slot).compare_exchange(from, to, Acquire, Relaxed);
+        let mark = |slot, from, to| _ = self.slots[slot].compare_exchange(from, to, Acquire, Relaxed);
         // One that is being trimmed already stays so.
         slots.clone().for_each(|slot| mark(slot, NOTHING, WANTED));
         let is_added = self.with_ranges(|ranges| {
@@ -96,7 +86,7 @@ impl Trims {
     pub(super) fn begin(&self) -> Option<Range<usize>> {
         loop {
             let (start, end) = self.with_ranges(|ranges| (ranges.len > 0).then(|| ranges.waiting[ranges.len - 1]))?;
-            let take = |slot: &usize| self.slot(*slot).compare_exchange(WANTED, UNDER_WAY, Acquire, Relaxed).is_ok();
+            let take = |slot: &usize| self.slots[*slot].compare_exchange(WANTED, UNDER_WAY, Acquire, Relaxed).is_ok();
             let first = (start..end).find(take);
             let taken = first.map(|first| first..(first + 1..end.min(first + MAX_TRIM_SLOTS)).take_while(take).count() + first + 1);
             let done = taken.as_ref().map_or(end, |taken| taken.end);
@@ -124,7 +114,7 @@ impl Trims {
 
     /// These slots have been trimmed, or not.
     pub(super) fn end(&self, slots: Range<usize>) {
-        slots.for_each(|slot| self.slot(slot).store(NOTHING, Release));
+        slots.for_each(|slot| self.slots[slot].store(NOTHING, Release));
         self.num_open.fetch_sub(1, Release);
     }
 
@@ -134,7 +124,7 @@ impl Trims {
             return true;
         }
         slots.all(|slot| {
-            let slot = self.slot(slot);
+            let slot = &self.slots[slot];
             slot.compare_exchange(WANTED, NOTHING, Acquire, Acquire).is_ok() || slot.load(Acquire) != UNDER_WAY
         })
     }

@@ -21,7 +21,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-use super::{Backend, BackendQueue, Health, Now, QueueBuilder};
+use super::{Backend, BackendQueue, Now, QueueBuilder};
 use crate::error::Result;
 use crate::failure::RawCause;
 use crate::size::{PAGE_SIZE, bytes_of, format_size};
@@ -145,6 +145,10 @@ impl Backend for TierBackend {
         self.slots.len()
     }
 
+    fn members(&self) -> Vec<&dyn Backend> {
+        vec![&*self.fast, &*self.slow]
+    }
+
     fn queue(self: Arc<Self>, builder: &mut QueueBuilder) -> Result<Rc<dyn BackendQueue>> {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
         if !workers.iter().any(|worker| std::ptr::eq(*worker, builder.shared)) {
@@ -184,14 +188,6 @@ impl Backend for TierBackend {
         }
     }
 
-    fn staging_pages_per_read(&self) -> usize {
-        self.fast.staging_pages_per_read() + self.slow.staging_pages_per_read()
-    }
-
-    fn busy_poll_us(&self) -> u64 {
-        self.fast.busy_poll_us().max(self.slow.busy_poll_us())
-    }
-
     /// In the slow member: that is where everything finds room that finds none in the fast one.
     fn reserve(&self, slot: usize, num_slots: usize) -> io::Result<()> {
         self.slow.reserve(slot, num_slots)
@@ -222,32 +218,14 @@ impl Backend for TierBackend {
         self.slots.count(change);
     }
 
-    fn health(&self) -> Health {
-        let (fast, slow) = (self.fast.health(), self.slow.health());
-        Health { is_away: fast.is_away || slow.is_away, generation: fast.generation + slow.generation }
-    }
-
-    fn set_mirrored(&self) {
-        self.fast.set_mirrored();
-        self.slow.set_mirrored();
-    }
-
-    fn stats(&self) -> Vec<(&'static str, u64)> {
-        let mut stats = vec![
+    fn own_stats(&self) -> Vec<(&'static str, u64)> {
+        vec![
             ("tier_fast_pages", self.slots.num_fast()),
             ("tier_slow_pages", self.slots.num_slow()),
             ("tier_demoted_pages", self.num_demoted.load(Relaxed)),
             ("tier_overflow_pages", self.num_overflown.load(Relaxed)),
             ("tier_fast_reads", self.num_fast_reads.load(Relaxed)),
             ("tier_slow_reads", self.num_slow_reads.load(Relaxed)),
-        ];
-        stats.extend(self.fast.stats());
-        stats.extend(self.slow.stats());
-        stats
-    }
-
-    fn stop_faults(&self) {
-        self.fast.stop_faults();
-        self.slow.stop_faults();
+        ]
     }
 }

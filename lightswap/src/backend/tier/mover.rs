@@ -23,7 +23,7 @@ use std::time::Duration;
 /// Pages of one write.
 const MAX_PAGES: usize = 32;
 /// Writes in flight.
-const NUM_BUFFERS: usize = 4;
+pub(super) const NUM_BUFFERS: usize = 4;
 /// Slots looked at in one turn: 10 us or so.
 const MAX_SCANNED: usize = 16 << 10;
 /// After a failed write, or a round in which there was nothing to move.
@@ -77,12 +77,6 @@ impl Mover {
             is_failing,
             is_closed,
         })
-    }
-
-    /// Writes that it has in flight at most.
-    #[expect(clippy::unused_self, reason = "there is none without a mover")]
-    pub(super) fn num_writes(&self) -> usize {
-        NUM_BUFFERS
     }
 
     pub(super) fn close(&self) {

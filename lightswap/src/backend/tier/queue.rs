@@ -1,7 +1,7 @@
 //! A worker's part: reads and writes of slots that it owns, and on the pager thread the mover.
 
 use super::TierBackend;
-use super::mover::Mover;
+use super::mover::{Mover, NUM_BUFFERS};
 use super::slots::{Change, Place, Runs, State};
 use crate::backend::slab::Slab;
 use crate::backend::{BackendQueue, Now, QueueBuilder, Read, Write, WriteRequest};
@@ -93,7 +93,8 @@ impl TierQueue {
         // Page by page there may be more; those overflow, or wait.
         let num_parts = num_writes + MAX_BATCH_PAGES;
         let fast = builder.child(&tier.fast, num_reads, num_parts)?;
-        let slow = builder.child(&tier.slow, num_reads, num_parts + mover.as_ref().map_or(0, Mover::num_writes))?;
+        let num_moves = if mover.is_some() { NUM_BUFFERS } else { 0 };
+        let slow = builder.child(&tier.slow, num_reads, num_parts + num_moves)?;
         Ok(Self {
             number,
             fast,

@@ -3,9 +3,8 @@
 //! The owner of a slot's page and the mover share the byte. Whoever reads or discards the fast member's copy of a slot whose content is there has it locked
 //! meanwhile, a few microseconds; what is nowhere is the owner's alone, so that nothing is locked while it is being written.
 
+use crate::backend::table::Table;
 use crate::error::Result;
-use crate::size::{PAGE_SIZE, round_up};
-use crate::sys::mapping::Mapping;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU8, AtomicU64};
 
@@ -113,37 +112,27 @@ impl State {
 /// Of all slots. Those that were never used take no memory.
 #[derive(Debug)]
 pub(super) struct Slots {
-    states: Mapping,
-    num_slots: usize,
+    states: Table<AtomicU8>,
     num_fast: AtomicU64,
     num_slow: AtomicU64,
 }
 
 impl Slots {
     pub(super) fn new(num_slots: usize) -> Result<Self> {
-        let states = Mapping::new(round_up(num_slots, PAGE_SIZE).unwrap_or(usize::MAX & !(PAGE_SIZE - 1)), PAGE_SIZE)?;
-        states.advise(libc::MADV_DONTFORK);
-        states.advise(libc::MADV_NOHUGEPAGE);
-        Ok(Self { states, num_slots, num_fast: AtomicU64::new(0), num_slow: AtomicU64::new(0) })
+        Ok(Self { states: Table::new(num_slots)?, num_fast: AtomicU64::new(0), num_slow: AtomicU64::new(0) })
     }
 
     pub(super) fn len(&self) -> usize {
-        self.num_slots
-    }
-
-    fn byte(&self, slot: usize) -> &AtomicU8 {
-        assert!(slot < self.num_slots, "slot {slot} of {}", self.num_slots);
-        // SAFETY: the mapping has a byte for each slot, zero at first, which is a valid atomic.
-        unsafe { &*self.states.base().add(slot).cast::<AtomicU8>() }
+        self.states.len()
     }
 
     pub(super) fn load(&self, slot: usize) -> State {
-        State(self.byte(slot).load(Acquire) & !State::LOCKED)
+        State(self.states[slot].load(Acquire) & !State::LOCKED)
     }
 
     /// Async-signal-safe: no holder touches region memory.
     pub(super) fn lock(&self, slot: usize) -> Locked<'_> {
-        let byte = self.byte(slot);
+        let byte = &self.states[slot];
         let mut num_spins = 0u32;
         loop {
             let state = byte.load(Relaxed) & !State::LOCKED;
@@ -163,7 +152,7 @@ impl Slots {
 
     /// Locks the slot if it is not, and in this state.
     pub(super) fn try_lock(&self, slot: usize, state: State) -> Option<Locked<'_>> {
-        let byte = self.byte(slot);
+        let byte = &self.states[slot];
         byte.compare_exchange(state.0, state.0 | State::LOCKED, Acquire, Relaxed).ok().map(|_| Locked { byte, state })
     }
 
@@ -178,7 +167,7 @@ impl Slots {
     /// The mover comes by; `true` if the slot was referenced, and is no more. A hint: it does not wait for those who use the slot.
     pub(super) fn pass(&self, slot: usize) -> bool {
         let state = self.load(slot);
-        state.is_referenced() && self.byte(slot).compare_exchange(state.0, state.unreferenced().0, Relaxed, Relaxed).is_ok()
+        state.is_referenced() && self.states[slot].compare_exchange(state.0, state.unreferenced().0, Relaxed, Relaxed).is_ok()
     }
 
     /// So many more slots have their content in each member.
