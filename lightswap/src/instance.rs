@@ -360,10 +360,6 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if self.inner.is_inherited() {
-            // A child of fork: the userfaultfd is the parent's, whose pages would read as zeroes from now on, and nobody is there to wait for.
-            return;
-        }
         let pager = self.inner.pager.clone();
         region::unregister(&self.inner);
         if pager.is_inherited() {
