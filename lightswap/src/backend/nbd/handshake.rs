@@ -12,8 +12,10 @@ use crate::size::{PAGE_SIZE, format_size};
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// A handshake takes some round trips, so it has at least so long, however short the time limit of requests is.
@@ -139,8 +141,7 @@ pub(super) fn connect(address: &Address) -> Result<Connected, ConnectError> {
 
 fn open_socket(address: &Address) -> io::Result<OwnedFd> {
     let (host, port) = match &address.place {
-        // Connecting to such a socket does not wait, unless the server's queue is full; then it is the server that must go on.
-        Place::Unix(path) => return UnixStream::connect(path).map(Into::into),
+        Place::Unix(path) => return connect_unix(path, address.timeout.max(MIN_TIME_LIMIT)),
         Place::Tcp { host, port } => (host.as_str(), *port),
     };
     let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
@@ -154,6 +155,35 @@ fn open_socket(address: &Address) -> io::Result<OwnedFd> {
         }
     }
     Err(last)
+}
+
+/// Connecting to such a socket waits while the queue of those who are not yet accepted is full, as that of a server is that stands still or serves others only.
+fn connect_unix(path: &Path, limit: Duration) -> io::Result<OwnedFd> {
+    // SAFETY: all zeroes are a valid address.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let path = path.as_os_str().as_bytes();
+    // A zero is left at the end.
+    if path.len() >= address.sun_path.len() {
+        let most = address.sun_path.len() - 1;
+        return Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            format!("the path of a UNIX socket has at most {most} bytes, and this one {}", path.len()),
+        ));
+    }
+    address.sun_path.iter_mut().zip(path).for_each(|(target, byte)| *target = byte.cast_signed());
+    // SAFETY: no memory is involved.
+    let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was just opened, and nobody else has it.
+    let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(socket) });
+    // That is the limit for connecting, too.
+    socket.set_write_timeout(Some(limit))?;
+    // SAFETY: the address is valid, and as long as is said.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t) };
+    if result == 0 { Ok(socket.into()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn shake_hands(stream: &mut Stream, address: &Address) -> Result<Export, ConnectError> {

@@ -83,7 +83,8 @@ impl NbdBackend {
         // A page behind the slots is for the signature, unless the size that was asked for leaves none.
         let num_slots = if address.size_bytes.is_none() && num_pages > 1 { num_pages - 1 } else { wanted };
         if num_slots == 0 {
-            return Err(failed(&format!("an export of {} holds no page", format_size(export.num_bytes))));
+            let (what, num_bytes) = address.size_bytes.filter(|_| num_pages > 0).map_or(("an export", export.num_bytes), |size| ("a size", size));
+            return Err(failed(&format!("{what} of {} holds no page", format_size(num_bytes))));
         }
         let signature = (num_slots < num_pages).then(|| Signature::new(offset_of(num_slots)));
         if let Some(signature) = &signature {
