@@ -81,6 +81,24 @@ fn exports_of_the_wrong_size() {
     }
 }
 
+/// One export under several names, as nbdkit's memory plugin has it: members would overwrite each other's pages.
+#[test]
+fn the_same_export_twice() {
+    let Some(_watchdog) = watchdog(100) else { return };
+    let Some(nbdkit) = Nbdkit::memory(64) else { return };
+    let server = nbdkit.start();
+    let others = server.url("").replace("/swap?", "/other?");
+    assert_ne!(others, server.url(""));
+    for how in ["stripe", "mirror", "tier"] {
+        refused(&format!("{how}({},{others})", server.url("")), ErrorKind::Backend, &["uses the same export already"]);
+    }
+    // Nor by two instances; one after the other may.
+    let swap = builder(64, server.url("")).open().unwrap();
+    refused(&others, ErrorKind::Backend, &["uses the same export already"]);
+    drop(swap);
+    assert!(builder(64, others).open().is_ok());
+}
+
 /// An export of more than there is memory for a table of is fine: regions cost, not backends.
 #[test]
 fn huge_exports() {

@@ -68,6 +68,7 @@ fn nbdkit_that_allows_tls() {
     assert_eq!(load.work(200), 0);
     load.expect_all_right();
     expect_no_trouble(&load);
+    drop(load);
     assert!(builder(64, server.url("")).open().is_ok());
 }
 
@@ -130,7 +131,7 @@ fn requests_and_their_errors() {
     let num_connections = server.num_connections();
     drop(load);
     wait_until("all sessions have ended as they should", || front.num_ended_well() == num_connections);
-    assert_eq!(server.count(Command::Disconnect), num_connections);
+    wait_until("the server has heard it, too", || server.count(Command::Disconnect) == num_connections);
 }
 
 #[test]
@@ -248,6 +249,8 @@ fn directories_without_what_is_needed() {
     let server = ScriptedServer::new(64);
     let front = TlsFront::start(server.place(), &certificates);
     refused(&front.url("tls-certificates=/nonexistent"), ErrorKind::Backend, &["/nonexistent/ca-cert.pem"]);
+    // Where no CA is looked for, those who gave a directory meant our own certificate.
+    refused(&front.url("tls-verify-peer=0&tls-certificates=/nonexistent"), ErrorKind::Backend, &["/nonexistent/client-cert.pem"]);
     let directory = certificates.of_client();
     let url = front.url(&option(&directory));
     assert!(builder(64, &url).open().is_ok(), "a certificate that nobody asks for");
@@ -266,6 +269,19 @@ fn directories_without_what_is_needed() {
     spoil("client-key.pem", None, &["client-key.pem", "missing"]);
     spoil("client-cert.pem", None, &["client-cert.pem", "missing"]);
     spoil("client-key.pem", Some("nothing"), &["client-key.pem", "private key"]);
+    // What has no end, or no beginning.
+    for name in ["ca-cert.pem", "client-cert.pem", "client-key.pem"] {
+        let (path, aside) = (directory.join(name), directory.join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        refused(&url, ErrorKind::Backend, &[name, "no file"]);
+        std::fs::remove_file(&path).unwrap();
+        let fifo = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: the path is valid.
+        assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+        refused(&url, ErrorKind::Backend, &[name, "no file"]);
+        std::fs::rename(&aside, &path).unwrap();
+    }
     // A key that is not that of the certificate.
     let other = std::fs::read_to_string(Certificates::new().of_client().join("client-key.pem")).unwrap();
     spoil("client-key.pem", Some(&other), &["client-key.pem", "cannot be used"]);

@@ -32,7 +32,7 @@ use handshake::{Connected, Export, connect};
 use keeper::Keeper;
 use proxy::{Forwards, ProxyQueue, Stack};
 use queue::NbdQueue;
-use signature::Signature;
+use signature::{Claim, Signature};
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -65,6 +65,7 @@ pub(super) struct NbdBackend {
     /// Requests of workers without a connection.
     forwarded: Stack,
     trims: Option<Trims>,
+    _claim: Option<Claim>,
     is_mirrored: AtomicBool,
     counters: [AtomicU64; COUNTER_NAMES.len()],
 }
@@ -87,9 +88,7 @@ impl NbdBackend {
             return Err(failed(&format!("{what} of {} holds no page", format_size(num_bytes))));
         }
         let signature = (num_slots < num_pages).then(|| Signature::new(offset_of(num_slots)));
-        if let Some(signature) = &signature {
-            signature.renew(&mut first).map_err(|cause| failed(&cause))?;
-        }
+        let claim = signature.as_ref().map(|signature| signature.claim(&mut first)).transpose().map_err(|cause| failed(&cause))?;
         let trims = export.can_trim.then(|| Trims::new(num_slots)).transpose();
         let trims = trims.map_err(|cause| {
             failed(&format!("an export of {} is too large to keep track of ({cause}): use less of it, with size=SIZE", format_size(export.num_bytes)))
@@ -104,6 +103,7 @@ impl NbdBackend {
             num_connections: AtomicUsize::new(0),
             pager_thread: OnceLock::new(),
             forwarded: Stack::new(),
+            _claim: claim,
             is_mirrored: AtomicBool::new(false),
             counters: Default::default(),
         })
