@@ -28,6 +28,7 @@ use std::time::Duration;
 pub(crate) struct Instance {
     pager: Arc<Pager>,
     thread: Option<JoinHandle<()>>,
+    fork_generation: u64,
 }
 
 impl Instance {
@@ -47,7 +48,20 @@ impl Instance {
             .spawn(move || serve_threads(&of_thread, &sender))
             .map_err(|cause| Error::io(ErrorKind::NoMemory, "cannot start the pager thread", &cause))?;
         receiver.recv().map_err(|_| Error::new(ErrorKind::NoMemory, "the pager thread died at its start"))??;
-        Ok(Self { pager, thread: Some(thread) })
+        Ok(Self { pager, thread: Some(thread), fork_generation: fork::generation() })
+    }
+
+    /// Whether this process has it from its parent.
+    fn is_inherited(&self) -> bool {
+        self.fork_generation != fork::generation()
+    }
+
+    fn expect_own(&self) -> Result<()> {
+        if self.is_inherited() {
+            let message = "this process is a fork of the one that opened this Lightswap instance: only that one can use it; open another one here";
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        Ok(())
     }
 }
 
@@ -89,6 +103,11 @@ fn serve(pager: &Pager, worker: &'static Worker) {
 
 impl Drop for Instance {
     fn drop(&mut self) {
+        if self.is_inherited() {
+            // The thread is not here, and what the pager would end is the parent's.
+            std::mem::forget(self.pager.clone());
+            return std::mem::forget(self.thread.take());
+        }
         let shared = self.pager.pager_thread();
         shared.must_stop.store(true, Relaxed);
         shared.nudge();
@@ -198,6 +217,7 @@ impl Lightswap {
     pub fn create_region(&self, num_bytes: usize, contract: Contract) -> Result<Region> {
         let rounded = round_up(num_bytes, PAGE_SIZE).filter(|bytes| *bytes > 0);
         let num_bytes = rounded.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, format!("a region cannot have {num_bytes} bytes")))?;
+        self.instance.expect_own()?;
         let pager = self.pager();
         let first_slot = pager.take_slots(num_bytes / PAGE_SIZE)?;
         let inner = RegionInner::new(self.instance.clone(), num_bytes, first_slot, contract).and_then(|inner| {
@@ -220,7 +240,8 @@ impl Lightswap {
     /// # Errors
     /// [`ErrorKind::Busy`] if it is one already, [`ErrorKind::NoIoUring`], [`ErrorKind::NoMemory`].
     pub fn enter_worker(&self) -> Result<WorkerHandle> {
-        Worker::enter(self.pager(), Role::Application).map(|worker| WorkerHandle { worker, _instance: self.instance.clone(), not_send: PhantomData })
+        self.instance.expect_own()?;
+        Worker::enter(self.pager(), Role::Application).map(|worker| WorkerHandle { worker, instance: self.instance.clone(), not_send: PhantomData })
     }
 
     /// Gives the instance more or less local memory while it runs; a multiple of the page size. I/O buffers stay as they are. More can be used at once. Less is reached by and
@@ -231,6 +252,7 @@ impl Lightswap {
     /// Nothing is changed: [`ErrorKind::PinLimit`] if more pages are pinned than half of it; [`ErrorKind::InvalidArgument`] if it is too small for the buffers, not a multiple of the page size, or
     /// more than the machine has.
     pub fn set_local_memory(&self, num_bytes: u64) -> Result<()> {
+        self.instance.expect_own()?;
         self.pager().set_local_memory(num_bytes)
     }
 
@@ -332,6 +354,10 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        if self.inner.is_inherited() {
+            // It is the parent's, and so would be what is unregistered and discarded.
+            return std::mem::forget(self.inner.clone());
+        }
         let pager = self.inner.pager.clone();
         region::unregister(&self.inner);
         // Evictors and prefetches that are at work in it end by themselves; on a worker, this one must help.
@@ -356,7 +382,7 @@ impl Drop for Region {
 /// The calling thread as a worker; the thread stops being one on drop.
 pub struct WorkerHandle {
     worker: &'static Worker,
-    _instance: Arc<Instance>,
+    instance: Arc<Instance>,
     not_send: PhantomData<*const ()>,
 }
 
@@ -408,6 +434,10 @@ impl std::fmt::Debug for WorkerHandle {
 
 impl Drop for WorkerHandle {
     fn drop(&mut self) {
+        if self.instance.is_inherited() {
+            // Its ring is the parent's.
+            return;
+        }
         // LWTs that have not ended hold pointers into this thread: they must.
         self.run();
         let _ = Worker::leave();
