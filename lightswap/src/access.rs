@@ -192,7 +192,8 @@ impl PageRange {
 
     /// Lifts write protection off pinned pages of a transparent region, for accesses of the kernel.
     pub(crate) fn unprotect(&self) {
-        if self.region.is_transparent() && !self.indices.is_empty() {
+        // In a child of fork nothing is protected, and the userfaultfd is that of the parent's memory.
+        if self.region.is_transparent() && !self.indices.is_empty() && !self.region.is_inherited() {
             let _ = self.region.pager.uffd.write_protect(self.region.page(self.indices.start).address(), self.indices.len(), false);
         }
     }

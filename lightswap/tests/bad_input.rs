@@ -106,6 +106,8 @@ fn urls() {
         ("file:/tmp/x?size=1MiB&reserve=never", "start or grow"),
         ("file:/tmp/x?size=1MiB&=", "unknown option"),
         ("file:/tmp/\0x?size=1MiB", "NUL"),
+        ("memory:?size=1MiB\n", "1MiB\\n\": it contains a control character"),
+        ("mirror(memory:?size=1MiB,nbd://a\r/)", "control character"),
     ] {
         refused(open(url), ErrorKind::BackendUrl, part);
     }

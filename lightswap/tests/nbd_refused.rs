@@ -9,6 +9,7 @@ use lightswap::{Contract, ErrorKind};
 use nbd_support::protocol::{REP_ERR_POLICY, REP_ERR_SHUTDOWN, REP_ERR_TLS_REQD, REP_ERR_UNKNOWN, REP_ERR_UNSUP};
 use nbd_support::refused::refused;
 use nbd_support::{Away, HandshakeFault, Load, Nbdkit, Place, STEPS, ScriptedServer, Step, qemu_nbd, tcp_place, unix_place, watchdog};
+use std::os::fd::AsRawFd;
 
 #[test]
 fn nobody_there() {
@@ -60,6 +61,7 @@ fn exports_of_the_wrong_size() {
     let Some(_watchdog) = watchdog(100) else { return };
     let server = ScriptedServer::new(64);
     refused(&server.url("size=264KiB"), ErrorKind::Backend, &["264 KiB", "260 KiB"]);
+    refused(&server.url("size=100"), ErrorKind::Backend, &["a size of 100 B holds no page"]);
     for (options, room) in [("", 64), ("size=128KiB", 32)] {
         let swap = builder(64, server.url(options)).open().unwrap();
         // A page may be kept for the client's own mark, or not.
@@ -77,6 +79,24 @@ fn exports_of_the_wrong_size() {
             }
         }
     }
+}
+
+/// One export under several names, as nbdkit's memory plugin has it: members would overwrite each other's pages.
+#[test]
+fn the_same_export_twice() {
+    let Some(_watchdog) = watchdog(100) else { return };
+    let Some(nbdkit) = Nbdkit::memory(64) else { return };
+    let server = nbdkit.start();
+    let others = server.url("").replace("/swap?", "/other?");
+    assert_ne!(others, server.url(""));
+    for how in ["stripe", "mirror", "tier"] {
+        refused(&format!("{how}({},{others})", server.url("")), ErrorKind::Backend, &["uses the same export already"]);
+    }
+    // Nor by two instances; one after the other may.
+    let swap = builder(64, server.url("")).open().unwrap();
+    refused(&others, ErrorKind::Backend, &["uses the same export already"]);
+    drop(swap);
+    assert!(builder(64, others).open().is_ok());
 }
 
 /// An export of more than there is memory for a table of is fine: regions cost, not backends.
@@ -234,6 +254,21 @@ fn servers_that_do_not_answer() {
     refused(&server.url("timeout=1"), ErrorKind::Backend, &[]);
     server.resume();
     assert!(builder(64, server.url("timeout=1")).open().is_ok());
+}
+
+/// Nobody accepts at a UNIX socket, and its queue is full: connecting waits for room there.
+#[test]
+fn a_queue_that_is_full() {
+    let Some(_watchdog) = watchdog(100) else { return };
+    let path = nbd_support::short_path("queue");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    // SAFETY: no memory is involved; one that waits is room enough.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    let url = Place::Unix(path.clone()).url("", "timeout=1");
+    refused(&url, ErrorKind::Backend, &["the handshake failed: no answer in time"]);
+    // That one still waits there, though it is closed.
+    refused(&url, ErrorKind::Backend, &["cannot connect: no answer in time"]);
+    std::fs::remove_file(path).unwrap();
 }
 
 /// A server of something else altogether.

@@ -33,7 +33,7 @@ use handshake::{Connected, Export, connect};
 use keeper::Keeper;
 use proxy::{Forwards, ProxyQueue, Stack};
 use queue::NbdQueue;
-use signature::Signature;
+use signature::{Claim, Signature};
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -66,6 +66,7 @@ pub(super) struct NbdBackend {
     /// Requests of workers without a connection.
     forwarded: Stack,
     trims: Option<Trims>,
+    _claim: Option<Claim>,
     is_mirrored: AtomicBool,
     counters: [AtomicU64; COUNTER_NAMES.len()],
 }
@@ -84,12 +85,11 @@ impl NbdBackend {
         // A page behind the slots is for the signature, unless the size that was asked for leaves none.
         let num_slots = if address.size_bytes.is_none() && num_pages > 1 { num_pages - 1 } else { wanted };
         if num_slots == 0 {
-            return Err(failed(&format!("an export of {} holds no page", format_size(export.num_bytes))));
+            let (what, num_bytes) = address.size_bytes.filter(|_| num_pages > 0).map_or(("an export", export.num_bytes), |size| ("a size", size));
+            return Err(failed(&format!("{what} of {} holds no page", format_size(num_bytes))));
         }
         let signature = (num_slots < num_pages).then(|| Signature::new(offset_of(num_slots)));
-        if let Some(signature) = &signature {
-            signature.renew(&mut first).map_err(|cause| failed(&cause))?;
-        }
+        let claim = signature.as_ref().map(|signature| signature.claim(&mut first)).transpose().map_err(|cause| failed(&cause))?;
         let trims = export.can_trim.then(|| Trims::new(num_slots)).transpose();
         let trims = trims.map_err(|cause| {
             failed(&format!("an export of {} is too large to keep track of ({cause}): use less of it, with size=SIZE", format_size(export.num_bytes)))
@@ -104,6 +104,7 @@ impl NbdBackend {
             num_connections: AtomicUsize::new(0),
             pager_thread: OnceLock::new(),
             forwarded: Stack::new(),
+            _claim: claim,
             is_mirrored: AtomicBool::new(false),
             counters: Default::default(),
         })

@@ -5,6 +5,27 @@ use super::handshake::{ConnectError, Connected};
 use super::wire::{Command, REPLY_BYTES, errno_of, parse_reply, request};
 use crate::size::PAGE_SIZE;
 use std::io::{Read, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Random bytes at the beginning of the page.
+const RANDOM_BYTES: usize = 64;
+
+/// Signatures that this process has written to exports in use.
+static IN_USE: Mutex<Vec<[u8; RANDOM_BYTES]>> = Mutex::new(Vec::new());
+
+fn in_use() -> MutexGuard<'static, Vec<[u8; RANDOM_BYTES]>> {
+    IN_USE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// While there is this, no other backend of this process may use the same export.
+#[derive(Debug)]
+pub(super) struct Claim([u8; RANDOM_BYTES]);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        in_use().retain(|of_some| *of_some != self.0);
+    }
+}
 
 /// What is written where.
 pub(super) struct Signature {
@@ -23,8 +44,24 @@ impl Signature {
     pub(super) fn new(offset: u64) -> Self {
         let mut page = Box::new([0; PAGE_SIZE]);
         // SAFETY: the buffer is valid. Fewer bytes, or none, only make signatures more alike.
-        unsafe { libc::getrandom(page.as_mut_ptr().cast(), 64, 0) };
+        unsafe { libc::getrandom(page.as_mut_ptr().cast(), RANDOM_BYTES, 0) };
         Self { offset, page }
+    }
+
+    /// Writes it for the first time. That of another backend of this process tells that both are at the same export, by whatever names: each would overwrite
+    /// the other's pages.
+    pub(super) fn claim(&self, connected: &mut Connected) -> Result<Claim, ConnectError> {
+        let mut found = [0; PAGE_SIZE];
+        self.ask(connected, Command::Read, &[], &mut found)?;
+        if in_use().iter().any(|of_other| found.starts_with(of_other)) {
+            return Err(ConnectError::new(
+                "this process uses the same export already, and one would overwrite the other's pages: give each backend its own",
+            ));
+        }
+        self.write(connected)?;
+        let claim = Claim(*self.page.first_chunk().expect("a page is longer"));
+        in_use().push(claim.0);
+        Ok(claim)
     }
 
     /// Looks whether it is there; writes it if not. On a connection that is not used otherwise yet, whose time limits apply.
@@ -34,11 +71,16 @@ impl Signature {
         if found == *self.page {
             return Ok(true);
         }
+        self.write(connected)?;
+        Ok(false)
+    }
+
+    fn write(&self, connected: &mut Connected) -> Result<(), ConnectError> {
         self.ask(connected, Command::Write, &self.page[..], &mut [])?;
         if connected.export.can_flush {
             self.ask(connected, Command::Flush, &[], &mut [])?;
         }
-        Ok(false)
+        Ok(())
     }
 
     fn ask(&self, connected: &mut Connected, command: Command, sent: &[u8], received: &mut [u8]) -> Result<(), ConnectError> {

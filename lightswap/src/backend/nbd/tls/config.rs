@@ -7,6 +7,7 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -60,20 +61,37 @@ fn load_authorities(directory: Option<&Path>) -> Result<RootCertStore, String> {
 fn load_own(directory: Option<&Path>) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, PathBuf)>, String> {
     let Some(directory) = directory else { return Ok(None) };
     let (certificate, key) = (directory.join(CERTIFICATE), directory.join(KEY));
-    match (certificate.exists(), key.exists()) {
+    // Without a directory there is none, either; but that was not meant.
+    let is_there = |path: &Path| Ok::<_, String>(!directory.is_dir() || path.try_exists().map_err(|cause| unreadable(path, &cause))?);
+    match (is_there(&certificate)?, is_there(&key)?) {
         (false, false) => return Ok(None),
         (true, true) => {}
         _ => return Err(format!("{}: {CERTIFICATE} and {KEY} belong together, and one of them is missing", directory.display())),
     }
     let chain = read_certificates(&certificate)?;
+    expect_file(&key)?;
     let secret = PrivateKeyDer::from_pem_file(&key)
         .map_err(|cause| format!("{} cannot be read as a private key in PEM without a password: {cause}", key.display()))?;
     Ok(Some((chain, secret, key)))
 }
 
+fn unreadable(path: &Path, cause: &dyn Display) -> String {
+    format!("{} cannot be read: {cause}", path.display())
+}
+
+/// Reading another thing than a file may never end.
+fn expect_file(path: &Path) -> Result<(), String> {
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(()),
+        Ok(_) => Err(unreadable(path, &"it is no file")),
+        Err(cause) => Err(unreadable(path, &cause)),
+    }
+}
+
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    expect_file(path)?;
     let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let found = found.map_err(|cause| format!("{} cannot be read: {cause}", path.display()))?;
+    let found = found.map_err(|cause| unreadable(path, &cause))?;
     if found.is_empty() { Err(format!("{} has no certificate in PEM", path.display())) } else { Ok(found) }
 }
 
