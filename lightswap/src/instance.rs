@@ -214,6 +214,7 @@ impl Lightswap {
         let rounded = round_up(num_bytes, PAGE_SIZE).filter(|bytes| *bytes > 0);
         let num_bytes = rounded.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, format!("a region cannot have {num_bytes} bytes")))?;
         let pager = self.pager();
+        pager.expect_own()?;
         let first_slot = pager.take_slots(num_bytes / PAGE_SIZE * pager.slots_per_page())?;
         let inner = RegionInner::new(self.instance.clone(), num_bytes, first_slot, contract).and_then(|inner| {
             pager.uffd.register(inner.start(), num_bytes, inner.is_transparent())?;
@@ -241,6 +242,7 @@ impl Lightswap {
     /// # Errors
     /// [`ErrorKind::Busy`] if it is one already, [`ErrorKind::NoIoUring`], [`ErrorKind::NoMemory`].
     pub fn enter_worker(&self) -> Result<WorkerHandle> {
+        self.pager().expect_own()?;
         Worker::enter(self.pager(), Role::Application).map(|worker| WorkerHandle { worker, _instance: self.instance.clone(), not_send: PhantomData })
     }
 
@@ -252,6 +254,7 @@ impl Lightswap {
     /// Nothing is changed: [`ErrorKind::PinLimit`] if more pages are pinned than half of it; [`ErrorKind::InvalidArgument`] if it is too small for the buffers, not a multiple of the page size, or
     /// more than the machine has.
     pub fn set_local_memory(&self, num_bytes: u64) -> Result<()> {
+        self.pager().expect_own()?;
         self.pager().set_local_memory(num_bytes)
     }
 

@@ -280,6 +280,15 @@ impl Pager {
         self.is_inherited.load(Relaxed)
     }
 
+    /// A child of fork has neither its thread nor what is known of its backend.
+    pub(crate) fn expect_own(&self) -> Result<()> {
+        if self.is_inherited() {
+            let message = "this process is a fork of the one that opened this Lightswap instance: only that one can do this; open another one here";
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        Ok(())
+    }
+
     pub(crate) fn set_inherited(&self) {
         self.is_inherited.store(true, Relaxed);
     }

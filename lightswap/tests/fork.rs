@@ -4,10 +4,11 @@ mod common;
 
 use common::child::{fork, in_child};
 use common::pages::{Pages, pattern};
-use common::{Backend, DEFAULT_MODE, MONITOR, Mode, builder, kernel_is_able};
+use common::{Backend, DEFAULT_MODE, MODES, MONITOR, Mode, Watchdog, builder, kernel_is_able};
 use lightswap::Contract;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::Duration;
 
 fn swapped_out_page(pages: Pages) -> usize {
     (0..pages.len()).find(|page| !pages.is_resident(*page)).expect("local memory is smaller than the region")
@@ -117,6 +118,46 @@ fn a_child_that_drops_its_copy_of_a_region_leaves_the_parents_alone() {
         // SAFETY: the child's copy, which it uses no more.
         assert_eq!(fork(|| drop(unsafe { std::ptr::read(&raw const region) })), 0);
         (0..400).for_each(|page| pages.check(page, 3));
+    });
+    if let Some(ended) = ended {
+        ended.expect_success();
+    }
+}
+
+/// What a child drops, as when it returns from where it was forked, or asks of the instance, does nothing to its parent, and does not hang.
+#[test]
+fn a_child_ends_nothing_of_its_parent() {
+    let ended = in_child("a_child_ends_nothing_of_its_parent", || {
+        if !kernel_is_able() {
+            return;
+        }
+        let _watchdog = Watchdog::new("a child that drops what is its parent's", Duration::from_secs(60));
+        for (url, mode) in
+            ["memory:?size=4MiB", "encrypted(memory:?size=4MiB&compress=lz4)"].into_iter().flat_map(|url| MODES.map(|mode| (url, mode)))
+        {
+            let swap = mode.set(builder(100, url)).open().unwrap();
+            let region = swap.create_region(400 * common::PAGE, Contract::Transparent).unwrap();
+            let handle = swap.enter_worker().unwrap();
+            let pages = Pages::of(&region);
+            (0..400).for_each(|page| pages.fill(page, 3));
+            let mut parts = Some((swap, region, handle));
+            let status = fork(|| {
+                let (swap, region, handle) = parts.take().unwrap();
+                exit_unless(swap.create_region(common::PAGE, Contract::Transparent).is_err_and(|error| error.to_string().contains("fork")));
+                exit_unless(swap.set_local_memory(200 * common::PAGE as u64).is_err() && !swap.stats().is_empty());
+                drop(handle);
+                exit_unless(swap.enter_worker().is_err());
+                drop(region);
+                drop(swap);
+            });
+            assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{url} {mode:?}: status {status:#x}");
+            for version in [3, 4, 5] {
+                (0..400).for_each(|page| pages.check(page, version));
+                (0..400).for_each(|page| pages.fill(page, version + 1));
+            }
+            let (swap, region, handle) = parts.unwrap();
+            drop((handle, region, swap));
+        }
     });
     if let Some(ended) = ended {
         ended.expect_success();
