@@ -51,9 +51,9 @@ pub(super) enum Tree {
 
 impl Tree {
     pub(super) fn parse(text: &str) -> Result<Self> {
-        if text.contains(char::is_control) {
+        if let Some(at) = text.find(char::is_control) {
             // Written so that the sentence is one line.
-            let what = format!("backend URL {text:?}: it contains a control character, such as the end of a line or NUL");
+            let what = format!("backend URL {text:?}: it contains a control character at byte {at}, such as the end of a line or NUL");
             return Err(Error::new(ErrorKind::BackendUrl, what));
         }
         Self::parse_at(text, 0)
