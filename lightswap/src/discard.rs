@@ -8,7 +8,8 @@ use crate::page_table::{PageState, Word};
 use crate::parking;
 use crate::region::{Page, RegionInner};
 use crate::size::bytes_of;
-use crate::snapshot::{Pass, Runs};
+use crate::slot_runs::SlotRuns;
+use crate::snapshot::Pass;
 use crate::swap_in;
 use crate::sys;
 use crate::sys::removal::Run;
@@ -136,7 +137,7 @@ fn give_up(region: &'static RegionInner, parts: &[Part]) {
     for part in parts.iter().filter(|part| !part.pages.is_empty()) {
         if part.has_slot {
             // Before others can have the pages, and so write to the slots. What a snapshot needs is no page's current slot any more.
-            let mut runs = Runs::new(|slot, num_slots| pager.backend.discard(slot, num_slots));
+            let mut runs = SlotRuns::new(|slot, num_slots| pager.backend.discard(slot, num_slots));
             part.pages.clone().for_each(|index| runs.add(region.page(index).slot()));
         }
         for page in part.pages.clone().map(|index| region.page(index)) {

@@ -74,6 +74,7 @@ mod region;
 mod residency;
 mod shrink;
 mod size;
+mod slot_runs;
 mod snapshot;
 mod stack;
 mod stats;

@@ -37,7 +37,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub(crate) use server::Server;
-pub(crate) use sweep::Runs;
 
 /// How long fork() waits for those who change pages, and for the end of the snapshot before. Who needs longer gets none.
 const MAX_FORK_WAIT_NS: u64 = 1_000_000_000;

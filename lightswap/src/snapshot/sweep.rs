@@ -3,6 +3,7 @@
 use super::Snapshots;
 use crate::pager::Pager;
 use crate::region::{MAX_REGIONS, RegionInner};
+use crate::slot_runs::SlotRuns;
 use std::sync::atomic::Ordering::AcqRel;
 
 /// Pages of a piece: a fraction of a millisecond.
@@ -35,7 +36,7 @@ impl Sweep {
 }
 
 fn sweep(region: &RegionInner, start: usize, end: usize) {
-    let mut runs = Runs::new(|first, len| region.pager.backend.discard(first, len));
+    let mut runs = SlotRuns::new(|first, len| region.pager.backend.discard(first, len));
     for page in (start..end).map(|index| region.page(index)) {
         let word = page.entry().load();
         // Nobody moves a page, or uses the slot that is not current, while no snapshot is alive.
@@ -43,39 +44,5 @@ fn sweep(region: &RegionInner, start: usize, end: usize) {
             page.entry().forget_moved();
             runs.add(page.slot_of(!word.is_alternate()));
         }
-    }
-}
-
-/// Neighbours among slots that come one after the other: `action` gets the first, and how many.
-pub(crate) struct Runs<F: FnMut(usize, usize)> {
-    start: usize,
-    len: usize,
-    action: F,
-}
-
-impl<F: FnMut(usize, usize)> Runs<F> {
-    pub(crate) fn new(action: F) -> Self {
-        Self { start: 0, len: 0, action }
-    }
-
-    pub(crate) fn add(&mut self, slot: usize) {
-        if self.len > 0 && self.start + self.len == slot {
-            self.len += 1;
-            return;
-        }
-        self.end();
-        (self.start, self.len) = (slot, 1);
-    }
-
-    fn end(&mut self) {
-        if self.len > 0 {
-            (self.action)(self.start, self.len);
-        }
-    }
-}
-
-impl<F: FnMut(usize, usize)> Drop for Runs<F> {
-    fn drop(&mut self) {
-        self.end();
     }
 }

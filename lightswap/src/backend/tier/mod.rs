@@ -25,9 +25,10 @@ use super::{Backend, BackendQueue, Now, QueueBuilder};
 use crate::error::Result;
 use crate::failure::RawCause;
 use crate::size::{PAGE_SIZE, bytes_of, format_size};
+use crate::slot_runs::SlotRuns;
 use crate::worker::WorkerShared;
 use queue::TierQueue;
-use slots::{Change, Place, Runs, Slots, State};
+use slots::{Change, Place, Slots, State};
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -195,8 +196,8 @@ impl Backend for TierBackend {
 
     fn discard(&self, slot: usize, num_slots: usize) {
         let mut change = Change::default();
-        let mut in_fast = Runs::new(|first, len| self.fast.discard(first, len));
-        let mut in_slow = Runs::new(|first, len| {
+        let mut in_fast = SlotRuns::new(|first, len| self.fast.discard(first, len));
+        let mut in_slow = SlotRuns::new(|first, len| {
             self.slow.discard(first, len);
             (first..first + len).for_each(|slot| _ = self.slots.update(slot, State::without_stale));
         });

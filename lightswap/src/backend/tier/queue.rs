@@ -2,7 +2,7 @@
 
 use super::TierBackend;
 use super::mover::{Mover, NUM_BUFFERS};
-use super::slots::{Change, Place, Runs, State};
+use super::slots::{Change, Place, State};
 use crate::backend::slab::Slab;
 use crate::backend::{BackendQueue, Now, QueueBuilder, Read, Write, WriteRequest};
 use crate::budget::MAX_BATCH_PAGES;
@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::failure::{RawCause, WRONG_CONTENT};
 use crate::io_queue::{Completion, IoQueue, Token};
 use crate::size::{PAGE_SIZE, bytes_of};
+use crate::slot_runs::SlotRuns;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -150,7 +151,7 @@ impl TierQueue {
     fn has_stored(&self, whole: &Whole, pages: Range<usize>, change: &mut Change) {
         let slots = &self.tier.slots;
         // As long as a slot is stale the mover does not touch it, so that what is discarded is the old content.
-        let mut stale = Runs::new(|first, len| {
+        let mut stale = SlotRuns::new(|first, len| {
             self.tier.slow.discard(first, len);
             (first..first + len).for_each(|slot| _ = slots.update(slot, State::without_stale));
         });
@@ -239,7 +240,7 @@ impl TierQueue {
         }
         if whole.error < 0 {
             // Pages that nobody has: what is older goes.
-            let mut stale = Runs::new(|first, len| self.tier.slow.discard(first, len));
+            let mut stale = SlotRuns::new(|first, len| self.tier.slow.discard(first, len));
             let slots = whole.slot..whole.slot + whole.num_bytes / PAGE_SIZE;
             slots.filter(|slot| self.tier.slots.update(*slot, State::without_stale).is_stale()).for_each(|slot| stale.add(slot));
             stale.end();

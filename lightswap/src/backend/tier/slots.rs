@@ -225,34 +225,3 @@ impl Change {
         }
     }
 }
-
-/// Runs of neighbours, one after the other: `action` gets first slot and length of each.
-pub(super) struct Runs<F: FnMut(usize, usize)> {
-    start: usize,
-    len: usize,
-    action: F,
-}
-
-impl<F: FnMut(usize, usize)> Runs<F> {
-    pub(super) fn new(action: F) -> Self {
-        Self { start: 0, len: 0, action }
-    }
-
-    /// Slots come in rising order.
-    pub(super) fn add(&mut self, slot: usize) {
-        if self.len > 0 && self.start + self.len == slot {
-            self.len += 1;
-        } else {
-            self.end();
-            (self.start, self.len) = (slot, 1);
-        }
-    }
-
-    /// The last run ends.
-    pub(super) fn end(&mut self) {
-        if self.len > 0 {
-            (self.action)(self.start, self.len);
-            self.len = 0;
-        }
-    }
-}
