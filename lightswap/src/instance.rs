@@ -226,7 +226,12 @@ impl Lightswap {
             Ok(inner) => Ok(Region { inner }),
             Err(error) => {
                 pager.give_slots_back(first_slot);
-                Err(error)
+                Err(match error.kind() {
+                    ErrorKind::NoMemory => {
+                        Error::new(error.kind(), format!("a region of {}: {error}; make it smaller", format_size(num_bytes as u64)))
+                    }
+                    _ => error,
+                })
             }
         }
     }
