@@ -78,7 +78,7 @@ pub fn prefetch(address: *const u8, len: usize) -> Result<()> {
 ///
 /// # Errors
 /// [`ErrorKind::NotInRegion`]; [`ErrorKind::InvalidArgument`] if the range is not of whole pages; [`ErrorKind::Busy`] if a page is pinned or being accessed: with
-/// pins as they were at the start, nothing is discarded then. Also if evictors are not done with the pages within [`Builder::io_timeout`].
+/// pins as they were at the start, nothing is discarded then. Also if evictors are not done with the pages within [`Builder::io_timeout`](crate::Builder::io_timeout).
 pub fn discard(address: *const u8, len: usize) -> Result<()> {
     if !(address as usize).is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
         let message = format!("discard: {len} bytes at {:#x} are not whole pages of {PAGE_SIZE} bytes", address as usize);
