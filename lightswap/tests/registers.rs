@@ -314,6 +314,15 @@ extern "C" fn disturb(_: libc::c_int) {
     NUM_DISTURBANCES.fetch_add(1, Relaxed);
 }
 
+/// Ends the other thread, after a failure too.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 #[test]
 fn every_register_survives_faults_while_signals_come() {
     if !is_able() {
@@ -331,6 +340,7 @@ fn every_register_survives_faults_while_signals_come() {
     let thread = unsafe { libc::pthread_self() };
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _ending = Ending(&is_over);
         scope.spawn(|| {
             while !is_over.load(Relaxed) {
                 // SAFETY: the thread waits for this one at the end of the scope.
@@ -339,9 +349,11 @@ fn every_register_survives_faults_while_signals_come() {
             }
         });
         for way in WAYS {
-            probe_by(way, Backend::Memory, 400);
+            // On a busy machine the other thread may have to wait for its turn.
+            let enough = NUM_DISTURBANCES.load(Relaxed) + 300;
+            while NUM_DISTURBANCES.load(Relaxed) < enough {
+                probe_by(way, Backend::Memory, 400);
+            }
         }
-        is_over.store(true, Relaxed);
     });
-    assert!(NUM_DISTURBANCES.load(Relaxed) > 1000, "{NUM_DISTURBANCES:?} signals");
 }
