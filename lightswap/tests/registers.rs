@@ -262,7 +262,7 @@ struct Changes {
 fn flags_of_sum(a: u64, b: u64) -> u64 {
     let (sum, carries) = a.overflowing_add(b);
     let (_, overflows) = (a as i64).overflowing_add(b as i64);
-    let is_even = (sum as u8).count_ones() % 2 == 0;
+    let is_even = (sum as u8).count_ones().is_multiple_of(2);
     let adjusts = (a & 0xF) + (b & 0xF) > 0xF;
     let bits = [(carries, 0), (is_even, 2), (adjusts, 4), (sum == 0, 6), (sum >> 63 == 1, 7), (overflows, 11)];
     bits.iter().map(|&(is_set, bit)| u64::from(is_set) << bit).sum()
