@@ -1,7 +1,7 @@
 //! The public types: an instance (local memory, backend, workers), its regions, and the worker handle.
 
 use crate::backend::Health;
-use crate::config::{Config, Notifier, Waiting};
+use crate::config::{Config, FaultReturn, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict;
 use crate::failure;
@@ -145,6 +145,12 @@ impl Builder {
     /// How a faulting access reaches Lightswap; the default is the fastest.
     pub fn notifier(mut self, notifier: Notifier) -> Self {
         self.0.notifier = notifier;
+        self
+    }
+
+    /// How the handler of a fault goes back to the access; the default is the fastest.
+    pub fn fault_return(mut self, way: FaultReturn) -> Self {
+        self.0.fault_return = way;
         self
     }
 
