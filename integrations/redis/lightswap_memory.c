@@ -82,12 +82,15 @@ bool lightswap_is_full(size_t num_bytes) {
 
 void *lightswap_defrag(void *ptr) {
     size_t size = usable_size(ptr);
-    if (!lsw_heap_is_sparse(lightswap_heap, ptr) || !lsw_is_resident(ptr, size)) {
+    if (!lsw_heap_is_sparse(lightswap_heap, ptr) || lsw_pin_resident(ptr, size) != LSW_OK) {
         return NULL;
     }
     void *moved = lsw_heap_alloc(lightswap_heap, size);
     if (moved != NULL) {
         memcpy(moved, ptr, size);
+    }
+    lsw_unpin(ptr, size);
+    if (moved != NULL) {
         lsw_heap_free(lightswap_heap, ptr);
     }
     return moved;
