@@ -36,7 +36,7 @@ struct lightswap_waiter {
     enum waiter_state state;
     bool is_abandoned;                      /* nobody wants it any more */
     unsigned restarts;
-    size_t num_pins;
+    size_t num_pins, num_lost;
     struct lightswap_waiter *next, *prev;   /* in the queue; next also in the list of those that are done */
     size_t num_ranges;
     struct lightswap_range ranges[];
@@ -142,6 +142,7 @@ static void fetch(struct lightswap_waiter *waiter) {
         } else if (range->state == LIGHTSWAP_LOOSE) {
             (void)lightswap_touch(range);
         }
+        waiter->num_lost += range->state == LIGHTSWAP_LOST;
     }
 }
 
@@ -252,7 +253,7 @@ unsigned lightswap_waiter_restarts(const struct lightswap_waiter *waiter) {
 }
 
 const struct lightswap_range *lightswap_waiter_lost(const struct lightswap_waiter *waiter, const char *addr, size_t len) {
-    for (size_t i = 0; i < waiter->num_ranges; i++) {
+    for (size_t i = 0; waiter->num_lost > 0 && i < waiter->num_ranges; i++) {
         const struct lightswap_range *range = &waiter->ranges[i];
         if (range->state == LIGHTSWAP_LOST && range->addr < addr + len && addr < range->addr + range->len) {
             return range;
