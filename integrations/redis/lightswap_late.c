@@ -9,6 +9,7 @@ void lightswap_need_late(struct lightswap_walk *walk, const char *addr, size_t l
         return;
     }
     if (walk->is_asking) {
+        walk->has_asked = true;
         (void)lsw_prefetch(addr, len);
     } else if (!lightswap_touch(&range)) {
         walk->is_lost = walk->is_over = true;
@@ -30,11 +31,12 @@ const char *lightswap_cause_text(uint8_t cause) {
 
 /* Of a list, a hash, ... as much as could be pinned: more would be gone again when it is accessed. */
 bool lightswap_check_value(redisDb *db, robj *key, robj *value) {
-    struct lightswap_walk walk = { .db = db, .key = key, .is_late = true, .is_asking = true };
-    for (int round = 0; round < 2; round++) {
-        walk.guess_limit = lightswap_most_pins_of_client() * LIGHTSWAP_PAGE_BYTES;
-        lightswap_need_value(&walk, value);
+    const size_t limit = lightswap_most_pins_of_client() * LIGHTSWAP_PAGE_BYTES;
+    struct lightswap_walk walk = { .db = db, .key = key, .guess_limit = limit, .is_late = true, .is_asking = true };
+    lightswap_need_value(&walk, value);
+    if (walk.has_asked) {
         walk.is_asking = false;
+        lightswap_need_value(&walk, value);
     }
     if (walk.is_lost) {
         const sds error = lightswap_error_text(key, walk.lost_cause);

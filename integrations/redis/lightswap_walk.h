@@ -16,7 +16,8 @@ struct lightswap_walk {
     bool is_over;           /* nobody wants to know more */
     /* Of a walk for code that is already running (lightswap_late.c): */
     bool is_late;
-    bool is_asking;         /* what is missing is only asked for */
+    bool is_asking;         /* what is missing is only asked for; */
+    bool has_asked;         /* something was */
     bool is_lost;           /* some of it is lost, and why */
     uint8_t lost_cause;
 };
