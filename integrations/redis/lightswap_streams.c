@@ -19,15 +19,16 @@ static bool is_arg(const struct lightswap_walk *walk, int arg, const char *word)
     return arg < walk->argc && !strcasecmp(walk->argv[arg]->ptr, word);
 }
 
-/* Asks for a node. Its number of entries, if that can be read; else what is likely, and the walk is repeated when the node has come. Where it is not, as the
+/* Asks for a node. Its number of entries, if that can be read; else the average, and the walk is repeated when the node has come. Where it is not, as the
  * node is not pinned, rather too few. */
-static long long need_node(struct lightswap_walk *walk, unsigned char *node) {
+static long long need_node(struct lightswap_walk *walk, const stream *s, unsigned char *node) {
     unsigned int len;
     long long num_entries;
     if (lightswap_can_read(walk, node) && lpGetValue(lpFirst(node), &len, &num_entries) == NULL) {
         return num_entries;
     }
-    return walk->is_loose || server.stream_node_max_entries < 1 ? 1 : server.stream_node_max_entries;
+    const long long average = (long long)(s->length / raxSize(s->rax));
+    return walk->is_loose || average < 1 ? 1 : average;
 }
 
 /* Entries from start to end, at most so many of them (0: all). */
@@ -46,7 +47,7 @@ static void need_entries(struct lightswap_walk *walk, stream *s, streamID start,
     bool is_first = true, is_behind = false;
     while (!is_behind && !walk->is_over && (max_entries == 0 || num_found < max_entries) && (is_reverse ? raxPrev(&each) : raxNext(&each))) {
         is_behind = is_reverse ? memcmp(each.key, first, ID_BYTES) < 0 : memcmp(each.key, last, ID_BYTES) > 0;
-        const long long in_node = need_node(walk, each.data);
+        const long long in_node = need_node(walk, s, each.data);
         num_found += is_first ? 0 : in_node;
         is_first = false;
     }
@@ -63,7 +64,7 @@ static void need_oldest(struct lightswap_walk *walk, stream *s, long long num_en
     raxStart(&each, s->rax);
     raxSeek(&each, "^", NULL, 0);
     while (num_entries >= 0 && !walk->is_over && raxNext(&each)) {
-        const long long in_node = need_node(walk, each.data);
+        const long long in_node = need_node(walk, s, each.data);
         num_entries = num_entries < in_node ? -1 : num_entries - in_node;
     }
     raxStop(&each);
