@@ -17,6 +17,9 @@ void lightswap_memory_loaded(void);
 /* Makes the calling thread a worker, and the event loop watch its descriptor. */
 void lightswap_worker_start(void);
 
+/* The key whose value is being dumped. */
+extern const char *lightswap_dumped_key;
+
 /* Hands what lightswap_memory.c counts to `visit`. */
 void lightswap_memory_visit(void (*visit)(void *arg, const char *name, uint64_t value), void *arg);
 

@@ -25,8 +25,51 @@ static void note_refused(size_t size) {
     atomicIncr(refused_bytes, size);
 }
 
+/* ---- Holes on pages that are lost ---- */
+
+/* When the region is nearly full, new objects are put into holes on pages that are swapped out. A page that cannot be read back takes none. Its holes are kept
+ * from the heap for a while, which would offer them again; when everything else on the page is gone as well it can be used again. */
+enum {
+    /* Larger objects have pages of their own, which need no read. */
+    LARGEST_IN_HOLE = 32 * 1024,
+    MOST_HOLES = 256,
+    MOST_TRIES = 8,
+};
+
+static pthread_mutex_t holes_lock = PTHREAD_MUTEX_INITIALIZER;
+static void *holes[MOST_HOLES];
+static size_t next_hole;
+static redisAtomic unsigned long long num_unreadable;
+
+/* Instead of the one that has been kept longest. */
+static void keep_hole(void *ptr) {
+    pthread_mutex_lock(&holes_lock);
+    void *oldest = holes[next_hole];
+    holes[next_hole] = ptr;
+    next_hole = (next_hole + 1) % MOST_HOLES;
+    pthread_mutex_unlock(&holes_lock);
+    lsw_heap_free(lightswap_heap, oldest);
+    atomicIncr(num_unreadable, 1);
+}
+
+/* Room that can be written. NULL: there is none, or it took too long to look for it. */
+static void *allocate_writable(size_t size) {
+    for (int i = 0; i < MOST_TRIES; i++) {
+        void *ptr = lsw_heap_alloc(lightswap_heap, size);
+        if (ptr == NULL || !lightswap_walks || size > LARGEST_IN_HOLE || lsw_is_resident(ptr, size) || lsw_touch(ptr, size) == LSW_OK) {
+            return ptr;
+        }
+        keep_hole(ptr);
+        struct lsw_error error;
+        if (!lsw_last_failure(&error) || error.cause == LSW_CAUSE_TIMEOUT) {
+            return NULL;
+        }
+    }
+    return NULL;
+}
+
 static void *allocate(size_t size) {
-    void *ptr = lsw_heap_alloc(lightswap_heap, size);
+    void *ptr = allocate_writable(size);
     if (__builtin_expect(ptr == NULL, 0)) {
         if (is_loading && !server.in_fork_child) {
             lightswap_die("the data does not fit into lightswap-backend: %s", lsw_last_error());
@@ -90,12 +133,15 @@ bool lightswap_is_full(size_t num_bytes) {
 
 void *lightswap_defrag(void *ptr) {
     size_t size = usable_size(ptr);
-    if (!lsw_heap_is_sparse(lightswap_heap, ptr) || !lsw_is_resident(ptr, size)) {
+    if (!lsw_heap_is_sparse(lightswap_heap, ptr) || lsw_pin_resident(ptr, size) != LSW_OK) {
         return NULL;
     }
     void *moved = lsw_heap_alloc(lightswap_heap, size);
     if (moved != NULL) {
         memcpy(moved, ptr, size);
+    }
+    lsw_unpin(ptr, size);
+    if (moved != NULL) {
         lsw_heap_free(lightswap_heap, ptr);
     }
     return moved;
@@ -112,4 +158,6 @@ void lightswap_memory_visit(void (*visit)(void *arg, const char *name, uint64_t 
     atomicGet(refused_bytes, bytes);
     visit(arg, "objects_refused", count);
     visit(arg, "objects_refused_bytes", bytes);
+    atomicGet(num_unreadable, count);
+    visit(arg, "objects_unreadable", count);
 }

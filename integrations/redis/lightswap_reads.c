@@ -5,6 +5,8 @@
 enum {
     /* Of a listpack or an integer set: its number of elements and before. */
     SIZE_HEADER_BYTES = 16,
+    /* HRANDFIELD goes through all of a hash for more than this part of its fields (HRANDFIELD_SUB_STRATEGY_MUL of t_hash.c). */
+    RANDOM_FIELDS_SHARE = 3,
 };
 
 /* ---- Strings ---- */
@@ -225,11 +227,22 @@ void lightswap_read_fields(struct lightswap_walk *walk) {
     }
 }
 
-/* Commands that look at fields only, overwrite values, or (HRANDFIELD) read such as cannot be told. */
+/* Commands that look at fields only, or overwrite values. */
 void lightswap_read_no_value(struct lightswap_walk *walk) {
     const robj *hash = lightswap_value(walk, walk->argv[1], OBJ_HASH);
     if (hash != NULL && hash->encoding != OBJ_ENCODING_HT) {
         lightswap_need_block(walk, hash->ptr);
+    }
+}
+
+/* key [count [WITHVALUES]]. If most are to be returned, all are copied first. Of a few, picked at random, it cannot be told which. */
+void lightswap_read_hrandfield(struct lightswap_walk *walk) {
+    const robj *hash = lightswap_value(walk, walk->argv[1], OBJ_HASH);
+    long long count;
+    if (hash == NULL || hash->encoding != OBJ_ENCODING_HT) {
+        lightswap_read_no_value(walk);
+    } else if (walk->argc == 4 && lightswap_number(walk, 2, &count) && count > 1 && count > (long long)dictSize((dict *)hash->ptr) / RANDOM_FIELDS_SHARE) {
+        need_hash_values(walk, hash->ptr);
     }
 }
 
