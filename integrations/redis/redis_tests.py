@@ -50,9 +50,15 @@ class Client:
         if kind == b":":
             return int(rest)
         if kind == b"$":
-            return None if rest == b"-1" else self.stream.read(int(rest) + 2)[:-2]
+            return None if rest == b"-1" else self.receive_bytes(int(rest))
         assert kind == b"*", line
         return None if rest == b"-1" else [self.receive() for _ in range(int(rest))]
+
+    def receive_bytes(self, num_bytes):
+        data = self.stream.read(num_bytes + 2)
+        if len(data) < num_bytes + 2:
+            raise ConnectionError("the server closed the connection within a reply")
+        return data[:-2]
 
     def call(self, *command):
         """One command; an error is raised."""
