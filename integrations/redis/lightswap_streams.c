@@ -19,15 +19,16 @@ static bool is_arg(const struct lightswap_walk *walk, int arg, const char *word)
     return arg < walk->argc && !strcasecmp(walk->argv[arg]->ptr, word);
 }
 
-/* Asks for a node. Its number of entries, if that can be read; else what is likely, and the walk is repeated when the node has come. Where it is not, as the
+/* Asks for a node. Its number of entries, if that can be read; else the average, and the walk is repeated when the node has come. Where it is not, as the
  * node is not pinned, rather too few. */
-static long long need_node(struct lightswap_walk *walk, unsigned char *node) {
+static long long need_node(struct lightswap_walk *walk, const stream *s, unsigned char *node) {
     unsigned int len;
     long long num_entries;
     if (lightswap_can_read(walk, node) && lpGetValue(lpFirst(node), &len, &num_entries) == NULL) {
         return num_entries;
     }
-    return walk->is_loose || server.stream_node_max_entries < 1 ? 1 : server.stream_node_max_entries;
+    const long long average = (long long)(s->length / raxSize(s->rax));
+    return walk->is_loose || average < 1 ? 1 : average;
 }
 
 /* Entries from start to end, at most so many of them (0: all). */
@@ -46,7 +47,7 @@ static void need_entries(struct lightswap_walk *walk, stream *s, streamID start,
     bool is_first = true, is_behind = false;
     while (!is_behind && !walk->is_over && (max_entries == 0 || num_found < max_entries) && (is_reverse ? raxPrev(&each) : raxNext(&each))) {
         is_behind = is_reverse ? memcmp(each.key, first, ID_BYTES) < 0 : memcmp(each.key, last, ID_BYTES) > 0;
-        const long long in_node = need_node(walk, each.data);
+        const long long in_node = need_node(walk, s, each.data);
         num_found += is_first ? 0 : in_node;
         is_first = false;
     }
@@ -63,7 +64,7 @@ static void need_oldest(struct lightswap_walk *walk, stream *s, long long num_en
     raxStart(&each, s->rax);
     raxSeek(&each, "^", NULL, 0);
     while (num_entries >= 0 && !walk->is_over && raxNext(&each)) {
-        const long long in_node = need_node(walk, each.data);
+        const long long in_node = need_node(walk, s, each.data);
         num_entries = num_entries < in_node ? -1 : num_entries - in_node;
     }
     raxStop(&each);
@@ -183,8 +184,6 @@ static void read_group(struct lightswap_walk *walk, stream *s, robj *group_name,
     }
     streamID start;
     if (!strcmp(from->ptr, ">")) {
-        /* Is there something new? */
-        need_edge(walk, s, "$");
         if (streamCompareID(&s->last_id, &group->last_id) > 0) {
             need_entries(walk, s, group->last_id, s->last_id, false, count > 0 ? count : 0);
         }
@@ -220,15 +219,14 @@ void lightswap_read_xread(struct lightswap_walk *walk) {
         stream *s = stream_of(walk, walk->argv[i]);
         const robj *from = walk->argv[i + num_keys];
         streamID start;
-        if (s == NULL) {
+        if (s == NULL || s->length == 0) {
             continue;
         }
+        /* It looks for the ID of the last entry first. */
+        need_edge(walk, s, "$");
         if (group > 0) {
             read_group(walk, s, walk->argv[group], walk->argv[group + 1], from, count);
-            continue;
-        }
-        need_edge(walk, s, "$");
-        if (parse_id(from, false, &start) && s->length > 0 && streamCompareID(&s->last_id, &start) > 0) {
+        } else if (parse_id(from, false, &start) && streamCompareID(&s->last_id, &start) > 0) {
             need_entries(walk, s, start, s->last_id, false, count > 0 ? count : 0);
         }
     }
