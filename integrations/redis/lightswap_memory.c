@@ -119,7 +119,7 @@ static size_t usable_size(const void *ptr) {
 
 void lightswap_memory_start(lsw_region *region) {
     if (lsw_heap_create(region, &lightswap_heap) != LSW_OK) {
-        lightswap_die("cannot manage %zu bytes of lightswap-backend: %s", lsw_region_len(region), lsw_last_error());
+        lightswap_die("lightswap-backend has room for %zu GiB of values: %s", lsw_region_len(region) >> 30, lsw_last_error());
     }
     zmalloc_heap = (zmallocHeap){
         .base = lsw_region_base(region),
