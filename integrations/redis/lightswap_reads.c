@@ -50,7 +50,7 @@ void lightswap_read_strlen(struct lightswap_walk *walk) {
 void lightswap_read_getrange(struct lightswap_walk *walk) {
     const sds s = swappable_string(lightswap_value(walk, walk->argv[1], OBJ_STRING));
     long long start, end;
-    if (s == NULL || !lightswap_number(walk, 2, &start) || !lightswap_number(walk, 3, &end) || (start < 0 && end < 0 && start > end)) {
+    if (s == NULL || !lightswap_number(walk, 2, &start) || !lightswap_number(walk, 3, &end)) {
         return;
     }
     const bool is_length_known = need_header(walk, s);
