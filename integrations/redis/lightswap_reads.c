@@ -50,7 +50,7 @@ void lightswap_read_strlen(struct lightswap_walk *walk) {
 void lightswap_read_getrange(struct lightswap_walk *walk) {
     const sds s = swappable_string(lightswap_value(walk, walk->argv[1], OBJ_STRING));
     long long start, end;
-    if (s == NULL || !lightswap_number(walk, 2, &start) || !lightswap_number(walk, 3, &end) || (start < 0 && end < 0 && start > end)) {
+    if (s == NULL || !lightswap_number(walk, 2, &start) || !lightswap_number(walk, 3, &end)) {
         return;
     }
     const bool is_length_known = need_header(walk, s);
@@ -68,13 +68,14 @@ void lightswap_read_getrange(struct lightswap_walk *walk) {
     }
 }
 
-/* The string is changed in place, or copied if it has to grow by more than there is room for. */
+/* The string is changed in place, or copied if it has to grow by more than there is room for. Between its end and the start it gets zeroes, and then
+ * a new terminator. */
 static void need_in_place(struct lightswap_walk *walk, sds s, size_t start, size_t end) {
     if (end >= zmalloc_size(sdsAllocPtr(s)) - header_bytes(s)) {
         lightswap_need_sds(walk, s);
     } else {
-        need_header(walk, s);
-        need_bytes(walk, s, start, end);
+        const size_t len = need_header(walk, s) ? sdslen(s) : start;
+        need_bytes(walk, s, len < start ? len : start, end + 1);
     }
 }
 

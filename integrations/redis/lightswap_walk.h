@@ -34,6 +34,11 @@ static inline void lightswap_need_block(struct lightswap_walk *walk, const void 
     }
 }
 
+/* The same; true if its content may be read now, in this walk. */
+static inline bool lightswap_need_block_now(struct lightswap_walk *walk, const void *block) {
+    return !zmalloc_is_swappable(block) || lightswap_need_now(walk, block, zmalloc_size((void *)block));
+}
+
 static inline void lightswap_need_sds(struct lightswap_walk *walk, sds s) {
     if (zmalloc_is_swappable(s)) {
         const void *block = sdsAllocPtr(s);
