@@ -94,12 +94,28 @@ static void note_missing(struct lightswap_walk *walk, const char *addr, size_t l
     }
 }
 
+/* The command has waited often enough: what is missing comes now. */
+static bool bring_in_now(struct lightswap_walk *walk, const char *addr, size_t len) {
+    struct lightswap_range range = { .addr = addr, .len = len };
+    if (wanted.granted == NULL || lightswap_waiter_restarts(wanted.granted) < MOST_RESTARTS || is_expired(walk)) {
+        return false;
+    }
+    if (!lightswap_touch(&range)) {
+        note_lost(walk, range.cause);
+        return false;
+    }
+    return lsw_pin_resident(addr, len) == LSW_OK;
+}
+
 /* One part: as much as may be pinned, or the rest. */
 static bool need_part(struct lightswap_walk *walk, const char *addr, size_t len, bool is_pinnable) {
-    if (is_pinnable && lsw_pin_resident(addr, len) == LSW_OK) {
+    if (is_pinnable && (lsw_pin_resident(addr, len) == LSW_OK || bring_in_now(walk, addr, len))) {
         wanted.num_pins += lightswap_pages_of(addr, len);
         record(addr, len, LIGHTSWAP_PINNED);
         return true;
+    }
+    if (walk->is_over) {
+        return false;
     }
     if (!lsw_is_resident(addr, len)) {
         wanted.num_pins += is_pinnable ? lightswap_pages_of(addr, len) : 0;
@@ -112,7 +128,7 @@ static bool need_part(struct lightswap_walk *walk, const char *addr, size_t len,
  * what is lost is known before anything has changed. */
 static void need_beyond(struct lightswap_walk *walk, const char *addr, size_t len) {
     struct lightswap_range range = { .addr = addr, .len = len };
-    wanted.is_oversized = true;
+    wanted.is_oversized = walk->is_loose = true;
     if (wanted.may_be_left || wanted.num_missing > 0) {
         walk->is_over = true;
     } else if (!lsw_is_resident(addr, len) && !is_expired(walk) && !lightswap_touch(&range)) {
@@ -125,8 +141,7 @@ bool lightswap_need_now(struct lightswap_walk *walk, const void *addr, size_t le
         return false;
     }
     if (walk->is_late) {
-        lightswap_need_late(walk, addr, len);
-        return false;
+        return lightswap_need_late(walk, addr, len);
     }
     if (wanted.num_ranges - wanted.first >= MOST_RANGES) {
         need_beyond(walk, addr, len);
@@ -135,7 +150,7 @@ bool lightswap_need_now(struct lightswap_walk *walk, const void *addr, size_t le
     if (wanted.num_pins + lightswap_pages_of(addr, len) <= wanted.most_pins) {
         return need_part(walk, addr, len, true);
     }
-    wanted.is_oversized = true;
+    wanted.is_oversized = walk->is_loose = true;
     /* What ends with the last page that may be pinned. */
     const size_t num_pages = wanted.most_pins - wanted.num_pins;
     const size_t first = num_pages > 0 ? num_pages * LIGHTSWAP_PAGE_BYTES - (uintptr_t)addr % LIGHTSWAP_PAGE_BYTES : 0;

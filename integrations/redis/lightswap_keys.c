@@ -145,8 +145,8 @@ static const struct {
 
     {hgetCommand, lightswap_read_field}, {hmgetCommand, lightswap_read_fields}, {hstrlenCommand, lightswap_read_strlen_of_field},
     {hincrbyCommand, lightswap_read_field}, {hincrbyfloatCommand, lightswap_read_field},
-    {hsetCommand, lightswap_read_no_value}, {hsetnxCommand, lightswap_read_strlen_of_field}, {hdelCommand, lightswap_read_no_value},
-    {hexistsCommand, lightswap_read_strlen_of_field}, {hkeysCommand, lightswap_read_no_value}, {hrandfieldCommand, lightswap_read_hrandfield},
+    {hsetCommand, lightswap_read_no_value}, {hsetnxCommand, lightswap_read_no_value}, {hdelCommand, lightswap_read_no_value},
+    {hexistsCommand, lightswap_read_no_value}, {hkeysCommand, lightswap_read_no_value}, {hrandfieldCommand, lightswap_read_hrandfield},
     {hscanCommand, lightswap_read_hscan}, {hlenCommand, lightswap_read_size}, {scardCommand, lightswap_read_size}, {zcardCommand, lightswap_read_size},
     {sinterstoreCommand, read_all_but_first_arg}, {sunionstoreCommand, read_all_but_first_arg}, {sdiffstoreCommand, read_all_but_first_arg},
 

@@ -3,10 +3,10 @@
 #include "lightswap_walk.h"
 #include "lightswap_park.h"
 
-void lightswap_need_late(struct lightswap_walk *walk, const char *addr, size_t len) {
+bool lightswap_need_late(struct lightswap_walk *walk, const char *addr, size_t len) {
     struct lightswap_range range = { .addr = addr, .len = len };
     if (lsw_is_resident(addr, len)) {
-        return;
+        return true;
     }
     if (walk->is_asking) {
         walk->has_asked = true;
@@ -15,6 +15,7 @@ void lightswap_need_late(struct lightswap_walk *walk, const char *addr, size_t l
         walk->is_lost = walk->is_over = true;
         walk->lost_cause = range.cause;
     }
+    return !walk->is_asking && !walk->is_lost;
 }
 
 const char *lightswap_cause_text(uint8_t cause) {

@@ -2,18 +2,28 @@
 #include "server.h"
 #include "lightswap_internal.h"
 
-/* What an answer to any command may need; less room than this is none. */
-enum { SMALLEST_ROOM = 64 * 1024 };
+/* Room is there again when what was refused last would find some, or so much. */
+enum { MOST_ROOM = 64 * 1024 };
 /* Commands so large are asked about in advance. */
 enum { LARGE_COMMAND = 1024 * 1024 };
 
 lsw_heap *lightswap_heap;
 
 static bool is_loading = true;
-/* An allocation found no room since there last was some. Threads of modules may allocate, too. */
-static redisAtomic int was_refused;
+/* The largest allocation that found no room since there last was some; 0: none. Threads of modules may allocate, too. */
+static redisAtomic size_t refused_size;
 static redisAtomic unsigned long long num_refused;
 static redisAtomic unsigned long long refused_bytes;
+
+static void note_refused(size_t size) {
+    size_t largest;
+    atomicGet(refused_size, largest);
+    if (size > largest) {
+        atomicSet(refused_size, size);
+    }
+    atomicIncr(num_refused, 1);
+    atomicIncr(refused_bytes, size);
+}
 
 /* ---- Holes on pages that are lost ---- */
 
@@ -64,9 +74,7 @@ static void *allocate(size_t size) {
         if (is_loading && !server.in_fork_child) {
             lightswap_die("the data does not fit into lightswap-backend: %s", lsw_last_error());
         }
-        atomicSet(was_refused, 1);
-        atomicIncr(num_refused, 1);
-        atomicIncr(refused_bytes, size);
+        note_refused(size);
     }
     return ptr;
 }
@@ -75,9 +83,7 @@ static void *allocate(size_t size) {
 static void *resize(void *ptr, size_t size) {
     void *resized = lsw_heap_realloc(lightswap_heap, ptr, size);
     if (resized == NULL) {
-        atomicSet(was_refused, 1);
-        atomicIncr(num_refused, 1);
-        atomicIncr(refused_bytes, size);
+        note_refused(size);
     }
     return resized;
 }
@@ -109,17 +115,19 @@ void lightswap_memory_loaded(void) {
 }
 
 bool lightswap_is_full(size_t num_bytes) {
-    int refused;
-    atomicGet(was_refused, refused);
-    if (!lightswap_enabled || (!refused && num_bytes < LARGE_COMMAND)) {
+    size_t refused;
+    atomicGet(refused_size, refused);
+    if (!lightswap_enabled || (refused == 0 && num_bytes < LARGE_COMMAND)) {
         return false;
     }
-    void *room = lsw_heap_alloc(lightswap_heap, num_bytes > SMALLEST_ROOM ? num_bytes : SMALLEST_ROOM);
+    /* Not just what this command brings: it may grow what is as large as what was refused. */
+    const size_t wanted = refused < MOST_ROOM ? refused : MOST_ROOM;
+    void *room = lsw_heap_alloc(lightswap_heap, num_bytes > wanted ? num_bytes : wanted);
     if (room == NULL) {
         return true;
     }
     lsw_heap_free(lightswap_heap, room);
-    atomicSet(was_refused, 0);
+    atomicSet(refused_size, 0);
     return false;
 }
 

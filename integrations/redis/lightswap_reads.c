@@ -68,14 +68,14 @@ void lightswap_read_getrange(struct lightswap_walk *walk) {
     }
 }
 
-/* The string is changed in place, or copied if it has to grow by more than there is room for. Between its end and the start it gets zeroes, and then
- * a new terminator. */
+/* The string is changed in place, or copied if it has to grow by more than there is room for. Where it grows, all is written from its end on. */
 static void need_in_place(struct lightswap_walk *walk, sds s, size_t start, size_t end) {
-    if (end >= zmalloc_size(sdsAllocPtr(s)) - header_bytes(s)) {
+    if (!need_header(walk, s)) {
+        need_bytes(walk, s, start, end); /* the rest when the length has come */
+    } else if (end > sdsalloc(s)) {
         lightswap_need_sds(walk, s);
     } else {
-        const size_t len = need_header(walk, s) ? sdslen(s) : start;
-        need_bytes(walk, s, len < start ? len : start, end + 1);
+        need_bytes(walk, s, start < sdslen(s) ? start : sdslen(s), end + 1);
     }
 }
 

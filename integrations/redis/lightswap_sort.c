@@ -58,11 +58,6 @@ static void need_patterns_of_number(struct lightswap_walk *walk, const struct so
 
 /* ---- Elements ---- */
 
-/* Asks for an allocation; true: it can be read now. */
-static bool can_read(struct lightswap_walk *walk, const void *block) {
-    return !zmalloc_is_swappable(block) || lightswap_need_now(walk, block, zmalloc_size((void *)block));
-}
-
 static void go_through_listpack(struct lightswap_walk *walk, const struct sort_options *options, unsigned char *listpack, bool has_scores) {
     unsigned char *at = lpFirst(listpack);
     while (at != NULL && !walk->is_over) {
@@ -84,7 +79,7 @@ static void go_through_listpack(struct lightswap_walk *walk, const struct sort_o
 static void go_through_list(struct lightswap_walk *walk, const struct sort_options *options, const quicklist *list) {
     for (const quicklistNode *node = list->head; node != NULL && !walk->is_over; node = node->next) {
         /* Nothing is decompressed only to look at it. */
-        if (!can_read(walk, node->entry) || node->encoding != QUICKLIST_NODE_ENCODING_RAW) {
+        if (!lightswap_can_read(walk, node->entry) || node->encoding != QUICKLIST_NODE_ENCODING_RAW) {
             continue;
         }
         if (node->container == QUICKLIST_NODE_CONTAINER_PLAIN) {
@@ -119,12 +114,12 @@ static void go_through(struct lightswap_walk *walk, const struct sort_options *o
             go_through_list(walk, options, value->ptr);
             break;
         case OBJ_ENCODING_LISTPACK:
-            if (can_read(walk, value->ptr)) {
+            if (lightswap_can_read(walk, value->ptr)) {
                 go_through_listpack(walk, options, value->ptr, true);
             }
             break;
         case OBJ_ENCODING_INTSET:
-            if (can_read(walk, value->ptr)) {
+            if (lightswap_can_read(walk, value->ptr)) {
                 go_through_intset(walk, options, value->ptr);
             }
             break;

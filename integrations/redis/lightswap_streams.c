@@ -1,14 +1,13 @@
 /* Which listpacks of a stream a command accesses. The tree of them, the consumer groups and what is pending are in ordinary memory. */
 #include "lightswap_walk.h"
 
-/* Of t_stream.c; no header of upstream's has them. */
+/* Of t_stream.c; no header of upstream's has it. */
 void streamEncodeID(void *buf, streamID *id);
-int lpGetEdgeStreamID(unsigned char *lp, int first, streamID *master_id, streamID *edge_id);
 
 enum {
     ID_BYTES = sizeof(streamID),
-    /* XAUTOCLAIM looks at so many entries for each that it is asked for. */
-    CLAIM_ATTEMPTS = 10,
+    /* XAUTOCLAIM looks at so many entries for each that it may claim (attempts_factor of t_stream.c). */
+    ATTEMPTS_PER_CLAIM = 10,
 };
 
 static stream *stream_of(struct lightswap_walk *walk, robj *key) {
@@ -20,41 +19,18 @@ static bool is_arg(const struct lightswap_walk *walk, int arg, const char *word)
     return arg < walk->argc && !strcasecmp(walk->argv[arg]->ptr, word);
 }
 
-/* Nodes that so many entries probably lie in. */
-static long long nodes_of(const stream *s, long long num_entries) {
-    const uint64_t num_nodes = raxSize(s->rax) > 0 ? raxSize(s->rax) : 1;
-    const uint64_t in_node = s->length / num_nodes > 0 ? s->length / num_nodes : 1;
-    return num_entries / (long long)in_node + 2;
-}
-
-/* A node begins with the number of entries that are there, and of those that are only marked as deleted. */
-static void count_entries(unsigned char *node, long long *num_there, long long *num_deleted) {
+/* Asks for a node. Its number of entries, if that can be read; else what is likely, and the walk is repeated when the node has come. Where it is not, as the
+ * node is not pinned, rather too few. */
+static long long need_node(struct lightswap_walk *walk, unsigned char *node) {
     unsigned int len;
-    unsigned char *at = lpFirst(node);
-    lpGetValue(at, &len, num_there);
-    lpGetValue(lpNext(node, at), &len, num_deleted);
-}
-
-/* Upstream's iterator stops at an entry beyond the range. If this node may have none, it goes on to the next. */
-static bool may_go_on(const raxIterator *each, streamID start, streamID end, bool is_reverse) {
-    long long num_there, num_deleted;
-    count_entries(each->data, &num_there, &num_deleted);
-    streamID master, edge;
-    streamDecodeID(each->key, &master);
-    if (num_deleted > 0) {
-        return true;
+    long long num_entries;
+    if (lightswap_can_read(walk, node) && lpGetValue(lpFirst(node), &len, &num_entries) == NULL) {
+        return num_entries;
     }
-    return is_reverse ? streamCompareID(&master, &start) >= 0 : !lpGetEdgeStreamID(each->data, 0, &master, &edge) || streamCompareID(&edge, &end) <= 0;
+    return walk->is_loose || server.stream_node_max_entries < 1 ? 1 : server.stream_node_max_entries;
 }
 
-static long long entries_there(const raxIterator *each) {
-    long long num_there, num_deleted;
-    count_entries(each->data, &num_there, &num_deleted);
-    return num_there;
-}
-
-/* What upstream's iterator reads that goes from start to end, and stops after so many entries (0: only at the end). What is in nodes that are swapped
- * out is not known before they have come: until then, it is what their nodes usually hold. */
+/* Entries from start to end, at most so many of them (0: all). */
 static void need_entries(struct lightswap_walk *walk, stream *s, streamID start, streamID end, bool is_reverse, long long max_entries) {
     unsigned char first[ID_BYTES], last[ID_BYTES];
     streamEncodeID(first, &start);
@@ -62,32 +38,35 @@ static void need_entries(struct lightswap_walk *walk, stream *s, streamID start,
     raxIterator each;
     raxStart(&each, s->rax);
     raxSeek(&each, "<=", is_reverse ? last : first, ID_BYTES);
-    if (raxEOF(&each)) {
-        raxSeek(&each, is_reverse ? "$" : "^", NULL, 0);
+    if (raxEOF(&each) && !is_reverse) {
+        raxSeek(&each, "^", NULL, 0);
     }
+    /* In the first node the range may begin with its last entry. That an entry is outside of the range is seen when it is read, if need be in the next node. */
     long long num_found = 0;
-    bool is_sure = true, is_reached = true, is_last = false;
-    for (long long i = 0; !walk->is_over && (is_reverse ? raxPrev(&each) : raxNext(&each)); i++) {
-        const bool is_beyond = is_reverse ? is_last : i > 0 && memcmp(each.key, last, ID_BYTES) > 0;
-        const bool is_enough = max_entries > 0 && (num_found >= max_entries || (!is_sure && i >= nodes_of(s, max_entries)));
-        if (is_enough || (is_beyond && !is_reached)) {
-            break;
-        }
-        const bool is_there = lightswap_need_block_now(walk, each.data);
-        if (is_beyond) {
-            break;
-        }
-        const bool is_inside = is_reverse ? i > 0 && memcmp(each.key, last, ID_BYTES) <= 0 : memcmp(each.key, first, ID_BYTES) >= 0;
-        num_found += is_there && is_inside ? entries_there(&each) : 0;
-        is_sure = is_sure && is_there;
-        is_reached = is_there && may_go_on(&each, start, end, is_reverse);
-        is_last = is_reverse && memcmp(each.key, first, ID_BYTES) <= 0;
+    bool is_first = true, is_behind = false;
+    while (!is_behind && !walk->is_over && (max_entries == 0 || num_found < max_entries) && (is_reverse ? raxPrev(&each) : raxNext(&each))) {
+        is_behind = is_reverse ? memcmp(each.key, first, ID_BYTES) < 0 : memcmp(each.key, last, ID_BYTES) > 0;
+        const long long in_node = need_node(walk, each.data);
+        num_found += is_first ? 0 : in_node;
+        is_first = false;
     }
     raxStop(&each);
 }
 
 static void need_entry(struct lightswap_walk *walk, stream *s, streamID id) {
     need_entries(walk, s, id, id, false, 0);
+}
+
+/* Nodes from the beginning on that go when so many entries do, and the one behind them. */
+static void need_oldest(struct lightswap_walk *walk, stream *s, long long num_entries) {
+    raxIterator each;
+    raxStart(&each, s->rax);
+    raxSeek(&each, "^", NULL, 0);
+    while (num_entries >= 0 && !walk->is_over && raxNext(&each)) {
+        const long long in_node = need_node(walk, each.data);
+        num_entries = num_entries < in_node ? -1 : num_entries - in_node;
+    }
+    raxStop(&each);
 }
 
 static void need_edge(struct lightswap_walk *walk, stream *s, const char *edge) {
@@ -118,7 +97,7 @@ static bool parse_id(const robj *arg, bool is_end, streamID *id) {
 }
 
 /* MAXLEN or MINID [= | ~] threshold, between the key and the ID of XADD: the nodes that go, or are cut. */
-static void need_trimmed(struct lightswap_walk *walk, stream *s) {
+static void need_trimmed(struct lightswap_walk *walk, stream *s, long long num_added) {
     for (int i = 2; i < walk->argc - 1; i++) {
         const bool by_id = is_arg(walk, i, "minid");
         if (!by_id && !is_arg(walk, i, "maxlen")) {
@@ -132,9 +111,8 @@ static void need_trimmed(struct lightswap_walk *walk, stream *s) {
         }
         if (by_id && parse_id(walk->argv[threshold], false, &min_id)) {
             need_entries(walk, s, (streamID){0, 0}, min_id, false, 0);
-        } else if (!by_id && lightswap_number(walk, threshold, &max_len) && max_len >= 0 && (uint64_t)max_len <= s->length) {
-            /* One that XADD adds, and the one that is the first afterwards. */
-            need_entries(walk, s, (streamID){0, 0}, s->last_id, false, (long long)s->length - max_len + 2);
+        } else if (!by_id && lightswap_number(walk, threshold, &max_len) && max_len >= 0 && max_len < (long long)s->length + num_added) {
+            need_oldest(walk, s, (long long)s->length + num_added - max_len);
         }
         return;
     }
@@ -143,7 +121,7 @@ static void need_trimmed(struct lightswap_walk *walk, stream *s) {
 void lightswap_read_xtrim(struct lightswap_walk *walk) {
     stream *s = stream_of(walk, walk->argv[1]);
     if (s != NULL) {
-        need_trimmed(walk, s);
+        need_trimmed(walk, s, 0);
     }
 }
 
@@ -151,7 +129,7 @@ void lightswap_read_xadd(struct lightswap_walk *walk) {
     stream *s = stream_of(walk, walk->argv[1]);
     if (s != NULL) {
         need_edge(walk, s, "$");
-        need_trimmed(walk, s);
+        need_trimmed(walk, s, 1);
     }
 }
 
@@ -183,20 +161,17 @@ void lightswap_read_xrevrange(struct lightswap_walk *walk) {
     read_range(walk, 3, 2, true);
 }
 
-/* Entries that were delivered and not acknowledged, from an ID on: so many, not counting those that were delivered less than min_idle_ms ago. */
-static void need_pending(struct lightswap_walk *walk, stream *s, rax *pending, streamID start, long long count, long long min_idle_ms) {
+/* Entries that were delivered and not acknowledged, from an ID on. */
+static void need_pending(struct lightswap_walk *walk, stream *s, rax *pending, streamID start, long long count) {
     unsigned char key[ID_BYTES];
     streamEncodeID(key, &start);
     raxIterator each;
     raxStart(&each, pending);
     raxSeek(&each, ">=", key, ID_BYTES);
-    long long num_left = count, num_attempts = count * CLAIM_ATTEMPTS;
-    while ((count == 0 || (num_left > 0 && num_attempts-- > 0)) && !walk->is_over && raxNext(&each)) {
+    for (long long i = 0; (count == 0 || i < count) && !walk->is_over && raxNext(&each); i++) {
         streamID id;
         streamDecodeID(each.key, &id);
         need_entry(walk, s, id);
-        const streamNACK *delivered = each.data;
-        num_left -= mstime() - delivered->delivery_time >= min_idle_ms ? 1 : 0;
     }
     raxStop(&each);
 }
@@ -217,7 +192,7 @@ static void read_group(struct lightswap_walk *walk, stream *s, robj *group_name,
     }
     streamConsumer *consumer = streamLookupConsumer(group, consumer_name->ptr, SLC_NO_REFRESH);
     if (consumer != NULL && parse_id(from, false, &start)) {
-        need_pending(walk, s, consumer->pel, start, count, 0);
+        need_pending(walk, s, consumer->pel, start, count);
     }
 }
 
@@ -259,8 +234,7 @@ void lightswap_read_xread(struct lightswap_walk *walk) {
     }
 }
 
-static void need_ids(struct lightswap_walk *walk, int first_arg) {
-    stream *s = stream_of(walk, walk->argv[1]);
+static void need_ids(struct lightswap_walk *walk, stream *s, int first_arg) {
     streamID id;
     for (int i = first_arg; s != NULL && i < walk->argc && !walk->is_over && parse_id(walk->argv[i], false, &id); i++) {
         need_entry(walk, s, id);
@@ -269,34 +243,30 @@ static void need_ids(struct lightswap_walk *walk, int first_arg) {
 
 /* XDEL key id [id ...] */
 void lightswap_read_ids(struct lightswap_walk *walk) {
-    need_ids(walk, 2);
     stream *s = stream_of(walk, walk->argv[1]);
-    streamID id;
-    for (int i = 2; s != NULL && i < walk->argc && !walk->is_over && parse_id(walk->argv[i], false, &id); i++) {
-        if (streamCompareID(&id, &s->first_id) == 0) {
-            /* Which one is the first then? */
-            need_entries(walk, s, (streamID){0, 0}, s->last_id, false, walk->argc - 1);
-            return;
-        }
+    need_ids(walk, s, 2);
+    /* If the first entry goes, it looks which one is the first then. */
+    if (s != NULL) {
+        need_oldest(walk, s, walk->argc - 2);
     }
 }
 
 /* XCLAIM key group consumer min-idle-time id [id ...] */
 void lightswap_read_xclaim(struct lightswap_walk *walk) {
-    need_ids(walk, 5);
+    need_ids(walk, stream_of(walk, walk->argv[1]), 5);
 }
 
 /* XAUTOCLAIM key group consumer min-idle-time start [COUNT count] */
 void lightswap_read_xautoclaim(struct lightswap_walk *walk) {
     stream *s = stream_of(walk, walk->argv[1]);
     streamCG *group = s != NULL ? streamLookupCG(s, walk->argv[2]->ptr) : NULL;
-    long long count = 100, min_idle_ms;
+    long long count = 100;
     streamID start;
-    if (is_arg(walk, 6, "count") && (!lightswap_number(walk, 7, &count) || count > LLONG_MAX / CLAIM_ATTEMPTS)) {
+    if (is_arg(walk, 6, "count") && !lightswap_number(walk, 7, &count)) {
         return;
     }
-    if (group != NULL && count > 0 && lightswap_number(walk, 4, &min_idle_ms) && parse_id(walk->argv[5], false, &start)) {
-        need_pending(walk, s, group->pel, start, count, min_idle_ms);
+    if (group != NULL && count > 0 && count < LLONG_MAX / ATTEMPTS_PER_CLAIM && parse_id(walk->argv[5], false, &start)) {
+        need_pending(walk, s, group->pel, start, count * ATTEMPTS_PER_CLAIM);
     }
 }
 

@@ -14,6 +14,7 @@ struct lightswap_walk {
     robj *key;              /* whose value is walked now */
     size_t guess_limit;     /* most bytes of a list, hash, ... to ask for where it is not known what will be read of it; 0: no limit */
     bool is_over;           /* nobody wants to know more */
+    bool is_loose;          /* what is asked for from now on is not pinned */
     /* Of a walk for code that is already running (lightswap_late.c): */
     bool is_late;
     bool is_asking;         /* what is missing is only asked for; */
@@ -34,8 +35,8 @@ static inline void lightswap_need_block(struct lightswap_walk *walk, const void 
     }
 }
 
-/* The same; true if its content may be read now, in this walk. */
-static inline bool lightswap_need_block_now(struct lightswap_walk *walk, const void *block) {
+/* The same; true: it can be read now, in this walk. */
+static inline bool lightswap_can_read(struct lightswap_walk *walk, const void *block) {
     return !zmalloc_is_swappable(block) || lightswap_need_now(walk, block, zmalloc_size((void *)block));
 }
 
@@ -47,7 +48,7 @@ static inline void lightswap_need_sds(struct lightswap_walk *walk, sds s) {
 }
 
 /* What a walk that is late does with what it finds (lightswap_late.c). */
-void lightswap_need_late(struct lightswap_walk *walk, const char *addr, size_t len);
+bool lightswap_need_late(struct lightswap_walk *walk, const char *addr, size_t len);
 
 /* ---- Keys (lightswap_keys.c) ---- */
 

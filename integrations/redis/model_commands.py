@@ -17,12 +17,15 @@ SCANS = {"SSCAN": OF_ELEMENTS, "HSCAN": OF_PAIRS, "ZSCAN": OF_PAIRS}
 
 
 def ordered(words, reply):
-    """The reply to the command, in an order that does not depend on the server."""
+    """The part of the reply to the command that does not depend on the server, in an order that does not."""
     name = words[0]
     if name in ("EVAL", "FCALL"):
         return ordered(words[3 + int(words[2]):], reply)
     if not isinstance(reply, list):
         return reply
+    if words[:2] == ("XINFO", "GROUPS"):
+        # Upstream's append-only file does not say how many entries a group has read.
+        return [group[:8] for group in reply]
     if name in SCANS:
         return [reply[0], sorted(reply[1]) if SCANS[name] is OF_ELEMENTS else pairs(reply[1])]
     if name in OF_ELEMENTS:

@@ -50,9 +50,15 @@ class Client:
         if kind == b":":
             return int(rest)
         if kind == b"$":
-            return None if rest == b"-1" else self.stream.read(int(rest) + 2)[:-2]
+            return None if rest == b"-1" else self.receive_bytes(int(rest))
         assert kind == b"*", line
         return None if rest == b"-1" else [self.receive() for _ in range(int(rest))]
+
+    def receive_bytes(self, num_bytes):
+        data = self.stream.read(num_bytes + 2)
+        if len(data) < num_bytes + 2:
+            raise ConnectionError("the server closed the connection within a reply")
+        return data[:-2]
 
     def call(self, *command):
         """One command; an error is raised."""
@@ -90,17 +96,18 @@ def encode(command):
 
 
 class Server:
-    """A redis-server of its own, on a UNIX socket (and a port, if asked for). `directory`: one that an earlier server has left."""
+    """A redis-server of its own, on a UNIX socket (and a port, if asked for). memory=None: the patched one without the directives. `config` is a
+    configuration file, `directory` one that an earlier server has left."""
 
-    def __init__(self, scratch, name="server", backend="memory:?size=128MiB", memory="6mb", port=0, stock=False, options=(), directory=None):
+    def __init__(self, scratch, name="server", backend="memory:?size=128MiB", memory="6mb", port=0, stock=False, options=(), directory=None, config=None):
         self.directory = directory or pathlib.Path(tempfile.mkdtemp(prefix=name + ".", dir=scratch))
         self.socket_path = self.directory / "s"
         self.socket_path.unlink(missing_ok=True)
         self.port = port
         binary = os.environ["REDIS_STOCK" if stock else "REDIS_SERVER"]
-        command = [binary, "--port", str(port), "--unixsocket", str(self.socket_path), "--save", "", "--dir", str(self.directory),
+        command = [binary, *([config] if config else []), "--port", str(port), "--unixsocket", str(self.socket_path), "--save", "", "--dir", str(self.directory),
                    "--enable-debug-command", "yes", "--crash-memcheck-enabled", "no", "--repl-diskless-sync-delay", "0", *options]
-        if not stock:
+        if not stock and memory is not None:
             command += ["--lightswap-memory", memory, "--lightswap-backend", backend]
         self.log = self.directory / "log"
         with open(self.log, "wb") as log:
