@@ -131,7 +131,7 @@ static void need_beyond(struct lightswap_walk *walk, const char *addr, size_t le
     wanted.is_oversized = walk->is_loose = true;
     if (wanted.may_be_left || wanted.num_missing > 0) {
         walk->is_over = true;
-    } else if (!lsw_is_resident(addr, len) && !is_expired(walk) && !lightswap_touch(&range)) {
+    } else if (!is_expired(walk) && !lightswap_touch(&range)) {
         note_lost(walk, range.cause);
     }
 }

@@ -5,12 +5,10 @@
 
 bool lightswap_need_late(struct lightswap_walk *walk, const char *addr, size_t len) {
     struct lightswap_range range = { .addr = addr, .len = len };
-    if (lsw_is_resident(addr, len)) {
-        return true;
-    }
     if (walk->is_asking) {
-        walk->has_asked = true;
-        (void)lsw_prefetch(addr, len);
+        if (!lsw_is_resident(addr, len)) {
+            (void)lsw_prefetch(addr, len);
+        }
     } else if (!lightswap_touch(&range)) {
         walk->is_lost = walk->is_over = true;
         walk->lost_cause = range.cause;
@@ -35,10 +33,8 @@ bool lightswap_check_value(redisDb *db, robj *key, robj *value) {
     const size_t limit = lightswap_most_pins_of_client() * LIGHTSWAP_PAGE_BYTES;
     struct lightswap_walk walk = { .db = db, .key = key, .guess_limit = limit, .is_late = true, .is_asking = true };
     lightswap_need_value(&walk, value);
-    if (walk.has_asked) {
-        walk.is_asking = false;
-        lightswap_need_value(&walk, value);
-    }
+    walk.is_asking = false;
+    lightswap_need_value(&walk, value);
     if (walk.is_lost) {
         const sds error = lightswap_error_text(key, walk.lost_cause);
         serverLog(LL_WARNING, "A module does not get a value: %s", error + 1);

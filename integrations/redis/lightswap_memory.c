@@ -52,11 +52,22 @@ static void keep_hole(void *ptr) {
     atomicIncr(num_unreadable, 1);
 }
 
+/* Brings memory in. What is there already may be on its way out; a pin keeps it, and it is not chosen again so soon. */
+int lightswap_settle(const void *addr, size_t len) {
+    int result = lsw_pin(addr, len);
+    if (result == LSW_OK) {
+        lsw_unpin(addr, len);
+    } else if (result == LSW_ERR_PIN_LIMIT) {
+        result = lsw_touch(addr, len);
+    }
+    return result;
+}
+
 /* Room that can be written. NULL: there is none, or it took too long to look for it. */
 static void *allocate_writable(size_t size) {
     for (int i = 0; i < MOST_TRIES; i++) {
         void *ptr = lsw_heap_alloc(lightswap_heap, size);
-        if (ptr == NULL || !lightswap_walks || size > LARGEST_IN_HOLE || lsw_is_resident(ptr, size) || lsw_touch(ptr, size) == LSW_OK) {
+        if (ptr == NULL || !lightswap_walks || size > LARGEST_IN_HOLE || lightswap_settle(ptr, size) == LSW_OK) {
             return ptr;
         }
         keep_hole(ptr);
@@ -79,9 +90,19 @@ static void *allocate(size_t size) {
     return ptr;
 }
 
-/* zmalloc goes on in ordinary memory. */
+static void *move_to_larger(void *ptr, size_t size) {
+    void *moved = allocate_writable(size);
+    if (moved != NULL) {
+        memcpy(moved, ptr, lsw_heap_usable_size(lightswap_heap, ptr));
+        lsw_heap_free(lightswap_heap, ptr);
+    }
+    return moved;
+}
+
+/* zmalloc goes on in ordinary memory. The library makes sure of the room for the old content; the rest of a larger hole may be on a page that is lost. */
 static void *resize(void *ptr, size_t size) {
-    void *resized = lsw_heap_realloc(lightswap_heap, ptr, size);
+    const bool moves_to_hole = lightswap_walks && size <= LARGEST_IN_HOLE && size > lsw_heap_usable_size(lightswap_heap, ptr);
+    void *resized = moves_to_hole ? move_to_larger(ptr, size) : lsw_heap_realloc(lightswap_heap, ptr, size);
     if (resized == NULL) {
         note_refused(size);
     }

@@ -2,6 +2,7 @@
  * anew from the top of processCommand. The pages stay pinned until it has run. How much is pinned for waiting clients is bounded; who finds
  * no room waits for its turn, first come, first served. */
 #include "lightswap_park.h"
+#include "lightswap_internal.h"
 
 enum {
     /* The library lets half of local memory be pinned, less its own I/O buffers. */
@@ -104,7 +105,7 @@ bool lightswap_touch(struct lightswap_range *range) {
         if (left > len) {
             lsw_prefetch(range->addr + done_bytes + len, left - len < WINDOW_BYTES ? left - len : WINDOW_BYTES);
         }
-        if (lsw_touch(range->addr + done_bytes, len) != LSW_OK) {
+        if (lightswap_settle(range->addr + done_bytes, len) != LSW_OK) {
             range->state = LIGHTSWAP_LOST;
             range->cause = cause_of_failure();
             return false;

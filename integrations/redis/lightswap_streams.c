@@ -220,15 +220,14 @@ void lightswap_read_xread(struct lightswap_walk *walk) {
         stream *s = stream_of(walk, walk->argv[i]);
         const robj *from = walk->argv[i + num_keys];
         streamID start;
-        if (s == NULL) {
+        if (s == NULL || s->length == 0) {
             continue;
         }
+        /* It looks for the ID of the last entry first. */
+        need_edge(walk, s, "$");
         if (group > 0) {
             read_group(walk, s, walk->argv[group], walk->argv[group + 1], from, count);
-            continue;
-        }
-        need_edge(walk, s, "$");
-        if (parse_id(from, false, &start) && s->length > 0 && streamCompareID(&s->last_id, &start) > 0) {
+        } else if (parse_id(from, false, &start) && streamCompareID(&s->last_id, &start) > 0) {
             need_entries(walk, s, start, s->last_id, false, count > 0 ? count : 0);
         }
     }

@@ -17,8 +17,7 @@ struct lightswap_walk {
     bool is_loose;          /* what is asked for from now on is not pinned */
     /* Of a walk for code that is already running (lightswap_late.c): */
     bool is_late;
-    bool is_asking;         /* what is missing is only asked for; */
-    bool has_asked;         /* something was */
+    bool is_asking;         /* what is missing is only asked for */
     bool is_lost;           /* some of it is lost, and why */
     uint8_t lost_cause;
 };
