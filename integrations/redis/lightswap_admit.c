@@ -406,6 +406,19 @@ char *lightswap_admit_inner(client *c, size_t *outer) {
     return error;
 }
 
+bool lightswap_admit_queued(client *c, size_t *outer) {
+    const sds error = lightswap_admit_inner(c, outer);
+    if (error == NULL) {
+        return true;
+    }
+    if (lightswap_refuse_master(c, wanted.lost_cause)) {
+        sdsfree(error);
+    } else {
+        addReplyErrorSds(c, error);
+    }
+    return false;
+}
+
 void lightswap_release_inner(size_t outer) {
     drop_ranges();
     show_keys();

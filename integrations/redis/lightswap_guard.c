@@ -48,7 +48,14 @@ bool lightswap_may_be_left(const client *c) {
 
 /* ---- Iterators that are left ---- */
 
-/* A safe iterator stops the rehashing of its dictionary until it is released. Those over the keys of a database are the only ones here. */
+/* A safe iterator stops the rehashing of its dictionary until it is released. Those over the keys of a database are the only ones here. HSCAN does the same while it
+ * looks at a bucket. */
+static dict *scanned_hash(const client *c) {
+    dictEntry *entry = c->cmd->proc == hscanCommand ? dictFind(c->db->dict, c->argv[1]->ptr) : NULL;
+    const robj *value = entry != NULL ? dictGetVal(entry) : NULL;
+    return value != NULL && value->type == OBJ_HASH && value->encoding == OBJ_ENCODING_HT ? value->ptr : NULL;
+}
+
 static int16_t *note_rehashing(void) {
     int16_t *paused = zmalloc(sizeof(*paused) * server.dbnum);
     for (int i = 0; i < server.dbnum; i++) {
@@ -106,6 +113,8 @@ static __attribute__((noinline)) void run_guarded(client *c) {
     const struct end_of_replies end = note_replies(c);
     /* Of the commands that may be left, DEBUG DIGEST is the one that goes through whole databases and reads values. */
     int16_t *const paused = c->cmd->proc == debugCommand ? note_rehashing() : NULL;
+    dict *const scanned = scanned_hash(c);
+    const int16_t scanned_paused = scanned != NULL ? scanned->pauserehash : 0;
     lsw_try block;
     LSW_TRY(&block) {
         c->cmd->proc(c);
@@ -113,6 +122,10 @@ static __attribute__((noinline)) void run_guarded(client *c) {
         take_back_replies(c, &end);
         if (paused != NULL) {
             restore_rehashing(paused);
+        }
+        /* It is where it was: HSCAN has not ended, and deletes nothing but an expired key, of which it reads nothing. */
+        if (scanned != NULL) {
+            scanned->pauserehash = scanned_paused;
         }
         fail(c, (uint8_t)error->cause);
     }

@@ -96,6 +96,8 @@ void lightswap_release(void);
  * is to follow if there is no error. */
 char *lightswap_admit_inner(struct client *c, size_t *outer);
 void lightswap_release_inner(size_t outer);
+/* The same for a command of a transaction: an earlier one may have moved a value that EXEC did not find where this one does. False: it has its answer. */
+bool lightswap_admit_queued(struct client *c, size_t *outer);
 /* processCommand is over, whether the command has run or not. */
 void lightswap_command_processed(struct client *c);
 /* The client goes away. */
