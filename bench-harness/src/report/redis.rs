@@ -205,6 +205,14 @@ fn write_save(html: &mut String, record: &SaveRecord) {
             ),
         ),
         (
+            "its checksum",
+            match (&record.dump_checksum, record.has_equal_checksums()) {
+                (Some(checksum), Some(true)) => format!("over all keys, of a dump of the loaded records: {checksum}, as of stock Redis"),
+                (Some(checksum), _) => format!("over all keys, of a dump of the loaded records: {checksum}, not that of stock Redis"),
+                _ => "not compared with stock Redis's".into(),
+            },
+        ),
+        (
             "under load",
             format!("{} reads checked, {} wrong, {} missed", format_count(record.checked_reads as f64), record.wrong_values, record.missed_reads),
         ),

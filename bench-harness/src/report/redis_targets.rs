@@ -117,12 +117,18 @@ fn dump(evidence: &Evidence<'_>) -> Claim {
     let mib = |bytes: u64| format_count((bytes / MIB) as f64);
     let verdict = if !record.problems().is_empty() {
         Verdict::NotMet
-    } else if times_local < TIMES_LOCAL_MEMORY || record.limit_bytes.is_none() {
+    } else if times_local < TIMES_LOCAL_MEMORY || record.limit_bytes.is_none() || record.has_equal_checksums().is_none() {
         Verdict::NotMeasured
     } else {
         Verdict::Met
     };
-    let meanwhile = record.meanwhile().zip(record.before()).map(|(now, before)| format!("; throughput meanwhile {}", times(now.0 / before.0, &[])));
+    let meanwhile = |record: &SaveRecord| {
+        let ((now, pause), (before, _)) = record.meanwhile().zip(record.before())?;
+        Some(format!("throughput meanwhile {}, longest pause {:.0} ms", times(now / before, &[]), pause * 1e3))
+    };
+    let own = meanwhile(record).map_or_else(String::new, |text| format!("; {text}"));
+    let others = evidence.saves().filter(|record| !record.is_lightswap() && record.error.is_none());
+    let kernel = others.filter_map(meanwhile).next().map_or_else(String::new, |text| format!("; on kernel swap {text}"));
     Claim {
         ours: format!(
             "{} of {} keys, {} wrong; server {} MiB, child {} MiB",
@@ -135,8 +141,13 @@ fn dump(evidence: &Evidence<'_>) -> Claim {
         ratio: record.resident_share().map_or_else(String::new, |share| format!("{} of the limit", times(share, &[1.1]))),
         verdict,
         remark: if record.problems().is_empty() {
-            let without = if record.limit_bytes.is_none() { "; missing: a memory limit" } else { "" };
-            format!("values {times_local:.1} times local memory{without}{}", meanwhile.unwrap_or_default())
+            let limit = if record.limit_bytes.is_none() { "; missing: a memory limit" } else { "" };
+            let equal = if record.has_equal_checksums().is_some() {
+                "; without load, its checksum over all keys is that of stock Redis"
+            } else {
+                "; missing: the checksum over all keys"
+            };
+            format!("values {times_local:.1} times local memory{limit}{equal}{own}{kernel}")
         } else {
             record.problems().join("; ")
         },
@@ -205,6 +216,7 @@ mod tests {
         assert_eq!(judge(vec![record(), SaveRecord { dump_wrong: 1, ..record() }]), Verdict::NotMet);
         assert_eq!(judge(vec![SaveRecord { values_bytes: 799, ..record() }]), Verdict::NotMeasured);
         assert_eq!(judge(vec![SaveRecord { limit_bytes: None, ..record() }]), Verdict::NotMeasured);
+        assert_eq!(judge(vec![SaveRecord { dump_checksum: None, ..record() }]), Verdict::NotMeasured);
         // Kernel swap's is shown, not judged.
         assert_eq!(judge(vec![SaveRecord { local_memory_bytes: None, ..record() }]), Verdict::NotMeasured);
     }
