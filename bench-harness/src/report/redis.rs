@@ -51,8 +51,11 @@ fn chart(
 ) -> String {
     let cells = cells(evidence, workload);
     let bar = |cell: &&Summary| {
-        let label =
-            if cell.memory_percent() == 100 { cell.configuration.clone() } else { format!("{}, {} %", cell.configuration, cell.memory_percent()) };
+        let label = if cell.memory_percent() == 100 {
+            cell.configuration.clone()
+        } else {
+            format!("{}, {}\u{a0}%", cell.configuration, cell.memory_percent())
+        };
         Some(Bar { label, class: class_of(&cell.configuration), value: value(cell)? })
     };
     let found: Vec<Bar> = cells.iter().filter_map(bar).collect();
@@ -94,13 +97,17 @@ fn beside_memcached(evidence: &Evidence<'_>) -> String {
     )
 }
 
-/// Hashes, other sizes of values, open loops, and loads of other programs.
+/// Other shares of memory than that of the charts, hashes, other sizes of values, open loops, and loads of other programs.
 fn write_unusual(html: &mut String, evidence: &Evidence<'_>) {
-    let unusual: Vec<&Summary> = evidence.redis.iter().filter(|cell| !cell.note.is_empty()).collect();
+    let is_elsewhere = |cell: &&Summary| {
+        let is_charted = cells(evidence, &cell.workload).iter().any(|charted| charted.memory_percent() == cell.memory_percent());
+        !cell.note.is_empty() || !is_charted
+    };
+    let unusual: Vec<&Summary> = evidence.redis.iter().filter(is_elsewhere).collect();
     if unusual.is_empty() {
         return;
     }
-    *html += "<h3>Other data and other loads</h3><div class=\"wide\" tabindex=\"0\"><table><thead><tr><th class=\"text\">load</th><th class=\"text\">configuration</th>\
+    *html += "<h3>Other shares of memory, other data, other loads</h3><div class=\"wide\" tabindex=\"0\"><table><thead><tr><th class=\"text\">load</th><th class=\"text\">configuration</th>\
               <th>local memory</th><th>operations/s</th><th>p99</th></tr></thead><tbody>\n";
     for cell in unusual {
         let _ = writeln!(
@@ -228,7 +235,7 @@ fn write_save(html: &mut String, record: &SaveRecord) {
 mod tests {
     use super::*;
     use crate::report::synthetic;
-    use crate::results::Results;
+    use crate::results::{Results, Run};
     use crate::save_record::tests::record;
 
     #[test]
@@ -239,15 +246,17 @@ mod tests {
         let mut results = synthetic::full();
         let mut hashes = synthetic::redis_runs().remove(0);
         hashes.details.data_type = "hashes".into();
-        results.runs.push(hashes);
+        let elsewhere = Run { local_memory_ratio: 0.5, ..synthetic::redis_runs().remove(0) };
+        results.runs.extend([hashes, elsewhere]);
         write_redis(&mut html, &Evidence::new(&[results]));
         for part in [
             "<section id=\"redis\">",
             "Beside memcached",
             "<th>YCSB-C</th><td class=\"win-1\"",
-            "redis-lightswap, 25 %",
+            "redis-lightswap, 25\u{a0}%",
             "stay in memory",
             "as hashes",
+            "<td>50 %</td>",
         ] {
             assert!(html.contains(part), "{part}: {html}");
         }

@@ -41,8 +41,9 @@ fn ratio(evidence: &Evidence<'_>, (own, other): (&Summary, &Summary), number: fn
     median(evidence.runs_of(own).iter().filter_map(of_repetition).collect())
 }
 
-fn served(run: &Run) -> Option<f64> {
-    Some(run.operations_per_second)
+/// Of throughput.
+pub fn served_ratio(evidence: &Evidence<'_>, own: &Summary, other: &Summary) -> Option<f64> {
+    ratio(evidence, (own, other), |run| Some(run.operations_per_second))
 }
 
 fn in_memory(evidence: &Evidence<'_>, workload: &str) -> Claim {
@@ -50,7 +51,7 @@ fn in_memory(evidence: &Evidence<'_>, workload: &str) -> Claim {
     let (Some(own), Some(stock)) = (strings(evidence, workload, 100, "redis-lightswap-dram"), strings(evidence, workload, 100, "redis-dram")) else {
         return claim.missing(format!("missing: redis-dram and redis-lightswap-dram on {workload}"));
     };
-    let Some(ratio) = ratio(evidence, (own, stock), served) else {
+    let Some(ratio) = served_ratio(evidence, own, stock) else {
         return claim.missing("missing: a repetition with both");
     };
     let cpu = own.cpu_us_per_operation / stock.cpu_us_per_operation;
@@ -70,7 +71,7 @@ fn over_kernel_swap(evidence: &Evidence<'_>) -> Claim {
     let (Some(own), Some(other)) = (own, strings(evidence, WORKLOAD, PRIMARY_PERCENT, "redis-kernel-swap-ssd")) else {
         return claim.missing(format!("missing: redis-lightswap and redis-kernel-swap-ssd on {WORKLOAD} at {PRIMARY_PERCENT} %"));
     };
-    let Some(ratio) = ratio(evidence, (own, other), served) else {
+    let Some(ratio) = served_ratio(evidence, own, other) else {
         return claim.missing("missing: a repetition with both");
     };
     Claim {
