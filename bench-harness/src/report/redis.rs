@@ -84,16 +84,22 @@ fn beside_memcached(evidence: &Evidence<'_>) -> String {
         }
         None => "<td class=\"none\">–</td>".into(),
     };
+    // A report of Redis alone has nothing to put into the other column.
+    let has_memcached = evidence.redis_workloads().into_iter().any(|workload| pair("memcached", workload).is_some());
+    let servers: &[&str] = if has_memcached { &["redis", "memcached"] } else { &["redis"] };
     let mut rows = String::new();
     for workload in evidence.redis_workloads().into_iter().filter(|workload| pair("redis", workload).is_some()) {
-        let _ = write!(rows, "<tr><th>{}</th>{}{}</tr>", escape(&shown(workload)), cell("redis", workload), cell("memcached", workload));
+        let cells: String = servers.iter().map(|server| cell(server, workload)).collect();
+        let _ = write!(rows, "<tr><th>{}</th>{cells}</tr>", escape(&shown(workload)));
     }
     if rows.is_empty() {
         return String::new();
     }
+    let (title, heads) =
+        if has_memcached { ("Beside memcached", "<th>Redis</th><th>memcached</th>") } else { ("Over kernel swap", "<th>Redis</th>") };
     format!(
-        "<figure><figcaption><b>Beside memcached</b> <span>Lightswap's throughput over kernel swap's on the same disk, {PRIMARY_PERCENT} % local memory</span>\
-         </figcaption><table class=\"wins\"><thead><tr><th></th><th>Redis</th><th>memcached</th></tr></thead><tbody>{rows}</tbody></table></figure>"
+        "<figure><figcaption><b>{title}</b> <span>Lightswap's throughput over kernel swap's on the same disk, {PRIMARY_PERCENT} % local memory</span>\
+         </figcaption><table class=\"wins\"><thead><tr><th></th>{heads}</tr></thead><tbody>{rows}</tbody></table></figure>"
     )
 }
 
@@ -260,6 +266,9 @@ mod tests {
         ] {
             assert!(html.contains(part), "{part}: {html}");
         }
+        let mut alone = String::new();
+        write_redis(&mut alone, &Evidence::new(&[Results { runs: synthetic::redis_runs(), ..Results::default() }]));
+        assert!(alone.contains("Over kernel swap") && !alone.contains("<th>memcached</th>"), "{alone}");
     }
 
     #[test]
