@@ -104,6 +104,10 @@
 #define LSW_NOTIFIER_SIGBUS 0
 /* For comparison: classic userfaultfd. The faulting thread sleeps in the kernel, and one thread of the instance does all paging. */
 #define LSW_NOTIFIER_MONITOR 1
+/* The handler of a fault loads the registers itself and so goes back to the access without a system call, where it can. The default. */
+#define LSW_FAULT_RETURN_USER 0
+/* For comparison, and for tools that must see it: by rt_sigreturn. */
+#define LSW_FAULT_RETURN_KERNEL 1
 /* An LWT that waits for a page is suspended, and its worker runs the others. The default. */
 #define LSW_WAITING_SUSPEND 0
 /* For comparison: the worker polls its I/O queue until the page is in, and one thread of the instance does all reclaim. With LSW_NOTIFIER_SIGBUS only. */
@@ -138,6 +142,8 @@ typedef struct lsw_config {
     uint32_t io_timeout_ms;
     /* Not 0: children of fork() can read all pages of regions, swapped-out ones included, as they were at the fork; each page takes two slots of the backend then. */
     uint32_t snapshots;
+    /* How the handler of a fault goes back to the access: LSW_FAULT_RETURN_USER (0) or LSW_FAULT_RETURN_KERNEL. */
+    uint32_t fault_return;
 } lsw_config;
 
 /* Why the content of a page could not be had. lsw_last_failure and LSW_CATCH give it. */

@@ -16,6 +16,18 @@ pub enum Notifier {
     Monitor = 1,
 }
 
+/// How the handler of [`Notifier::Sigbus`] goes back to the access, once the page is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub enum FaultReturn {
+    /// It loads the registers itself, which saves a system call. Where it cannot (an access that is stepped through, a shadow stack, an alternate stack with
+    /// `SS_AUTODISARM`), it does as with [`FaultReturn::Kernel`]. A signal mask or alternate stack that other LWTs set while the LWT was suspended stays.
+    #[default]
+    User = 0,
+    /// By `rt_sigreturn`, as other handlers: for comparison, and for tools that must see it (emulators and tracers of programs).
+    Kernel = 1,
+}
+
 /// What a worker does while a page it needs is on its way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -39,6 +51,7 @@ pub(crate) struct Config {
     pub(crate) lwt_stack_bytes: usize,
     pub(crate) vectored_removal: bool,
     pub(crate) notifier: Notifier,
+    pub(crate) fault_return: FaultReturn,
     pub(crate) waiting: Waiting,
     pub(crate) step_times: bool,
     pub(crate) io_timeout: Duration,
@@ -58,6 +71,7 @@ impl Default for Config {
             lwt_stack_bytes: 64 << 10,
             vectored_removal: true,
             notifier: Notifier::default(),
+            fault_return: FaultReturn::default(),
             waiting: Waiting::default(),
             step_times: false,
             io_timeout: IO_TIMEOUT,

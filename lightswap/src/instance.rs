@@ -2,7 +2,7 @@
 
 use crate::access::PageRange;
 use crate::backend::Health;
-use crate::config::{Config, Notifier, Waiting};
+use crate::config::{Config, FaultReturn, Notifier, Waiting};
 use crate::copies;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict;
@@ -147,6 +147,12 @@ impl Builder {
     /// How a faulting access reaches Lightswap; the default is the fastest.
     pub fn notifier(mut self, notifier: Notifier) -> Self {
         self.0.notifier = notifier;
+        self
+    }
+
+    /// How the handler of a fault goes back to the access; the default is the fastest.
+    pub fn fault_return(mut self, way: FaultReturn) -> Self {
+        self.0.fault_return = way;
         self
     }
 

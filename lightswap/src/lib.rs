@@ -85,7 +85,7 @@ pub mod syscalls;
 mod try_catch;
 mod worker;
 
-pub use config::{Notifier, Waiting};
+pub use config::{FaultReturn, Notifier, Waiting};
 pub use error::{Error, ErrorKind, Result};
 pub use failure::{Cause, SwapFailure};
 pub use heap::Heap;

@@ -1,6 +1,6 @@
 //! Statuses, and the values that arguments can have.
 
-use crate::config::{Notifier, Waiting};
+use crate::config::{FaultReturn, Notifier, Waiting};
 use crate::error::ErrorKind;
 use crate::failure::Cause;
 use crate::region::Contract;
@@ -56,6 +56,11 @@ pub const LSW_NOTIFIER_SIGBUS: u32 = 0;
 /// For comparison: classic userfaultfd. The faulting thread sleeps in the kernel, and one thread of the instance does all paging.
 pub const LSW_NOTIFIER_MONITOR: u32 = 1;
 
+/// The handler of a fault loads the registers itself and so goes back to the access without a system call, where it can. The default.
+pub const LSW_FAULT_RETURN_USER: u32 = 0;
+/// For comparison, and for tools that must see it: by rt_sigreturn.
+pub const LSW_FAULT_RETURN_KERNEL: u32 = 1;
+
 /// An LWT that waits for a page is suspended, and its worker runs the others. The default.
 pub const LSW_WAITING_SUSPEND: u32 = 0;
 /// For comparison: the worker polls its I/O queue until the page is in, and one thread of the instance does all reclaim. With LSW_NOTIFIER_SIGBUS only.
@@ -79,6 +84,7 @@ const _: () = {
     assert!(LSW_CAUSE_SHORT == Cause::ShortRead as u32 && LSW_CAUSE_LOST_BACKEND == Cause::LostBackend as u32);
     assert!(LSW_CAUSE_POISON == Cause::Poisoned as u32);
     assert!(LSW_NOTIFIER_SIGBUS == Notifier::Sigbus as u32 && LSW_NOTIFIER_MONITOR == Notifier::Monitor as u32);
+    assert!(LSW_FAULT_RETURN_USER == FaultReturn::User as u32 && LSW_FAULT_RETURN_KERNEL == FaultReturn::Kernel as u32);
     assert!(LSW_WAITING_SUSPEND == Waiting::Suspend as u32 && LSW_WAITING_POLL == Waiting::Poll as u32);
     assert!(LSW_TRANSPARENT == Contract::Transparent as c_int && LSW_COOPERATIVE == Contract::Cooperative as c_int);
 };

@@ -1,9 +1,11 @@
 //! Opening and closing an instance.
 
-use super::constants::{LSW_NOTIFIER_MONITOR, LSW_NOTIFIER_SIGBUS, LSW_OK, LSW_WAITING_POLL, LSW_WAITING_SUSPEND};
+use super::constants::{
+    LSW_FAULT_RETURN_KERNEL, LSW_FAULT_RETURN_USER, LSW_NOTIFIER_MONITOR, LSW_NOTIFIER_SIGBUS, LSW_OK, LSW_WAITING_POLL, LSW_WAITING_SUSPEND,
+};
 use super::error::{fail, null, status};
 use crate::Lightswap;
-use crate::config::{Notifier, Waiting};
+use crate::config::{FaultReturn, Notifier, Waiting};
 use crate::error::{Error, ErrorKind};
 use crate::size;
 use crate::snapshot;
@@ -37,6 +39,8 @@ pub struct lsw_config {
     io_timeout_ms: u32,
     /// Not 0: children of fork() can read all pages of regions, swapped-out ones included, as they were at the fork; each page takes two slots of the backend then.
     snapshots: u32,
+    /// How the handler of a fault goes back to the access: LSW_FAULT_RETURN_USER (0) or LSW_FAULT_RETURN_KERNEL.
+    fault_return: u32,
 }
 
 /// Parses "8GiB", "512m" or "4096" into bytes.
@@ -75,8 +79,14 @@ pub unsafe extern "C" fn lsw_open(config: *const lsw_config, instance: *mut *mut
         LSW_WAITING_POLL => Waiting::Poll,
         other => return no_such("way of waiting", other),
     };
+    let fault_return = match config.fault_return {
+        LSW_FAULT_RETURN_USER => FaultReturn::User,
+        LSW_FAULT_RETURN_KERNEL => FaultReturn::Kernel,
+        other => return no_such("way back from a fault", other),
+    };
     let mut builder = Lightswap::builder().local_memory(config.local_memory_bytes).backend(url).max_workers(config.max_workers.max(1) as usize);
-    builder = builder.notifier(notifier).waiting(waiting).step_times(config.step_times != 0).snapshots(config.snapshots != 0);
+    builder =
+        builder.notifier(notifier).waiting(waiting).step_times(config.step_times != 0).snapshots(config.snapshots != 0).fault_return(fault_return);
     if config.lwt_stack_bytes > 0 {
         builder = builder.lwt_stack(config.lwt_stack_bytes as usize);
     }

@@ -1,6 +1,7 @@
 //! Notifiers: how a faulting access reaches Lightswap.
 
 pub(crate) mod monitor;
+mod resume;
 pub(crate) mod sigbus;
 
 use std::fmt::Write as _;

@@ -4,9 +4,12 @@
 //! stays on the LWT's stack until the page is in and the handler returns to retry the access. That is why the signal is not blocked while its
 //! handler runs (SA_NODEFER) and why it runs on the faulting stack (no SA_ONSTACK).
 //!
+//! It goes back to the access by loading the registers itself (see [`resume`]), or as other handlers do, by rt_sigreturn.
+//!
 //! If the page cannot be had, the handler does not return: it throws to the innermost try block. Hardware memory errors come as the same signal and are thrown alike.
 
-use super::{die, leave};
+use super::{die, leave, resume};
+use crate::config::FaultReturn;
 use crate::discard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::{RawCause, SwapFailure};
@@ -16,6 +19,7 @@ use crate::swap_in;
 use crate::sys;
 use crate::try_catch;
 use crate::worker;
+use std::arch::naked_asm;
 use std::cell::Cell;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicPtr;
@@ -64,20 +68,32 @@ pub(crate) fn last_notification_ns() -> u64 {
     LAST_NOTIFICATION_NS.get()
 }
 
+/// What the kernel calls: [`handle_signal`] with the address, too, where the kernel has put the context if it was the one that called.
+// SAFETY: has the signature of a handler, changes no register but that of the fourth argument, and jumps to a function with its own arguments and that one.
+#[unsafe(naked)]
 extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    naked_asm!("lea rcx, [rsp + 8]", "jmp {}", sym handle_signal)
+}
+
+extern "C" fn handle_signal(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void, kernels_context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo and context.
     let (address, code, fault) = unsafe { ((*info).si_addr() as usize, (*info).si_code, Fault::of(context)) };
     // A positive code is a fault; a signal that somebody sent has no address.
-    match region::find(address).filter(|_| code > 0) {
-        Some(region) => {
-            let notified_ns = sys::now_ns();
-            handle(region, address, code, fault);
-            // Only now: other LWTs of this thread may have faulted since.
-            LAST_NOTIFICATION_NS.set(notified_ns);
-        }
-        None => pass_on(signal, info, context),
-    }
+    let Some(region) = region::find(address).filter(|_| code > 0) else {
+        pass_on(signal, info, context);
+        return sys::set_errno(fault.errno);
+    };
+    let notified_ns = sys::now_ns();
+    // A handler of the program's that passes signals on to this one has things to do yet.
+    let may_resume = region.pager.config.fault_return == FaultReturn::User && context == kernels_context && code != libc::BUS_MCEERR_AO;
+    handle(region, address, code, fault);
+    // Only now: other LWTs of this thread may have faulted since.
+    LAST_NOTIFICATION_NS.set(notified_ns);
     sys::set_errno(fault.errno);
+    if may_resume {
+        // SAFETY: called by the kernel, with the mask as it was (see `install`), for a synchronous fault, which is handled.
+        unsafe { resume::leave_frame(context.cast()) };
+    }
 }
 
 /// What the handler is told of the interrupted code.
