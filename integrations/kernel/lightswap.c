@@ -182,8 +182,8 @@ static notrace bool redirect(struct vm_fault *vmf, unsigned long reason)
 		return false;
 	if (vmf->flags & FAULT_FLAG_WRITE)
 		fault |= LIGHTSWAP_FAULT_WRITE;
-	/* 64-bit code only; who single-steps gets the signal. */
-	if (regs->cs != __USER_CS || regs->flags & X86_EFLAGS_TF)
+	/* 64-bit code only; who single-steps, or has flags that a return in user mode could not restore, gets the signal. */
+	if (regs->cs != __USER_CS || regs->flags & (X86_EFLAGS_TF | X86_EFLAGS_AC | X86_EFLAGS_NT))
 		return false;
 
 	thread = find_thread(vmf->real_address, &range);
@@ -205,7 +205,7 @@ static notrace bool redirect(struct vm_fault *vmf, unsigned long reason)
 	WRITE_ONCE(slot->is_full, 1);
 	regs->ip = thread->context->entry;
 	regs->sp -= LIGHTSWAP_RED_ZONE;
-	regs->flags &= ~(X86_EFLAGS_DF | X86_EFLAGS_RF | X86_EFLAGS_NT | X86_EFLAGS_AC);
+	regs->flags &= ~(X86_EFLAGS_DF | X86_EFLAGS_RF);
 	regs->di = thread->slot_address;
 	return true;
 }

@@ -42,7 +42,7 @@ pub const MODES: [Mode; 3] = [DEFAULT_MODE, MONITOR, POLL];
 impl Mode {
     /// `builder` set to this mode.
     pub fn set(self, builder: Builder) -> Builder {
-        builder.notifier(self.notifier).waiting(self.waiting)
+        builder.notifier(if self.notifier == Notifier::Sigbus { default_notifier() } else { self.notifier }).waiting(self.waiting)
     }
 }
 
@@ -66,7 +66,16 @@ pub fn new_path(name: &str) -> PathBuf {
 
 /// A builder for `local_pages` pages of local memory over `url`.
 pub fn builder(local_pages: u64, url: impl Into<String>) -> Builder {
-    Lightswap::builder().local_memory(local_pages * PAGE as u64).backend(url)
+    Lightswap::builder().local_memory(local_pages * PAGE as u64).backend(url).notifier(default_notifier())
+}
+
+/// What tests that do not ask for another notifier run with: by LIGHTSWAP_TEST_NOTIFIER, which scripts/vm-test sets; else the default.
+pub fn default_notifier() -> Notifier {
+    match std::env::var("LIGHTSWAP_TEST_NOTIFIER").as_deref() {
+        Ok("ebpf") => Notifier::Ebpf,
+        Ok("sigbus") | Err(_) => Notifier::Sigbus,
+        Ok(other) => panic!("LIGHTSWAP_TEST_NOTIFIER is {other}: sigbus or ebpf"),
+    }
 }
 
 /// Whether this kernel can run Lightswap at all. Says on standard error what is missing if not: the caller then skips its test.
