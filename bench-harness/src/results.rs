@@ -229,7 +229,7 @@ pub enum Micro {
         pager: String,
         /// Lightswap's backend, or the kernel's swap device: memory, file, swap-ssd, swap-zram.
         backend: String,
-        /// sigbus, monitor, kernel; "touch" when asked for before the access.
+        /// sigbus, monitor, kernel; "sigbus-sigreturn" if the handler goes back by that system call; "touch" when asked for before the access.
         notifier: String,
         /// Of the region: "transparent" or "cooperative". Empty for the kernel, and in older files, which measured cooperative ones only.
         #[serde(default, skip_serializing_if = "String::is_empty")]

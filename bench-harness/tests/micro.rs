@@ -101,13 +101,14 @@ fn notifications_are_measured_over_lwts() {
 
 #[test]
 fn single_faults_are_timed_beside_those_of_the_kernel() {
-    let (micro, skipped) = measure("steps", &["--region", "64MiB", "--faults", "512"]);
+    let (micro, skipped) = measure("steps", &["--region", "64MiB", "--faults", "512", "--sigreturn"]);
     let latencies: Vec<&Value> = micro.iter().filter(|record| record["name"] == "fault_latency").collect();
     let of = |pager: &str| latencies.iter().filter(|record| record["pager"] == pager).count();
     assert_eq!(of("kernel") + skipped.len(), 2);
-    assert_eq!(of("lightswap"), 12);
+    assert_eq!(of("lightswap"), 16);
+    assert_eq!(latencies.iter().filter(|record| record["notifier"] == "sigbus-sigreturn").count(), 4);
     for contract in ["transparent", "cooperative"] {
-        assert_eq!(latencies.iter().filter(|record| record["contract"] == contract).count(), 6);
+        assert_eq!(latencies.iter().filter(|record| record["contract"] == contract).count(), 8);
         for step in ["notify", "queue", "io", "map", "resume", "evict"] {
             assert!(micro.iter().any(|record| record["step"] == step && record["contract"] == contract), "no step {step} of {contract} regions");
         }

@@ -118,14 +118,14 @@ static uint32_t choose_notifier(const char *text) {
     return choose(text, "notifier", "sigbus", "monitor");
 }
 
-/* For measurements, so in the environment only: 1 adds step_... to "stats lightswap". */
-static uint32_t choose_step_times(void) {
-    const char *text = from_environment("LIGHTSWAP_STEP_TIMES");
-    if (text == NULL || strcmp(text, "0") == 0) {
+/* The same for what is there for measurements, so in the environment only. */
+static uint32_t choose_in_environment(const char *name, const char *first, const char *second) {
+    const char *text = from_environment(name);
+    if (text == NULL || strcmp(text, first) == 0) {
         return 0;
     }
-    if (strcmp(text, "1") != 0) {
-        refuse("LIGHTSWAP_STEP_TIMES=%s: it takes 0 or 1", text);
+    if (strcmp(text, second) != 0) {
+        refuse("%s=%s: it takes %s or %s", name, text, first, second);
     }
     return 1;
 }
@@ -185,7 +185,8 @@ void lightswap_configure(const struct lightswap_choices *choices) {
     }
     lightswap_settings.notifier = choose_notifier(notifier_text);
     lightswap_settings.waiting = choose(wait_text, "wait", "suspend", "poll");
-    lightswap_settings.step_times = choose_step_times();
+    lightswap_settings.step_times = choose_in_environment("LIGHTSWAP_STEP_TIMES", "0", "1");
+    lightswap_settings.fault_return = choose_in_environment("LIGHTSWAP_FAULT_RETURN", "user", "kernel");
     if (lightswap_settings.notifier == LSW_NOTIFIER_MONITOR && lightswap_settings.waiting == LSW_WAITING_POLL) {
         refuse("--lightswap-notifier=monitor cannot be combined with --lightswap-wait=poll: a thread that sleeps in the kernel cannot poll");
     }

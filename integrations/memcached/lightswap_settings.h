@@ -10,6 +10,7 @@ struct lightswap_settings {
     uint32_t notifier;          /* LSW_NOTIFIER_... */
     uint32_t waiting;           /* LSW_WAITING_... */
     uint32_t step_times;        /* 1: time the steps of swap-ins */
+    uint32_t fault_return;      /* LSW_FAULT_RETURN_... */
 };
 
 extern struct lightswap_settings lightswap_settings;

@@ -53,6 +53,7 @@ static lsw_region *open_region(void) {
         .notifier = lightswap_settings.notifier,
         .waiting = lightswap_settings.waiting,
         .step_times = lightswap_settings.step_times,
+        .fault_return = lightswap_settings.fault_return,
     };
     lsw_region *region = NULL;
     if (lsw_open(&config, &instance) != LSW_OK ||

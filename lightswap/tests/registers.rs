@@ -269,7 +269,7 @@ struct Changes {
 fn flags_of_sum(a: u64, b: u64) -> u64 {
     let (sum, carries) = a.overflowing_add(b);
     let (_, overflows) = (a as i64).overflowing_add(b as i64);
-    let is_even = (sum as u8).count_ones() % 2 == 0;
+    let is_even = (sum as u8).count_ones().is_multiple_of(2);
     let adjusts = (a & 0xF) + (b & 0xF) > 0xF;
     let bits = [(carries, 0), (is_even, 2), (adjusts, 4), (sum == 0, 6), (sum >> 63 == 1, 7), (overflows, 11)];
     bits.iter().map(|&(is_set, bit)| u64::from(is_set) << bit).sum()
@@ -322,6 +322,15 @@ extern "C" fn disturb(_: libc::c_int) {
     NUM_DISTURBANCES.fetch_add(1, Relaxed);
 }
 
+/// Ends the other thread, after a failure too.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 #[test]
 fn every_register_survives_faults_while_signals_come() {
     if !is_able() {
@@ -339,6 +348,7 @@ fn every_register_survives_faults_while_signals_come() {
     let thread = unsafe { libc::pthread_self() };
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _ending = Ending(&is_over);
         scope.spawn(|| {
             while !is_over.load(Relaxed) {
                 // SAFETY: the thread waits for this one at the end of the scope.
@@ -347,9 +357,11 @@ fn every_register_survives_faults_while_signals_come() {
             }
         });
         for way in ways() {
-            probe_by(way, Backend::Memory, 400);
+            // On a busy machine the other thread may have to wait for its turn.
+            let enough = NUM_DISTURBANCES.load(Relaxed) + 300;
+            while NUM_DISTURBANCES.load(Relaxed) < enough {
+                probe_by(way, Backend::Memory, 400);
+            }
         }
-        is_over.store(true, Relaxed);
     });
-    assert!(NUM_DISTURBANCES.load(Relaxed) > 1000, "{NUM_DISTURBANCES:?} signals");
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use lightswap::{Contract, PAGE_SIZE};
+use lightswap::{Contract, FaultReturn, PAGE_SIZE};
 
 use super::kernel_child::{Reply, Request};
 use super::kernel_swap::{Client, Devices, parse_region};
@@ -137,6 +137,7 @@ impl Options {
             content: self.content,
             contract,
             access: Access::Read,
+            fault_return: FaultReturn::default(),
             workers: 1,
             lwts: 1,
             duration: Duration::from_secs_f64(self.seconds),

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use lightswap::Contract;
+use lightswap::{Contract, FaultReturn};
 
 use super::kernel_swap::parse_region;
 use super::pages::Content;
@@ -75,6 +75,7 @@ pub fn run(_journal: &Journal, options: &Options) -> Result<Findings> {
                 content: Content::HalfNoise,
                 contract: Contract::Transparent,
                 access,
+                fault_return: FaultReturn::default(),
                 workers: 1,
                 lwts: 1,
                 duration: Duration::from_secs_f64(options.seconds),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use lightswap::Contract;
+use lightswap::{Contract, FaultReturn};
 
 use super::disk_file::{DiskFile, has_fio};
 use super::pages::Content;
@@ -46,6 +46,9 @@ pub struct Options {
     /// Numbers of LWTs a worker [default: 1 for memory, 1,32,128 for file]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=100_000))]
     lwts: Option<Vec<u32>>,
+    /// Measure faults whose handlers go back by rt_sigreturn, too ("fault-sigreturn")
+    #[arg(long)]
+    sigreturn: bool,
     /// Seconds of each measurement
     #[arg(long, default_value_t = 1.0, value_parser = parse_seconds)]
     seconds: f64,
@@ -66,8 +69,25 @@ struct Point {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Lightswap { contract: Contract, touches: bool },
+    Lightswap { contract: Contract, path: Path },
     Fio,
+}
+
+/// From an access to its page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    Fault(FaultReturn),
+    Touch,
+}
+
+impl Path {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fault(FaultReturn::User) => "fault",
+            Self::Fault(FaultReturn::Kernel) => "fault-sigreturn",
+            Self::Touch => "touch",
+        }
+    }
 }
 
 pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
@@ -89,9 +109,12 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
             interrupt::check()?;
             let (rate, cpu_us) = match point.kind {
                 Kind::Fio => (file.as_ref().context("fio needs the file")?.read_by_fio(point.workers, point.lwts, options.seconds)?, 0.0),
-                Kind::Lightswap { contract, touches } => {
+                Kind::Lightswap { contract, path } => {
                     let backend = file.as_ref().map_or_else(|| format!("memory:?size={}", options.region), DiskFile::url);
-                    let access = if touches { Access::Touch } else { Access::Read };
+                    let (access, fault_return) = match path {
+                        Path::Fault(fault_return) => (Access::Read, fault_return),
+                        Path::Touch => (Access::Touch, FaultReturn::default()),
+                    };
                     let faults = RandomFaults {
                         backend,
                         region_bytes: options.region,
@@ -99,6 +122,7 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
                         content: Content::HalfNoise,
                         contract,
                         access,
+                        fault_return,
                         workers: point.workers,
                         lwts: point.lwts,
                         duration: Duration::from_secs_f64(options.seconds),
@@ -124,10 +148,12 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
 
 fn points(options: &Options, on_disk: bool, with_fio: bool) -> Vec<Point> {
     let lwts = options.lwts.clone().unwrap_or_else(|| if on_disk { vec![1, 32, 128] } else { vec![1] });
-    let mut kinds: Vec<Kind> = [false, true]
-        .into_iter()
-        .flat_map(|touches| [Contract::Cooperative, Contract::Transparent].map(|contract| Kind::Lightswap { contract, touches }))
-        .collect();
+    let mut paths = vec![Path::Fault(FaultReturn::User), Path::Touch];
+    if options.sigreturn {
+        paths.insert(1, Path::Fault(FaultReturn::Kernel));
+    }
+    let of_path = |path| [Contract::Cooperative, Contract::Transparent].map(|contract| Kind::Lightswap { contract, path });
+    let mut kinds: Vec<Kind> = paths.into_iter().flat_map(of_path).collect();
     if with_fio {
         kinds.push(Kind::Fio);
     }
@@ -150,10 +176,10 @@ impl Point {
                 depth: lwts,
                 reads_per_second,
             }),
-            Kind::Lightswap { contract, touches } => findings.add(self.faults_per_second, |faults_per_second| Micro::Fault {
+            Kind::Lightswap { contract, path } => findings.add(self.faults_per_second, |faults_per_second| Micro::Fault {
                 backend: backend.into(),
                 contract: contract_name(contract).into(),
-                path: if touches { "touch" } else { "fault" }.into(),
+                path: path.name().into(),
                 workers,
                 lwts,
                 faults_per_second,

@@ -4,7 +4,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lightswap::{Contract, Lightswap, PAGE_SIZE};
+use lightswap::{Contract, FaultReturn, Lightswap, PAGE_SIZE};
 
 use super::cpu_seconds;
 use super::pages::{Content, Filled, Pages};
@@ -30,6 +30,7 @@ pub struct RandomFaults {
     pub content: Content,
     pub contract: Contract,
     pub access: Access,
+    pub fault_return: FaultReturn,
     pub workers: u32,
     /// Of one worker.
     pub lwts: u32,
@@ -57,7 +58,8 @@ impl RandomFaults {
     pub fn measure(&self) -> Result<Measured> {
         let page = PAGE_SIZE as u64;
         let local_bytes = (self.region_bytes as f64 * self.ratio) as u64 / page * page;
-        let swap = Lightswap::builder().local_memory(local_bytes).backend(&self.backend).max_workers(self.workers as usize).open()?;
+        let builder = Lightswap::builder().local_memory(local_bytes).backend(&self.backend).max_workers(self.workers as usize);
+        let swap = builder.fault_return(self.fault_return).open()?;
         let filled = Filled::new(swap, usize::try_from(self.region_bytes)?, self.contract, self.content)?;
         let pages = Pages::of(&filled.region);
         let start = Arc::new(Barrier::new(self.workers as usize + 1));

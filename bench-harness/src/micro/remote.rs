@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use lightswap::{Contract, PAGE_SIZE, raw_backend::RawBackend};
+use lightswap::{Contract, FaultReturn, PAGE_SIZE, raw_backend::RawBackend};
 use serde_json::Value;
 
 use super::pages::Content;
@@ -124,6 +124,7 @@ impl Options {
                     content: Content::HalfNoise,
                     contract: Contract::Cooperative,
                     access: Access::Touch,
+                    fault_return: FaultReturn::default(),
                     workers: 1,
                     lwts: point.depth,
                     duration,

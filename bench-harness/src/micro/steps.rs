@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use anyhow::{Result, bail};
-use lightswap::{Contract, Lightswap, Notifier, PAGE_SIZE, last_notification_ns};
+use lightswap::{Contract, FaultReturn, Lightswap, Notifier, PAGE_SIZE, last_notification_ns};
 
 use super::disk_file::DiskFile;
 use super::kernel_child::{Reply, Request};
@@ -33,6 +33,9 @@ pub struct Options {
     /// Faults in each measurement
     #[arg(long, default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     faults: u32,
+    /// Measure faults whose handlers go back by rt_sigreturn, too ("sigbus-sigreturn")
+    #[arg(long)]
+    sigreturn: bool,
     /// Times that all points are measured in turn
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repetitions: u32,
@@ -48,6 +51,7 @@ impl Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Sigbus,
+    Sigreturn,
     Monitor,
     Touch,
 }
@@ -56,6 +60,7 @@ impl Way {
     fn name(self) -> &'static str {
         match self {
             Self::Sigbus => "sigbus",
+            Self::Sigreturn => "sigbus-sigreturn",
             Self::Monitor => "monitor",
             Self::Touch => "touch",
         }
@@ -83,7 +88,8 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     // What is compared is measured side by side: first everything on the disk, then everything in memory.
     let mut pagers = Vec::new();
     for on_disk in [true, false] {
-        for way in [Way::Sigbus, Way::Monitor, Way::Touch] {
+        let ways = [Way::Sigbus, Way::Sigreturn, Way::Monitor, Way::Touch];
+        for way in ways.into_iter().filter(|way| *way != Way::Sigreturn || options.sigreturn) {
             pagers.extend([Contract::Transparent, Contract::Cooperative].map(|contract| Pager::Lightswap { on_disk, way, contract }));
         }
         let device = devices.devices.iter().position(|(kind, _)| (*kind == SwapKind::File) == on_disk);
@@ -192,7 +198,8 @@ fn measure(options: &Options, file: Option<&DiskFile>, way: Way, contract: Contr
     let page = PAGE_SIZE as u64;
     let local_bytes = (options.region as f64 * options.ratio) as u64 / page * page;
     let notifier = if way == Way::Monitor { Notifier::Monitor } else { Notifier::Sigbus };
-    let builder = Lightswap::builder().local_memory(local_bytes).backend(backend).notifier(notifier).step_times(true);
+    let fault_return = if way == Way::Sigreturn { FaultReturn::Kernel } else { FaultReturn::User };
+    let builder = Lightswap::builder().local_memory(local_bytes).backend(backend).notifier(notifier).fault_return(fault_return).step_times(true);
     let filled = Filled::new(builder.open()?, usize::try_from(options.region)?, contract, Content::HalfNoise)?;
     let pages = Pages::of(&filled.region);
     let times = Rc::new(RefCell::new(Times::default()));

@@ -59,6 +59,8 @@ static void check_bad_arguments(void) {
     CHECK(lsw_open(&config, &instance) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "2 is no way of waiting"));
     config.waiting = LSW_WAITING_POLL;
     CHECK(lsw_open(&config, &instance) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "cannot be combined"));
+    config.fault_return = LSW_FAULT_RETURN_KERNEL + 1;
+    CHECK(lsw_open(&config, &instance) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "2 is no way back"));
     CHECK(instance == NULL);
     CHECK(lsw_close(NULL) == LSW_ERR_INVALID_ARGUMENT && lsw_region_destroy(NULL) == LSW_ERR_INVALID_ARGUMENT);
     CHECK(lsw_region_base(NULL) == NULL && lsw_region_len(NULL) == 0);
@@ -305,6 +307,7 @@ int main(void) {
         config.notifier = modes[i / 2].notifier;
         config.waiting = modes[i / 2].waiting;
         config.step_times = i % 2;
+        config.fault_return = i % 2 == 0 ? LSW_FAULT_RETURN_USER : LSW_FAULT_RETURN_KERNEL;
         if (lsw_open(&config, &instance) != LSW_OK) {
             printf("skipped: %s\n", lsw_last_error());
             return 0;

@@ -134,6 +134,7 @@ pub struct Watchdog(std::sync::mpsc::Sender<()>);
 
 impl Watchdog {
     pub fn new(what: &'static str, limit: Duration) -> Self {
+        let limit = limit * patience();
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             if receiver.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
@@ -143,6 +144,11 @@ impl Watchdog {
         });
         Self(sender)
     }
+}
+
+/// How many times as long as on a usual machine things may take: LIGHTSWAP_TEST_PATIENCE, for machines in software emulation.
+pub fn patience() -> u32 {
+    std::env::var("LIGHTSWAP_TEST_PATIENCE").map_or(1, |times| times.parse().expect("LIGHTSWAP_TEST_PATIENCE is a number"))
 }
 
 /// A small fast generator (xorshift64*): the same seed gives the same sequence everywhere.
