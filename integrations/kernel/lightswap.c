@@ -33,7 +33,7 @@
 
 #include "lightswap.h"
 
-#if !defined(CONFIG_X86_64) || !defined(CONFIG_DYNAMIC_FTRACE_WITH_REGS) || !defined(CONFIG_USERFAULTFD) || !defined(CONFIG_BPF_SYSCALL)
+#if !defined(CONFIG_X86_64) || !defined(CONFIG_DYNAMIC_FTRACE_WITH_ARGS) || !defined(CONFIG_USERFAULTFD) || !defined(CONFIG_BPF_SYSCALL)
 #error "lightswap needs a kernel for x86-64 with ftrace, userfaultfd and BPF"
 #endif
 
@@ -210,12 +210,17 @@ static notrace bool redirect(struct vm_fault *vmf, unsigned long reason)
 	return true;
 }
 
+/* Of what ftrace saves, only the arguments and the instruction pointer are there. */
+#ifdef arch_ftrace_regs
+#define registers_of(fregs) (&arch_ftrace_regs(fregs)->regs)
+#else
+#define registers_of(fregs) (&(fregs)->regs)
+#endif
+
 static notrace void on_call(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
-	struct pt_regs *call = ftrace_get_regs(fregs);
+	struct pt_regs *call = registers_of(fregs);
 
-	if (!call)
-		return;
 	preempt_disable_notrace();
 	rcu_read_lock();
 	if (redirect((struct vm_fault *)regs_get_kernel_argument(call, 0), regs_get_kernel_argument(call, 1)))
@@ -227,7 +232,7 @@ static notrace void on_call(unsigned long ip, unsigned long parent_ip, struct ft
 /* on_call() calls nothing that calls handle_userfault(), so it needs no guard against recursion. */
 static struct ftrace_ops hook = {
 	.func = on_call,
-	.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION,
+	.flags = FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION,
 };
 
 static void free_thread(struct rcu_head *rcu)

@@ -108,16 +108,6 @@ static uint32_t choose(const char *text, const char *option, const char *first, 
     return 1;
 }
 
-static uint32_t choose_notifier(const char *text) {
-    if (text != NULL && strcmp(text, "ebpf") == 0) {
-        return LSW_NOTIFIER_EBPF;
-    }
-    if (text != NULL && strcmp(text, "sigbus") != 0 && strcmp(text, "monitor") != 0) {
-        refuse("--lightswap-notifier=%s: it takes sigbus, monitor or ebpf", text);
-    }
-    return choose(text, "notifier", "sigbus", "monitor");
-}
-
 /* The same for what is there for measurements, so in the environment only. */
 static uint32_t choose_in_environment(const char *name, const char *first, const char *second) {
     const char *text = from_environment(name);
@@ -128,6 +118,16 @@ static uint32_t choose_in_environment(const char *name, const char *first, const
         refuse("%s=%s: it takes %s or %s", name, text, first, second);
     }
     return 1;
+}
+
+static uint32_t choose_notifier(const char *text) {
+    if (text != NULL && strcmp(text, "ebpf") == 0) {
+        return LSW_NOTIFIER_EBPF;
+    }
+    if (text != NULL && strcmp(text, "sigbus") != 0 && strcmp(text, "monitor") != 0) {
+        refuse("--lightswap-notifier=%s: it takes sigbus, monitor or ebpf", text);
+    }
+    return choose(text, "notifier", "sigbus", "monitor");
 }
 
 static void refuse_what_cannot_work(const struct lightswap_choices *choices) {
