@@ -283,7 +283,7 @@ static long enter_thread(struct context *context)
 		return -EBUSY;
 	forget_thread(context, free);
 
-	thread = kzalloc(sizeof(*thread), GFP_KERNEL);
+	thread = kzalloc(sizeof(*thread), GFP_KERNEL_ACCOUNT);
 	if (!thread)
 		return -ENOMEM;
 	thread->pid = get_task_pid(current, PIDTYPE_PID);
@@ -327,7 +327,7 @@ static int pin_slots(struct context *context)
 	u32 index;
 	int error, num;
 
-	context->pages = kvcalloc(num_pages, sizeof(*context->pages), GFP_KERNEL);
+	context->pages = kvcalloc(num_pages, sizeof(*context->pages), GFP_KERNEL_ACCOUNT);
 	if (!context->pages)
 		return -ENOMEM;
 	error = account_locked_vm(context->mm, num_pages, true);
@@ -366,7 +366,7 @@ static int set_up(struct context *context, const struct lightswap_setup *setup)
 	context->entry = setup->entry;
 	context->slots = setup->slots;
 	context->num_slots = setup->num_slots;
-	context->threads = kvcalloc(context->num_slots, sizeof(*context->threads), GFP_KERNEL);
+	context->threads = kvcalloc(context->num_slots, sizeof(*context->threads), GFP_KERNEL_ACCOUNT);
 	error = context->threads ? 0 : -ENOMEM;
 	if (!error) {
 		context->mm = current->mm;
@@ -414,7 +414,7 @@ static int insert_range(struct context *context, const struct lightswap_range *r
 	if (place > 0 && old->of[place - 1].start + old->of[place - 1].len > range->start)
 		return -EEXIST;
 
-	new = kvzalloc(struct_size(new, of, num + 1), GFP_KERNEL);
+	new = kvzalloc(struct_size(new, of, num + 1), GFP_KERNEL_ACCOUNT);
 	if (!new)
 		return -ENOMEM;
 	new->num = num + 1;
@@ -437,7 +437,7 @@ static int delete_range(struct context *context, const struct lightswap_range *r
 	if (!found || found->start != range->start || found->len != range->len)
 		return -ENOENT;
 	place = found - old->of;
-	new = kvzalloc(struct_size(new, of, old->num - 1), GFP_KERNEL);
+	new = kvzalloc(struct_size(new, of, old->num - 1), GFP_KERNEL_ACCOUNT);
 	if (!new)
 		return -ENOMEM;
 	new->num = old->num - 1;
