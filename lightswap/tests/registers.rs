@@ -145,7 +145,11 @@ impl Prober {
         state.red_zone_before.fill_with(|| random.next());
         state.flags_before = random.next() & (ARITHMETIC_FLAGS | DIRECTION_FLAG) | FIXED_FLAGS;
         state.misalignment = random.next() % 64;
-        let used = random.next() | access.operands();
+        let mut used = random.next() | access.operands();
+        if used & ZMM_HIGH != 0 {
+            // No program has the third and fourth quarter of a register in use and the second not.
+            used |= AVX;
+        }
         state.extended_before.fill(*features, used, || random.next());
         let changes = self.prepare(access);
         // SAFETY: the state is complete, and `prepare` has aimed the access at this prober's part of the region.
