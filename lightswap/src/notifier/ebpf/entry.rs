@@ -74,7 +74,9 @@ unsafe extern "C" fn entry() {
         // A debugger's walk up the stack ends here.
         ".cfi_startproc",
         ".cfi_undefined rip",
-        "lea rsp, [rsp - {frame}]",
+        // Interrupted code may keep its stack pointer anywhere. Its flags are in the slot.
+        "sub rsp, {frame}",
+        "and rsp, -16",
         "mov [rsp + {r8}], r8",
         "mov [rsp + {r9}], r9",
         "mov [rsp + {r10}], r10",
@@ -176,6 +178,6 @@ unsafe extern "C" fn serve(registers: *const Registers, extended: *const u8, add
     let stack_pointer = unsafe { (*registers).rsp } as usize;
     sigbus::serve_redirected(address, error, stack_pointer);
     // SAFETY: the code was interrupted in 64-bit mode with plain flags, or the module would not have redirected it; there is no shadow stack (see `Setup::new`). The registers
-    // are above this frame, and end where what `resume` writes begins.
+    // are above this frame, and end where what `resume` writes begins, or below.
     unsafe { resume::resume(registers, extended, FEATURES.load(Relaxed)) }
 }
