@@ -31,7 +31,7 @@ fn ways() -> Vec<Way> {
         Way { notifier: Notifier::Monitor, fault_return: FaultReturn::User },
     ];
     if std::path::Path::new("/dev/lightswap").exists() {
-        ways.push(Way { notifier: Notifier::Ebpf, fault_return: FaultReturn::User });
+        ways.insert(0, Way { notifier: Notifier::Ebpf, fault_return: FaultReturn::User });
     }
     ways
 }
