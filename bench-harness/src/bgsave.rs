@@ -21,10 +21,11 @@ use crate::lab::{Cell, DUMP, Lab};
 use crate::out_file;
 use crate::outcome::Boundary;
 use crate::preflight;
-use crate::redis_client::{command, info};
+use crate::redis_client::command;
 use crate::report;
 use crate::resident_sampler::ResidentSampler;
 use crate::results::{Results, Run, Skipped};
+use crate::same_dump::{self, CHECKED_DUMP, PATIENCE, is_saving};
 use crate::save_record::SaveRecord;
 use crate::server_kind::ServerKind;
 use crate::session::{Timing, Watched};
@@ -37,10 +38,6 @@ const WARM_UP: Duration = Duration::from_secs(3);
 const QUICK: Duration = Duration::from_secs(10);
 /// The dump begins after this part of the load.
 const BEFORE: u32 = 6;
-/// How long a dump may last once the load has ended.
-const PATIENCE: Duration = Duration::from_secs(180);
-/// Where the dump is while it is read: the server's own goes with it.
-const CHECKED_DUMP: &str = "lightswap-bench-checked.rdb";
 /// Where nothing tells what Redis with Lightswap needs beside its local memory.
 const USUAL_RATIO: f64 = 0.25;
 
@@ -103,12 +100,6 @@ struct Save<'s> {
     moment: Option<Between>,
 }
 
-/// Whether a dump is being written.
-fn is_saving(endpoint: &Endpoint) -> Result<bool> {
-    let persistence = info(endpoint, "persistence")?;
-    persistence.get("rdb_bgsave_in_progress").map(|text| text != "0").context("the server does not say whether it writes a dump")
-}
-
 impl Save<'_> {
     fn at(&self) -> f64 {
         self.started.map_or(0.0, |started| started.elapsed().as_secs_f64())
@@ -141,7 +132,7 @@ impl Save<'_> {
         Ok(())
     }
 
-    /// For a dump that takes longer than the load.
+    /// For a dump that takes longer than the load, by so much at most.
     fn await_end(&mut self, endpoint: &Endpoint) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         while self.ended_at.is_none() && Instant::now() < end {
@@ -191,9 +182,27 @@ pub fn measure(lab: &mut Lab<'_>, plan: &Plan, configurations: &[Rc<Configuratio
         };
         preflight::check_cell(&cell, true, &lab.directory)?;
         lab.prepare(configuration, cell.backend_bytes())?;
-        records.push(measure_patiently(lab, plan, &cell)?);
+        let mut record = measure_patiently(lab, plan, &cell)?;
+        if record.is_lightswap() && record.error.is_none() {
+            compare(lab, plan, &cell, &mut record)?;
+        }
+        records.push(record);
     }
     Ok(records)
+}
+
+/// Whether a dump equals one of stock Redis. A server that fails has no such dump, which is a problem of its record.
+fn compare(lab: &Lab<'_>, plan: &Plan, cell: &Cell, record: &mut SaveRecord) -> Result<()> {
+    record.stock_checksum = Some(same_dump::of_stock(lab, plan.shape)?);
+    record.dump_checksum = Some(match same_dump::of_dump(lab, cell) {
+        Err(error) if !error.is::<Interrupted>() => {
+            note!("failed: {error:#}");
+            record.first_problem.get_or_insert(format!("{error:#}"));
+            "none".into()
+        }
+        result => result?,
+    });
+    Ok(())
 }
 
 /// A server that fails is tried once more and then gives a record with an error, so that the others are measured; a signal ends everything.
@@ -236,7 +245,7 @@ fn measure_cell(lab: &Lab<'_>, plan: &Plan, cell: &Cell) -> Result<SaveRecord> {
         sweep: false,
     };
     let sampler = ResidentSampler::new();
-    let limit_bytes = session.plan.limit_bytes.map(|limit| limit + session.plan.in_process_bytes.unwrap_or(0));
+    let limit_bytes = session.plan.process_limit_bytes();
     let mut save = Save {
         keys: session.generator.keys(),
         sampler: &sampler,
@@ -258,7 +267,7 @@ fn measure_cell(lab: &Lab<'_>, plan: &Plan, cell: &Cell) -> Result<SaveRecord> {
         measured
     });
     let run = measured?;
-    let status = info(session.server.endpoint(), "persistence")?.remove("rdb_last_bgsave_status").unwrap_or_default();
+    let status = same_dump::status(session.server.endpoint())?;
     let Save { started, began_at, ended_at, moment, .. } = save;
     let moment = moment.context("the load ended before the dump could begin")?;
     let label = cell.label();
@@ -299,6 +308,8 @@ fn measure_cell(lab: &Lab<'_>, plan: &Plan, cell: &Cell) -> Result<SaveRecord> {
         dump_missing: verified.missing,
         error: None,
         dump_wrong: verified.wrong + verified.refused,
+        stock_checksum: None,
+        dump_checksum: None,
         first_problem: details.first_wrong_value.or(details.first_server_error).or(verified.first),
         time_line: details.time_line,
         resident,

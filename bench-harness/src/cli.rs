@@ -200,10 +200,10 @@ impl ServerArguments {
 
 #[derive(Debug, Args)]
 pub struct DemoArguments {
-    /// One repetition and short runs: about 3 minutes instead of 10; of Redis 2 instead of 5
+    /// One repetition and short runs: about 3 minutes instead of 10; of Redis 3 instead of 5
     #[arg(long)]
     pub quick: bool,
-    /// Redis instead of memcached: redis-dram, redis-kernel-swap-ssd and redis-lightswap at 25 %, and a dump under load
+    /// Redis instead of memcached: in memory, on kernel swap (disk and zram) and on Lightswap at 25 %, and a dump under load
     #[arg(long)]
     pub redis: bool,
     /// Repetitions of every cell; 3, or 1 with --quick

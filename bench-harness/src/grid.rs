@@ -83,8 +83,8 @@ pub fn execute(journal: &Journal, plan: &mut Plan, arguments: &ServerArguments, 
     runner.probe_disk()?;
     runner.sweep_all()?;
     for stage in &plan.stages {
-        for repetition in 1..=stage.repetitions {
-            note!("{}, repetition {repetition} of {}, after {:.0} s", stage.name, stage.repetitions, started.elapsed().as_secs_f64());
+        for repetition in stage.repetitions.clone() {
+            note!("{}, repetition {repetition} of {}, after {:.0} s", stage.name, stage.repetitions.end(), started.elapsed().as_secs_f64());
             let mut targets: Vec<&Target> = stage.targets.iter().collect();
             if repetition % 2 == 0 {
                 targets.reverse();

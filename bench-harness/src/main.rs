@@ -58,6 +58,7 @@ mod report;
 mod resident_sampler;
 mod results;
 mod resume;
+mod same_dump;
 mod save_record;
 mod scan;
 mod server;

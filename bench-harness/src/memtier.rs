@@ -247,6 +247,8 @@ fn parse(text: &str) -> Result<Run> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::DataType;
+    use crate::server_kind::ServerKind;
     use crate::value_sizes::ValueSizes;
     use crate::values::ValueKind;
     use std::fs;
@@ -352,6 +354,10 @@ mod tests {
             assert!(line.contains(part), "{part}: {line}");
         }
         assert_eq!(plan.workload(), "memtier-plain-zipfian-5-writes");
+        let redis = Shape { protocol: ServerKind::Redis.protocol(DataType::Strings, false), ..shape };
+        for (shape, protocol) in [(shape, "memcache_text"), (redis, "redis")] {
+            assert!(common_arguments(&endpoint, &shape).contains(&format!("--protocol={protocol}")), "{protocol}");
+        }
         let mixed = Shape { value_sizes: "100:50,1000:50".parse().unwrap(), ..shape };
         assert!(common_arguments(&endpoint, &mixed).contains(&"--data-size-list=100:50,1000:50".to_owned()));
     }

@@ -47,6 +47,12 @@ pub struct SaveRecord {
     /// Read from that stock Redis and checked, all of them: against every version that could be read at the fork.
     pub dump_missing: u64,
     pub dump_wrong: u64,
+    /// Over all keys, as Redis computes it: of a stock Redis to which the records were given, and of one that read a dump which this server wrote of the same ones,
+    /// without load, at the same limit; `none` if it could not. None in older files, and where only the kernel's swap is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stock_checksum: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dump_checksum: Option<String>,
     /// Why there is no result; the numbers are then meaningless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -106,6 +112,11 @@ impl SaveRecord {
         Some(self.values_bytes as f64 / self.local_memory_bytes? as f64)
     }
 
+    /// Where it was compared.
+    pub fn has_equal_checksums(&self) -> Option<bool> {
+        Some(self.stock_checksum.as_ref()? == self.dump_checksum.as_ref()?)
+    }
+
     /// Everything that must not be.
     pub fn problems(&self) -> Vec<String> {
         if let Some(error) = &self.error {
@@ -128,6 +139,9 @@ impl SaveRecord {
             problems.push(format!("the dump failed: its status is {:?}", self.status));
         } else if self.dump_keys != self.expected_keys {
             problems.push(format!("the dump has {} keys instead of {}", self.dump_keys, self.expected_keys));
+        }
+        if self.has_equal_checksums() == Some(false) {
+            problems.push("a dump's checksum over all keys is not that of stock Redis with the same records".into());
         }
         if self.is_lightswap() && self.resident_share().is_some_and(|share| share > RESIDENT_SHARE) {
             problems.push("a process had more resident than its limit and 10 %".into());
@@ -168,6 +182,8 @@ pub mod tests {
             child_resident_bytes_max: 150,
             dump_keys: 1_000,
             expected_keys: 1_000,
+            stock_checksum: Some("ab".into()),
+            dump_checksum: Some("ab".into()),
             time_line: vec![moment(5.0, 1_000.0, 0.01), moment(10.0, 700.0, 0.2), moment(15.0, 800.0, 0.1), moment(20.0, 1_000.0, 0.01)],
             resident: vec![ResidentMoment { at_seconds: 6.0, parent_bytes: 210, child_bytes: 150 }],
             ..SaveRecord::default()
@@ -186,6 +202,7 @@ pub mod tests {
             (SaveRecord { ended_at_seconds: None, ..record() }, "not finished"),
             (SaveRecord { status: "err".into(), ..record() }, "\"err\""),
             (SaveRecord { child_resident_bytes_max: 221, ..record() }, "more resident"),
+            (SaveRecord { dump_checksum: Some("ac".into()), ..record() }, "checksum over all keys"),
             (SaveRecord { missed_reads: 2, ..record() }, "missed"),
             (SaveRecord { wrong_values: 2, ..record() }, "2 WRONG"),
             (SaveRecord { refused: 2, ..record() }, "refused"),

@@ -7,7 +7,7 @@
 enum {
     /* A command that meets missing pages so often although it has waited for them blocks the server until they are in. */
     MOST_RESTARTS = 8,
-    /* Ranges of one command that are looked at; what lies beyond is left to faults. */
+    /* Ranges of one command that are kept count of. */
     MOST_RANGES = 65536,
     SHOWN_KEY_BYTES = 128,
     STATS_INTERVAL_MS = 10,
@@ -21,19 +21,30 @@ extern int ProcessingEventsWhileBlocked;
 bool lightswap_walks;
 /* Commands that were let in and have not ended; those within another one (which runs a busy script) are not looked at. */
 int lightswap_num_admitted;
+int lightswap_num_hidden;
 
-/* What the command that is let in now will access. Of the main thread. */
+/* A key that the command is not to find, although it is there. */
+struct hidden_key {
+    redisDb *db;
+    robj *key;
+    int depth;
+};
+
+/* What the command that is let in now will access. Of the thread that executes commands. */
 static struct {
     struct lightswap_range *ranges;
     size_t num_ranges, capacity;
-    size_t first;                           /* those before are of the script that has called the command */
-    bool is_in_script;
+    size_t first;                           /* those before are of the script or module that has called the command */
+    int depth;                              /* how many of them have */
+    bool may_be_left;                       /* as lightswap_may_be_left says */
     size_t num_missing;
     size_t num_pins, most_pins;
     bool is_oversized;
     struct lightswap_waiter *granted;       /* what its client waited for before */
-    robj *lost_key;
+    robj *lost_key;                         /* a reference of its own */
     uint8_t lost_cause;
+    struct hidden_key *hidden;              /* lightswap_num_hidden of them */
+    int hidden_capacity;
 } wanted;
 
 /* ---- What the walk finds ---- */
@@ -51,15 +62,28 @@ static bool is_expired(const struct lightswap_walk *walk) {
     return dictSize(walk->db->expires) > 0 && server.current_client != server.master && keyIsExpired(walk->db, walk->key);
 }
 
+static void forget_lost_key(void) {
+    if (wanted.lost_key != NULL) {
+        decrRefCount(wanted.lost_key);
+        wanted.lost_key = NULL;
+    }
+}
+
+static void note_lost(struct lightswap_walk *walk, uint8_t cause) {
+    incrRefCount(walk->key);
+    forget_lost_key();
+    wanted.lost_key = walk->key;
+    wanted.lost_cause = cause;
+    walk->is_over = true;
+}
+
 static void note_missing(struct lightswap_walk *walk, const char *addr, size_t len, enum lightswap_range_state state) {
     const struct lightswap_range *lost = wanted.granted != NULL ? lightswap_waiter_lost(wanted.granted, addr, len) : NULL;
     if (is_expired(walk)) {
         return;
     }
     if (lost != NULL) {
-        wanted.lost_key = walk->key;
-        wanted.lost_cause = lost->cause;
-        walk->is_over = true;
+        note_lost(walk, lost->cause);
         return;
     }
     /* What is only touched has come and may have gone again: it is not waited for twice. */
@@ -70,12 +94,28 @@ static void note_missing(struct lightswap_walk *walk, const char *addr, size_t l
     }
 }
 
+/* The command has waited often enough: what is missing comes now. */
+static bool bring_in_now(struct lightswap_walk *walk, const char *addr, size_t len) {
+    struct lightswap_range range = { .addr = addr, .len = len };
+    if (wanted.granted == NULL || lightswap_waiter_restarts(wanted.granted) < MOST_RESTARTS || is_expired(walk)) {
+        return false;
+    }
+    if (!lightswap_touch(&range)) {
+        note_lost(walk, range.cause);
+        return false;
+    }
+    return lsw_pin_resident(addr, len) == LSW_OK;
+}
+
 /* One part: as much as may be pinned, or the rest. */
 static bool need_part(struct lightswap_walk *walk, const char *addr, size_t len, bool is_pinnable) {
-    if (is_pinnable && lsw_pin_resident(addr, len) == LSW_OK) {
+    if (is_pinnable && (lsw_pin_resident(addr, len) == LSW_OK || bring_in_now(walk, addr, len))) {
         wanted.num_pins += lightswap_pages_of(addr, len);
         record(addr, len, LIGHTSWAP_PINNED);
         return true;
+    }
+    if (walk->is_over) {
+        return false;
     }
     if (!lsw_is_resident(addr, len)) {
         wanted.num_pins += is_pinnable ? lightswap_pages_of(addr, len) : 0;
@@ -84,18 +124,33 @@ static bool need_part(struct lightswap_walk *walk, const char *addr, size_t len,
     return false;
 }
 
+/* More than is kept count of. A command that may be left in the middle finds out when it gets there. For the others this comes now, when all else has, so that
+ * what is lost is known before anything has changed. */
+static void need_beyond(struct lightswap_walk *walk, const char *addr, size_t len) {
+    struct lightswap_range range = { .addr = addr, .len = len };
+    wanted.is_oversized = walk->is_loose = true;
+    if (wanted.may_be_left || wanted.num_missing > 0) {
+        walk->is_over = true;
+    } else if (!is_expired(walk) && !lightswap_touch(&range)) {
+        note_lost(walk, range.cause);
+    }
+}
+
 bool lightswap_need_now(struct lightswap_walk *walk, const void *addr, size_t len) {
     if (walk->is_over) {
         return false;
     }
+    if (walk->is_late) {
+        return lightswap_need_late(walk, addr, len);
+    }
     if (wanted.num_ranges - wanted.first >= MOST_RANGES) {
-        walk->is_over = true;
+        need_beyond(walk, addr, len);
         return false;
     }
     if (wanted.num_pins + lightswap_pages_of(addr, len) <= wanted.most_pins) {
         return need_part(walk, addr, len, true);
     }
-    wanted.is_oversized = true;
+    wanted.is_oversized = walk->is_loose = true;
     /* What ends with the last page that may be pinned. */
     const size_t num_pages = wanted.most_pins - wanted.num_pins;
     const size_t first = num_pages > 0 ? num_pages * LIGHTSWAP_PAGE_BYTES - (uintptr_t)addr % LIGHTSWAP_PAGE_BYTES : 0;
@@ -126,22 +181,16 @@ static void find_out(client *c, struct lightswap_walk *walk) {
     wanted.num_missing = wanted.num_pins = 0;
     wanted.most_pins = lightswap_most_pins_of_client();
     wanted.is_oversized = false;
-    wanted.lost_key = NULL;
+    wanted.may_be_left = lightswap_may_be_left(c);
+    forget_lost_key();
     lightswap_walk_command(walk, c);
 }
 
 /* ---- Values that cannot be read back ---- */
 
-static const char *cause_text(uint8_t cause) {
-    switch (cause) {
-        case LSW_CAUSE_IO: return "I/O error";
-        case LSW_CAUSE_TIMEOUT: return "the read took longer than the time limit";
-        case LSW_CAUSE_HASH: return "what was read is not what was written";
-        case LSW_CAUSE_SHORT: return "the backend returned less than a page";
-        case LSW_CAUSE_LOST_BACKEND: return "the backend is gone";
-        case LSW_CAUSE_POISON: return "its memory was damaged";
-        default: return "it cannot be brought in";
-    }
+/* Will not be there later either? */
+static bool is_for_good(uint8_t cause) {
+    return cause != 0 && cause != LSW_CAUSE_TIMEOUT;
 }
 
 static void drop_key(redisDb *db, robj *key) {
@@ -157,7 +206,7 @@ static void drop_key(redisDb *db, robj *key) {
     notifyKeyspaceEvent(NOTIFY_GENERIC, "del", key, db->id);
     propagateDeletion(db, key, server.lazyfree_lazy_server_del);
     server.dirty++;
-    if (!wanted.is_in_script) {
+    if (wanted.depth == 0) {
         propagatePendingCommands();
         trackingHandlePendingKeyInvalidations();
     }
@@ -166,32 +215,69 @@ static void drop_key(redisDb *db, robj *key) {
     lightswap_park_counters.dropped_keys++;
 }
 
-static sds error_text(void) {
-    const sds key = wanted.lost_key->ptr;
-    const size_t len = sdslen(key);
-    const sds error = sdscatrepr(sdsnew("-LSWERR page of key "), key, len < SHOWN_KEY_BYTES ? len : SHOWN_KEY_BYTES);
-    return sdscatprintf(error, "%s is lost: %s", len < SHOWN_KEY_BYTES ? "" : "...", cause_text(wanted.lost_cause));
+static void hide_key(redisDb *db, robj *key) {
+    if (lightswap_num_hidden == wanted.hidden_capacity) {
+        wanted.hidden_capacity = wanted.hidden_capacity * 2 + 8;
+        wanted.hidden = zrealloc(wanted.hidden, wanted.hidden_capacity * sizeof(*wanted.hidden));
+    }
+    incrRefCount(key);
+    wanted.hidden[lightswap_num_hidden++] = (struct hidden_key){ .db = db, .key = key, .depth = wanted.depth };
 }
 
-/* True: the key is gone, and the command may go on without. Else the caller is to be told. */
-static bool lose(redisDb *db) {
-    if (lightswap_settings.io_error_policy == LIGHTSWAP_IO_MISS && server.masterhost == NULL && !checkClientPauseTimeoutAndReturnIfPaused()) {
-        drop_key(db, wanted.lost_key);
-        return true;
+/* Those that were hidden from the command that ends. */
+static void show_keys(void) {
+    while (lightswap_num_hidden > 0 && wanted.hidden[lightswap_num_hidden - 1].depth >= wanted.depth) {
+        decrRefCount(wanted.hidden[--lightswap_num_hidden].key);
+    }
+}
+
+bool lightswap_hides(const redisDb *db, const robj *key) {
+    for (int i = 0; i < lightswap_num_hidden; i++) {
+        if (wanted.hidden[i].db == db && !sdscmp(wanted.hidden[i].key->ptr, key->ptr)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What finds no key may make one; that must not happen to a key that is only hidden. */
+static bool only_reads(const client *c) {
+    return (c->cmd->flags & CMD_READONLY) != 0 && (c->cmd->flags & CMD_MODULE) == 0;
+}
+
+sds lightswap_error_text(const robj *key, uint8_t cause) {
+    const sds name = key->ptr;
+    const size_t len = sdslen(name);
+    const sds error = sdscatrepr(sdsnew("-LSWERR page of key "), name, len < SHOWN_KEY_BYTES ? len : SHOWN_KEY_BYTES);
+    return sdscatprintf(error, "%s is lost: %s", len < SHOWN_KEY_BYTES ? "" : "...", lightswap_cause_text(cause));
+}
+
+/* True: the command may go on without the key. Else the caller is to be told. */
+static bool lose(client *c, redisDb *db) {
+    if (lightswap_settings.io_error_policy == LIGHTSWAP_IO_MISS) {
+        if (is_for_good(wanted.lost_cause) && server.masterhost == NULL && !checkClientPauseTimeoutAndReturnIfPaused()) {
+            drop_key(db, wanted.lost_key);
+            return true;
+        }
+        if (only_reads(c)) {
+            hide_key(db, wanted.lost_key);
+            lightswap_park_counters.hidden_keys++;
+            return true;
+        }
     }
     lightswap_park_counters.rejections++;
     return false;
 }
 
-static void refuse(client *c) {
-    if (c->flags & CLIENT_MASTER) {
-        /* What the master has changed cannot be changed here. All of the data comes anew. */
-        serverLog(LL_WARNING, "A page that a command of the master needs is lost (%s): full resynchronization", cause_text(wanted.lost_cause));
-        c->flags |= CLIENT_PROTOCOL_ERROR;
-        freeClientAsync(c);
-    } else {
-        rejectCommandSds(c, error_text());
+bool lightswap_refuse_master(client *c, uint8_t cause) {
+    if ((c->flags & CLIENT_MASTER) == 0) {
+        return false;
     }
+    /* What the master has changed cannot be changed here. All of the data comes anew. */
+    serverLog(LL_WARNING, "A page that a command of the master needs is lost (%s): full resynchronization", lightswap_cause_text(cause));
+    c->flags |= CLIENT_PROTOCOL_ERROR;
+    freeClientAsync(c);
+    return true;
 }
 
 /* ---- Is it worth a look? ---- */
@@ -237,7 +323,7 @@ static bool bring_in(client *c) {
     lightswap_park_counters.restarts += restarts > 0;
     const struct lightswap_range *ranges = wanted.ranges + wanted.first;
     const size_t num_ranges = wanted.num_ranges - wanted.first;
-    if (restarts < MOST_RESTARTS && !ProcessingEventsWhileBlocked && !wanted.is_in_script) {
+    if (restarts < MOST_RESTARTS && !ProcessingEventsWhileBlocked && wanted.depth == 0) {
         waiter = lightswap_waiter_start(ranges, num_ranges, restarts, &result);
     }
     if (waiter == NULL) {
@@ -263,7 +349,7 @@ static bool prepare(client *c) {
         find_out(c, &found);
         if (wanted.lost_key != NULL) {
             drop_ranges();
-            if (!lose(found.db)) {
+            if (!lose(c, found.db)) {
                 return false;
             }
         } else if (wanted.num_missing == 0) {
@@ -285,9 +371,11 @@ bool lightswap_admit(client *c) {
     wanted.granted = NULL;
     if (!may_run) {
         lightswap_num_admitted = 0;
-        if (wanted.lost_key != NULL) {
-            refuse(c);
+        show_keys();
+        if (wanted.lost_key != NULL && !lightswap_refuse_master(c, wanted.lost_cause)) {
+            rejectCommandSds(c, lightswap_error_text(wanted.lost_key, wanted.lost_cause));
         }
+        forget_lost_key();
     } else if (wanted.is_oversized) {
         lightswap_park_counters.oversized_runs++;
     }
@@ -297,25 +385,43 @@ bool lightswap_admit(client *c) {
 void lightswap_release(void) {
     if (--lightswap_num_admitted == 0) {
         drop_ranges();
+        show_keys();
     }
 }
 
-/* A script's keys that it has not declared are only known when it calls the command. */
-char *lightswap_admit_in_script(client *c) {
+/* Keys that were not declared are only known when the command is called. */
+char *lightswap_admit_inner(client *c, size_t *outer) {
+    *outer = wanted.first;
     wanted.first = wanted.num_ranges;
-    wanted.is_in_script = true;
+    wanted.depth++;
     const bool may_run = prepare(c);
-    wanted.is_in_script = false;
     lightswap_waiter_release(wanted.granted);
     wanted.granted = NULL;
     if (may_run) {
         return NULL;
     }
-    wanted.first = 0;
-    return error_text();
+    lightswap_release_inner(*outer);
+    const sds error = lightswap_error_text(wanted.lost_key, wanted.lost_cause);
+    forget_lost_key();
+    return error;
 }
 
-void lightswap_release_in_script(void) {
+bool lightswap_admit_queued(client *c, size_t *outer) {
+    const sds error = lightswap_admit_inner(c, outer);
+    if (error == NULL) {
+        return true;
+    }
+    if (lightswap_refuse_master(c, wanted.lost_cause)) {
+        sdsfree(error);
+    } else {
+        addReplyErrorSds(c, error);
+    }
+    return false;
+}
+
+void lightswap_release_inner(size_t outer) {
     drop_ranges();
-    wanted.first = 0;
+    show_keys();
+    wanted.first = outer;
+    wanted.depth--;
 }

@@ -89,15 +89,20 @@ static struct allowance allowance_of_value(void) {
     return (struct allowance){ share < MOST_BYTES_OF_VALUE ? share : MOST_BYTES_OF_VALUE, MOST_PARTS_OF_VALUE };
 }
 
+const char *lightswap_dumped_key;
+
 void lightswap_ahead_start(struct lightswap_ahead *ahead, dict *d, bool of_objects) {
     if (lightswap_enabled) {
         *ahead = (struct lightswap_ahead){ .iterator = { .d = d, .index = -1 }, .of_objects = of_objects };
     }
 }
 
-void lightswap_ahead_step(struct lightswap_ahead *ahead) {
+void lightswap_ahead_step(struct lightswap_ahead *ahead, const dictEntry *dumped) {
     if (!lightswap_enabled) {
         return;
+    }
+    if (ahead->of_objects) {
+        lightswap_dumped_key = dictGetKey(dumped);
     }
     ahead->num_ahead--;
     dictEntry *de;

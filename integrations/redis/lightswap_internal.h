@@ -17,6 +17,12 @@ void lightswap_memory_loaded(void);
 /* Makes the calling thread a worker, and the event loop watch its descriptor. */
 void lightswap_worker_start(void);
 
+/* Brings memory in, for an access that follows at once; a status of the library's. */
+int lightswap_settle(const void *addr, size_t len);
+
+/* The key whose value is being dumped. */
+extern const char *lightswap_dumped_key;
+
 /* Hands what lightswap_memory.c counts to `visit`. */
 void lightswap_memory_visit(void (*visit)(void *arg, const char *name, uint64_t value), void *arg);
 

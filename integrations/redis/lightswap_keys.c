@@ -7,10 +7,15 @@ enum {
     SCRIPT_GUESS_BYTES = 64 * 1024,
 };
 
-robj *lightswap_value(struct lightswap_walk *walk, robj *key, int type) {
+static robj *find_value(struct lightswap_walk *walk, robj *key) {
     walk->key = key;
     dictEntry *entry = dictFind(walk->db->dict, key->ptr);
-    robj *value = entry != NULL ? dictGetVal(entry) : NULL;
+    const bool is_there = entry != NULL && (lightswap_num_hidden == 0 || !lightswap_hides(walk->db, key));
+    return is_there ? dictGetVal(entry) : NULL;
+}
+
+robj *lightswap_value(struct lightswap_walk *walk, robj *key, int type) {
+    robj *value = find_value(walk, key);
     return value != NULL && value->type == type ? value : NULL;
 }
 
@@ -39,9 +44,7 @@ static bool may_read(const struct redisCommand *cmd, unsigned type) {
 }
 
 static void read_key(struct lightswap_walk *walk, int arg) {
-    walk->key = walk->argv[arg];
-    dictEntry *entry = dictFind(walk->db->dict, walk->key->ptr);
-    robj *value = entry != NULL ? dictGetVal(entry) : NULL;
+    robj *value = find_value(walk, walk->argv[arg]);
     if (value != NULL && may_read(walk->cmd, value->type)) {
         lightswap_need_value(walk, value);
     }
@@ -79,6 +82,19 @@ static void read_memory(struct lightswap_walk *walk) {
     robj *value = lightswap_value(walk, walk->argv[2], OBJ_STREAM);
     if (value != NULL) {
         lightswap_need_value(walk, value);
+    }
+}
+
+/* The subcommands that look at the values of keys, but for DIGEST, which has to read everything. */
+static void read_debug(struct lightswap_walk *walk) {
+    static const char *const subcommands[] = { "object", "sdslen", "listpack", "quicklist", "digest-value" };
+    for (size_t i = 0; i < sizeof(subcommands) / sizeof(subcommands[0]); i++) {
+        if (walk->argc >= 3 && is_arg(walk, 1, subcommands[i])) {
+            const int end = is_arg(walk, 1, "digest-value") ? walk->argc : 3;
+            for (int arg = 2; arg < end && !walk->is_over; arg++) {
+                read_key(walk, arg);
+            }
+        }
     }
 }
 
@@ -130,7 +146,7 @@ static const struct {
     {hgetCommand, lightswap_read_field}, {hmgetCommand, lightswap_read_fields}, {hstrlenCommand, lightswap_read_strlen_of_field},
     {hincrbyCommand, lightswap_read_field}, {hincrbyfloatCommand, lightswap_read_field},
     {hsetCommand, lightswap_read_no_value}, {hsetnxCommand, lightswap_read_no_value}, {hdelCommand, lightswap_read_no_value},
-    {hexistsCommand, lightswap_read_no_value}, {hkeysCommand, lightswap_read_no_value}, {hrandfieldCommand, lightswap_read_no_value},
+    {hexistsCommand, lightswap_read_no_value}, {hkeysCommand, lightswap_read_no_value}, {hrandfieldCommand, lightswap_read_hrandfield},
     {hscanCommand, lightswap_read_hscan}, {hlenCommand, lightswap_read_size}, {scardCommand, lightswap_read_size}, {zcardCommand, lightswap_read_size},
     {sinterstoreCommand, read_all_but_first_arg}, {sunionstoreCommand, read_all_but_first_arg}, {sdiffstoreCommand, read_all_but_first_arg},
 
@@ -146,6 +162,8 @@ static const struct {
     {xrevrangeCommand, lightswap_read_xrevrange}, {xreadCommand, lightswap_read_xread}, {xdelCommand, lightswap_read_ids},
     {xclaimCommand, lightswap_read_xclaim}, {xautoclaimCommand, lightswap_read_xautoclaim}, {xinfoCommand, lightswap_read_xinfo},
     {xsetidCommand, lightswap_read_last},
+
+    {sortCommand, lightswap_read_sort}, {sortroCommand, lightswap_read_sort}, {debugCommand, read_debug},
 };
 
 /* By the command's ID. Commands of modules come later, have higher ones, and no walker. */
@@ -185,7 +203,7 @@ void lightswap_keys_init(void) {
     add_commands(server.commands);
 }
 
-static void walk_one(struct lightswap_walk *walk) {
+void lightswap_walk_one(struct lightswap_walk *walk) {
     const int id = walk->cmd->id;
     (id < num_walkers ? walker_of[id] : read_by_specs)(walk);
 }
@@ -202,7 +220,7 @@ static void walk_transaction(struct lightswap_walk *walk, client *c) {
         walk->argc = queued->argc;
         long long db;
         if (queued->cmd->proc != selectCommand) {
-            walk_one(walk);
+            lightswap_walk_one(walk);
         } else if (lightswap_number(walk, 1, &db) && db >= 0 && db < server.dbnum) {
             walk->db = server.db + db;
         }
@@ -214,6 +232,6 @@ void lightswap_walk_command(struct lightswap_walk *walk, client *c) {
     if (c->cmd->proc == execCommand) {
         walk_transaction(walk, c);
     } else {
-        walk_one(walk);
+        lightswap_walk_one(walk);
     }
 }

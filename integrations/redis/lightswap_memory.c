@@ -2,39 +2,109 @@
 #include "server.h"
 #include "lightswap_internal.h"
 
-/* What an answer to any command may need; less room than this is none. */
-enum { SMALLEST_ROOM = 64 * 1024 };
+/* Room is there again when what was refused last would find some, or so much. */
+enum { MOST_ROOM = 64 * 1024 };
 /* Commands so large are asked about in advance. */
 enum { LARGE_COMMAND = 1024 * 1024 };
 
 lsw_heap *lightswap_heap;
 
 static bool is_loading = true;
-/* An allocation found no room since there last was some. Threads of modules may allocate, too. */
-static redisAtomic int was_refused;
+/* The largest allocation that found no room since there last was some; 0: none. Threads of modules may allocate, too. */
+static redisAtomic size_t refused_size;
 static redisAtomic unsigned long long num_refused;
 static redisAtomic unsigned long long refused_bytes;
 
+static void note_refused(size_t size) {
+    size_t largest;
+    atomicGet(refused_size, largest);
+    if (size > largest) {
+        atomicSet(refused_size, size);
+    }
+    atomicIncr(num_refused, 1);
+    atomicIncr(refused_bytes, size);
+}
+
+/* ---- Holes on pages that are lost ---- */
+
+/* When the region is nearly full, new objects are put into holes on pages that are swapped out. A page that cannot be read back takes none. Its holes are kept
+ * from the heap for a while, which would offer them again; when everything else on the page is gone as well it can be used again. */
+enum {
+    /* Larger objects have pages of their own, which need no read. */
+    LARGEST_IN_HOLE = 32 * 1024,
+    MOST_HOLES = 256,
+    MOST_TRIES = 8,
+};
+
+static pthread_mutex_t holes_lock = PTHREAD_MUTEX_INITIALIZER;
+static void *holes[MOST_HOLES];
+static size_t next_hole;
+static redisAtomic unsigned long long num_unreadable;
+
+/* Instead of the one that has been kept longest. */
+static void keep_hole(void *ptr) {
+    pthread_mutex_lock(&holes_lock);
+    void *oldest = holes[next_hole];
+    holes[next_hole] = ptr;
+    next_hole = (next_hole + 1) % MOST_HOLES;
+    pthread_mutex_unlock(&holes_lock);
+    lsw_heap_free(lightswap_heap, oldest);
+    atomicIncr(num_unreadable, 1);
+}
+
+/* Brings memory in. What is there already may be on its way out; a pin keeps it, and it is not chosen again so soon. */
+int lightswap_settle(const void *addr, size_t len) {
+    int result = lsw_pin(addr, len);
+    if (result == LSW_OK) {
+        lsw_unpin(addr, len);
+    } else if (result == LSW_ERR_PIN_LIMIT) {
+        result = lsw_touch(addr, len);
+    }
+    return result;
+}
+
+/* Room that can be written. NULL: there is none, or it took too long to look for it. */
+static void *allocate_writable(size_t size) {
+    for (int i = 0; i < MOST_TRIES; i++) {
+        void *ptr = lsw_heap_alloc(lightswap_heap, size);
+        if (ptr == NULL || !lightswap_walks || size > LARGEST_IN_HOLE || lightswap_settle(ptr, size) == LSW_OK) {
+            return ptr;
+        }
+        keep_hole(ptr);
+        struct lsw_error error;
+        if (!lsw_last_failure(&error) || error.cause == LSW_CAUSE_TIMEOUT) {
+            return NULL;
+        }
+    }
+    return NULL;
+}
+
 static void *allocate(size_t size) {
-    void *ptr = lsw_heap_alloc(lightswap_heap, size);
+    void *ptr = allocate_writable(size);
     if (__builtin_expect(ptr == NULL, 0)) {
         if (is_loading && !server.in_fork_child) {
             lightswap_die("the data does not fit into lightswap-backend: %s", lsw_last_error());
         }
-        atomicSet(was_refused, 1);
-        atomicIncr(num_refused, 1);
-        atomicIncr(refused_bytes, size);
+        note_refused(size);
     }
     return ptr;
 }
 
-/* zmalloc goes on in ordinary memory. */
+static void *move_to_larger(void *ptr, size_t size) {
+    void *moved = allocate_writable(size);
+    if (moved != NULL) {
+        memcpy(moved, ptr, lsw_heap_usable_size(lightswap_heap, ptr));
+        lsw_heap_free(lightswap_heap, ptr);
+    }
+    return moved;
+}
+
+/* zmalloc goes on in ordinary memory. The library makes sure of the room for the old content; the rest of a larger hole may be on a page that is lost. */
 static void *resize(void *ptr, size_t size) {
-    void *resized = lsw_heap_realloc(lightswap_heap, ptr, size);
+    const bool moves_to_hole = lightswap_walks && size <= LARGEST_IN_HOLE && size > lsw_heap_usable_size(lightswap_heap, ptr);
+    void *resized = moves_to_hole ? move_to_larger(ptr, size) : lsw_heap_realloc(lightswap_heap, ptr, size);
     if (resized == NULL) {
-        atomicSet(was_refused, 1);
-        atomicIncr(num_refused, 1);
-        atomicIncr(refused_bytes, size);
+        note_refused(size);
     }
     return resized;
 }
@@ -49,7 +119,7 @@ static size_t usable_size(const void *ptr) {
 
 void lightswap_memory_start(lsw_region *region) {
     if (lsw_heap_create(region, &lightswap_heap) != LSW_OK) {
-        lightswap_die("cannot manage %zu bytes of lightswap-backend: %s", lsw_region_len(region), lsw_last_error());
+        lightswap_die("lightswap-backend has room for %zu GiB of values: %s", lsw_region_len(region) >> 30, lsw_last_error());
     }
     zmalloc_heap = (zmallocHeap){
         .base = lsw_region_base(region),
@@ -66,28 +136,33 @@ void lightswap_memory_loaded(void) {
 }
 
 bool lightswap_is_full(size_t num_bytes) {
-    int refused;
-    atomicGet(was_refused, refused);
-    if (!lightswap_enabled || (!refused && num_bytes < LARGE_COMMAND)) {
+    size_t refused;
+    atomicGet(refused_size, refused);
+    if (!lightswap_enabled || (refused == 0 && num_bytes < LARGE_COMMAND)) {
         return false;
     }
-    void *room = lsw_heap_alloc(lightswap_heap, num_bytes > SMALLEST_ROOM ? num_bytes : SMALLEST_ROOM);
+    /* Not just what this command brings: it may grow what is as large as what was refused. */
+    const size_t wanted = refused < MOST_ROOM ? refused : MOST_ROOM;
+    void *room = lsw_heap_alloc(lightswap_heap, num_bytes > wanted ? num_bytes : wanted);
     if (room == NULL) {
         return true;
     }
     lsw_heap_free(lightswap_heap, room);
-    atomicSet(was_refused, 0);
+    atomicSet(refused_size, 0);
     return false;
 }
 
 void *lightswap_defrag(void *ptr) {
     size_t size = usable_size(ptr);
-    if (!lsw_heap_is_sparse(lightswap_heap, ptr) || !lsw_is_resident(ptr, size)) {
+    if (!lsw_heap_is_sparse(lightswap_heap, ptr) || lsw_pin_resident(ptr, size) != LSW_OK) {
         return NULL;
     }
     void *moved = lsw_heap_alloc(lightswap_heap, size);
     if (moved != NULL) {
         memcpy(moved, ptr, size);
+    }
+    lsw_unpin(ptr, size);
+    if (moved != NULL) {
         lsw_heap_free(lightswap_heap, ptr);
     }
     return moved;
@@ -104,4 +179,6 @@ void lightswap_memory_visit(void (*visit)(void *arg, const char *name, uint64_t 
     atomicGet(refused_bytes, bytes);
     visit(arg, "objects_refused", count);
     visit(arg, "objects_refused_bytes", bytes);
+    atomicGet(num_unreadable, count);
+    visit(arg, "objects_unreadable", count);
 }

@@ -2,6 +2,7 @@
  * anew from the top of processCommand. The pages stay pinned until it has run. How much is pinned for waiting clients is bounded; who finds
  * no room waits for its turn, first come, first served. */
 #include "lightswap_park.h"
+#include "lightswap_internal.h"
 
 enum {
     /* The library lets half of local memory be pinned, less its own I/O buffers. */
@@ -36,7 +37,7 @@ struct lightswap_waiter {
     enum waiter_state state;
     bool is_abandoned;                      /* nobody wants it any more */
     unsigned restarts;
-    size_t num_pins;
+    size_t num_pins, num_lost;
     struct lightswap_waiter *next, *prev;   /* in the queue; next also in the list of those that are done */
     size_t num_ranges;
     struct lightswap_range ranges[];
@@ -96,7 +97,7 @@ static uint8_t cause_of_failure(void) {
     return lsw_last_failure(&error) ? (uint8_t)error.cause : 0;
 }
 
-static void touch(struct lightswap_range *range) {
+bool lightswap_touch(struct lightswap_range *range) {
     range->state = LIGHTSWAP_UNPINNED;
     for (size_t done_bytes = 0; done_bytes < range->len; done_bytes += WINDOW_BYTES) {
         const size_t left = range->len - done_bytes;
@@ -104,12 +105,13 @@ static void touch(struct lightswap_range *range) {
         if (left > len) {
             lsw_prefetch(range->addr + done_bytes + len, left - len < WINDOW_BYTES ? left - len : WINDOW_BYTES);
         }
-        if (lsw_touch(range->addr + done_bytes, len) != LSW_OK) {
+        if (lightswap_settle(range->addr + done_bytes, len) != LSW_OK) {
             range->state = LIGHTSWAP_LOST;
             range->cause = cause_of_failure();
-            return;
+            return false;
         }
     }
+    return true;
 }
 
 static void pin(struct lightswap_range *range, int *num_attempts) {
@@ -120,7 +122,7 @@ static void pin(struct lightswap_range *range, int *num_attempts) {
         result = lsw_pin(range->addr, range->len);
     }
     if (result == LSW_ERR_PIN_LIMIT) {
-        touch(range);
+        (void)lightswap_touch(range);
     } else if (result == LSW_OK) {
         range->state = LIGHTSWAP_PINNED;
     } else {
@@ -139,8 +141,9 @@ static void fetch(struct lightswap_waiter *waiter) {
         if (range->state == LIGHTSWAP_MISSING) {
             pin(range, &num_attempts);
         } else if (range->state == LIGHTSWAP_LOOSE) {
-            touch(range);
+            (void)lightswap_touch(range);
         }
+        waiter->num_lost += range->state == LIGHTSWAP_LOST;
     }
 }
 
@@ -251,7 +254,7 @@ unsigned lightswap_waiter_restarts(const struct lightswap_waiter *waiter) {
 }
 
 const struct lightswap_range *lightswap_waiter_lost(const struct lightswap_waiter *waiter, const char *addr, size_t len) {
-    for (size_t i = 0; i < waiter->num_ranges; i++) {
+    for (size_t i = 0; waiter->num_lost > 0 && i < waiter->num_ranges; i++) {
         const struct lightswap_range *range = &waiter->ranges[i];
         if (range->state == LIGHTSWAP_LOST && range->addr < addr + len && addr < range->addr + range->len) {
             return range;
@@ -358,4 +361,6 @@ void lightswap_park_visit(void (*visit)(void *arg, const char *name, uint64_t va
     visit(arg, "oversized_runs", counters->oversized_runs);
     visit(arg, "rejections", counters->rejections);
     visit(arg, "dropped_keys", counters->dropped_keys);
+    visit(arg, "hidden_keys", counters->hidden_keys);
+    visit(arg, "failed_runs", counters->failed_runs);
 }

@@ -31,8 +31,20 @@ struct lightswap_park_counters {
     uint64_t oversized_runs;        /* commands that accessed more than may be pinned for one client */
     uint64_t rejections;            /* commands refused because of a page that cannot be read back */
     uint64_t dropped_keys;          /* keys deleted for the same reason (policy "miss") */
+    uint64_t hidden_keys;           /* keys that a command did not find for the same reason, and that stay (policy "miss") */
+    uint64_t failed_runs;           /* commands that were left when they met such a page */
 };
 extern struct lightswap_park_counters lightswap_park_counters;
+
+/* ---- Values that cannot be read back ---- */
+
+const char *lightswap_cause_text(uint8_t cause);
+/* The error that a client is told. */
+sds lightswap_error_text(const robj *key, uint8_t cause);
+/* If the client is the link to the master it is dropped, and all of the data comes anew; false: it is not. */
+bool lightswap_refuse_master(client *c, uint8_t cause);
+/* May the client's command be left where it meets such a page (lightswap_guard.c)? Others must not begin if there is one. */
+bool lightswap_may_be_left(const client *c);
 
 enum { LIGHTSWAP_PAGE_BYTES = 4096 };
 
@@ -45,6 +57,9 @@ size_t lightswap_most_pins_of_client(void);
 
 /* Looks now and then whether commands have to be let in one by one (lightswap_admit.c). */
 void lightswap_watch_pressure(void);
+
+/* Brings a range in, in steps; false: it is lost, and has its cause. */
+bool lightswap_touch(struct lightswap_range *range);
 
 /* ---- Waiters (lightswap_park.c) ---- */
 

@@ -5,6 +5,8 @@
 enum {
     /* Of a listpack or an integer set: its number of elements and before. */
     SIZE_HEADER_BYTES = 16,
+    /* HRANDFIELD goes through all of a hash for more than this part of its fields (HRANDFIELD_SUB_STRATEGY_MUL of t_hash.c). */
+    RANDOM_FIELDS_SHARE = 3,
 };
 
 /* ---- Strings ---- */
@@ -48,7 +50,7 @@ void lightswap_read_strlen(struct lightswap_walk *walk) {
 void lightswap_read_getrange(struct lightswap_walk *walk) {
     const sds s = swappable_string(lightswap_value(walk, walk->argv[1], OBJ_STRING));
     long long start, end;
-    if (s == NULL || !lightswap_number(walk, 2, &start) || !lightswap_number(walk, 3, &end) || (start < 0 && end < 0 && start > end)) {
+    if (s == NULL || !lightswap_number(walk, 2, &start) || !lightswap_number(walk, 3, &end)) {
         return;
     }
     const bool is_length_known = need_header(walk, s);
@@ -66,13 +68,14 @@ void lightswap_read_getrange(struct lightswap_walk *walk) {
     }
 }
 
-/* The string is changed in place, or copied if it has to grow by more than there is room for. */
+/* The string is changed in place, or copied if it has to grow by more than there is room for. Where it grows, all is written from its end on. */
 static void need_in_place(struct lightswap_walk *walk, sds s, size_t start, size_t end) {
-    if (end >= zmalloc_size(sdsAllocPtr(s)) - header_bytes(s)) {
+    if (!need_header(walk, s)) {
+        need_bytes(walk, s, start, end); /* the rest when the length has come */
+    } else if (end > sdsalloc(s)) {
         lightswap_need_sds(walk, s);
     } else {
-        need_header(walk, s);
-        need_bytes(walk, s, start, end);
+        need_bytes(walk, s, start < sdslen(s) ? start : sdslen(s), end + 1);
     }
 }
 
@@ -224,11 +227,22 @@ void lightswap_read_fields(struct lightswap_walk *walk) {
     }
 }
 
-/* Commands that look at fields only, overwrite values, or (HRANDFIELD) read such as cannot be told. */
+/* Commands that look at fields only, or overwrite values. */
 void lightswap_read_no_value(struct lightswap_walk *walk) {
     const robj *hash = lightswap_value(walk, walk->argv[1], OBJ_HASH);
     if (hash != NULL && hash->encoding != OBJ_ENCODING_HT) {
         lightswap_need_block(walk, hash->ptr);
+    }
+}
+
+/* key [count [WITHVALUES]]. If most are to be returned, all are copied first. Of a few, picked at random, it cannot be told which. */
+void lightswap_read_hrandfield(struct lightswap_walk *walk) {
+    const robj *hash = lightswap_value(walk, walk->argv[1], OBJ_HASH);
+    long long count;
+    if (hash == NULL || hash->encoding != OBJ_ENCODING_HT) {
+        lightswap_read_no_value(walk);
+    } else if (walk->argc == 4 && lightswap_number(walk, 2, &count) && count > 1 && count > (long long)dictSize((dict *)hash->ptr) / RANDOM_FIELDS_SHARE) {
+        need_hash_values(walk, hash->ptr);
     }
 }
 

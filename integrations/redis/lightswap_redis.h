@@ -73,12 +73,12 @@ bool lightswap_has_work(void);
  * it from the backend, and would wait for each value otherwise. */
 struct lightswap_ahead {
     dictIterator iterator;      /* not a safe one: the other is, or nothing changes meanwhile */
-    bool of_objects;            /* values are objects; otherwise they are strings */
+    bool of_objects;            /* values are objects of keys; otherwise they are strings */
     int num_ahead;              /* entries that the other iterator has yet to come to */
 };
 void lightswap_ahead_start(struct lightswap_ahead *ahead, dict *d, bool of_objects);
-/* The other iterator has taken a step. */
-void lightswap_ahead_step(struct lightswap_ahead *ahead);
+/* The other iterator has come to this entry. */
+void lightswap_ahead_step(struct lightswap_ahead *ahead, const dictEntry *de);
 
 /* ---- Parking (lightswap_admit.c, lightswap_park.c): a command runs when all that it will access is in memory ---- */
 
@@ -92,9 +92,12 @@ bool lightswap_admit(struct client *c);
 extern int lightswap_num_admitted;
 /* After it has run. */
 void lightswap_release(void);
-/* The same for a command that a script calls: nobody is parked then. NULL, or an error that the script gets instead. */
-char *lightswap_admit_in_script(struct client *c);
-void lightswap_release_in_script(void);
+/* The same for a command that a script or a module calls: nobody is parked then. NULL, or an error for the caller. `outer` is for the release, which
+ * is to follow if there is no error. */
+char *lightswap_admit_inner(struct client *c, size_t *outer);
+void lightswap_release_inner(size_t outer);
+/* The same for a command of a transaction: an earlier one may have moved a value that EXEC did not find where this one does. False: it has its answer. */
+bool lightswap_admit_queued(struct client *c, size_t *outer);
 /* processCommand is over, whether the command has run or not. */
 void lightswap_command_processed(struct client *c);
 /* The client goes away. */
@@ -103,6 +106,24 @@ void lightswap_forget(struct client *c);
 void lightswap_unpark(void);
 /* and, after that, asks for what was found to be missing. */
 void lightswap_ask(void);
+
+/* ---- Values that cannot be read back (lightswap_admit.c, lightswap_guard.c, lightswap_late.c) ---- */
+
+struct redisDb;
+struct _rio;
+struct rdbSaveInfo;
+
+/* Keys that the command that runs is not to find, although they are there. */
+extern int lightswap_num_hidden;
+bool lightswap_hides(const struct redisDb *db, const struct redisObject *key);
+/* Executes the command of a client. One that only reads is left, with an error, where it meets a page that is lost. */
+void lightswap_run(struct client *c);
+/* rdbSaveRio(), which fails if a page is lost. */
+int lightswap_save(int req, struct _rio *rdb, int *error, int rdbflags, struct rdbSaveInfo *rsi);
+/* Code that is not a command's is about to access a value. Brings it in; false: some of it is lost. */
+bool lightswap_check_value(struct redisDb *db, struct redisObject *key, struct redisObject *value);
+/* The same for a blocked client that is about to be served; false: it has got an error instead. */
+bool lightswap_check_served(struct client *c);
 
 /* ---- INFO (lightswap_info.c) ---- */
 

@@ -4,7 +4,11 @@
 /* Of t_stream.c; no header of upstream's has it. */
 void streamEncodeID(void *buf, streamID *id);
 
-enum { ID_BYTES = sizeof(streamID) };
+enum {
+    ID_BYTES = sizeof(streamID),
+    /* XAUTOCLAIM looks at so many entries for each that it may claim (attempts_factor of t_stream.c). */
+    ATTEMPTS_PER_CLAIM = 10,
+};
 
 static stream *stream_of(struct lightswap_walk *walk, robj *key) {
     const robj *value = lightswap_value(walk, key, OBJ_STREAM);
@@ -15,14 +19,20 @@ static bool is_arg(const struct lightswap_walk *walk, int arg, const char *word)
     return arg < walk->argc && !strcasecmp(walk->argv[arg]->ptr, word);
 }
 
-/* Nodes that so many entries lie in, if few of them were deleted. */
-static long long nodes_of(long long num_entries) {
-    const long long in_node = server.stream_node_max_entries > 0 ? server.stream_node_max_entries : 1;
-    return num_entries / in_node + 2;
+/* Asks for a node. Its number of entries, if that can be read; else the average, and the walk is repeated when the node has come. Where it is not, as the
+ * node is not pinned, rather too few. */
+static long long need_node(struct lightswap_walk *walk, const stream *s, unsigned char *node) {
+    unsigned int len;
+    long long num_entries;
+    if (lightswap_can_read(walk, node) && lpGetValue(lpFirst(node), &len, &num_entries) == NULL) {
+        return num_entries;
+    }
+    const long long average = (long long)(s->length / raxSize(s->rax));
+    return walk->is_loose || average < 1 ? 1 : average;
 }
 
-/* Entries from start to end, at most so many nodes of them (0: all). */
-static void need_entries(struct lightswap_walk *walk, stream *s, streamID start, streamID end, bool is_reverse, long long max_nodes) {
+/* Entries from start to end, at most so many of them (0: all). */
+static void need_entries(struct lightswap_walk *walk, stream *s, streamID start, streamID end, bool is_reverse, long long max_entries) {
     unsigned char first[ID_BYTES], last[ID_BYTES];
     streamEncodeID(first, &start);
     streamEncodeID(last, &end);
@@ -32,20 +42,32 @@ static void need_entries(struct lightswap_walk *walk, stream *s, streamID start,
     if (raxEOF(&each) && !is_reverse) {
         raxSeek(&each, "^", NULL, 0);
     }
-    for (long long i = 0; (max_nodes == 0 || i < max_nodes) && !walk->is_over && (is_reverse ? raxPrev(&each) : raxNext(&each)); i++) {
-        if (!is_reverse && memcmp(each.key, last, ID_BYTES) > 0) {
-            break;
-        }
-        lightswap_need_block(walk, each.data);
-        if (is_reverse && memcmp(each.key, first, ID_BYTES) <= 0) {
-            break;
-        }
+    /* In the first node the range may begin with its last entry. That an entry is outside of the range is seen when it is read, if need be in the next node. */
+    long long num_found = 0;
+    bool is_first = true, is_behind = false;
+    while (!is_behind && !walk->is_over && (max_entries == 0 || num_found < max_entries) && (is_reverse ? raxPrev(&each) : raxNext(&each))) {
+        is_behind = is_reverse ? memcmp(each.key, first, ID_BYTES) < 0 : memcmp(each.key, last, ID_BYTES) > 0;
+        const long long in_node = need_node(walk, s, each.data);
+        num_found += is_first ? 0 : in_node;
+        is_first = false;
     }
     raxStop(&each);
 }
 
 static void need_entry(struct lightswap_walk *walk, stream *s, streamID id) {
-    need_entries(walk, s, id, id, false, 1);
+    need_entries(walk, s, id, id, false, 0);
+}
+
+/* Nodes from the beginning on that go when so many entries do, and the one behind them. */
+static void need_oldest(struct lightswap_walk *walk, stream *s, long long num_entries) {
+    raxIterator each;
+    raxStart(&each, s->rax);
+    raxSeek(&each, "^", NULL, 0);
+    while (num_entries >= 0 && !walk->is_over && raxNext(&each)) {
+        const long long in_node = need_node(walk, s, each.data);
+        num_entries = num_entries < in_node ? -1 : num_entries - in_node;
+    }
+    raxStop(&each);
 }
 
 static void need_edge(struct lightswap_walk *walk, stream *s, const char *edge) {
@@ -76,7 +98,7 @@ static bool parse_id(const robj *arg, bool is_end, streamID *id) {
 }
 
 /* MAXLEN or MINID [= | ~] threshold, between the key and the ID of XADD: the nodes that go, or are cut. */
-static void need_trimmed(struct lightswap_walk *walk, stream *s) {
+static void need_trimmed(struct lightswap_walk *walk, stream *s, long long num_added) {
     for (int i = 2; i < walk->argc - 1; i++) {
         const bool by_id = is_arg(walk, i, "minid");
         if (!by_id && !is_arg(walk, i, "maxlen")) {
@@ -90,8 +112,8 @@ static void need_trimmed(struct lightswap_walk *walk, stream *s) {
         }
         if (by_id && parse_id(walk->argv[threshold], false, &min_id)) {
             need_entries(walk, s, (streamID){0, 0}, min_id, false, 0);
-        } else if (!by_id && lightswap_number(walk, threshold, &max_len) && max_len >= 0 && (uint64_t)max_len <= s->length) {
-            need_entries(walk, s, (streamID){0, 0}, s->last_id, false, nodes_of((long long)s->length - max_len));
+        } else if (!by_id && lightswap_number(walk, threshold, &max_len) && max_len >= 0 && max_len < (long long)s->length + num_added) {
+            need_oldest(walk, s, (long long)s->length + num_added - max_len);
         }
         return;
     }
@@ -100,7 +122,7 @@ static void need_trimmed(struct lightswap_walk *walk, stream *s) {
 void lightswap_read_xtrim(struct lightswap_walk *walk) {
     stream *s = stream_of(walk, walk->argv[1]);
     if (s != NULL) {
-        need_trimmed(walk, s);
+        need_trimmed(walk, s, 0);
     }
 }
 
@@ -108,7 +130,7 @@ void lightswap_read_xadd(struct lightswap_walk *walk) {
     stream *s = stream_of(walk, walk->argv[1]);
     if (s != NULL) {
         need_edge(walk, s, "$");
-        need_trimmed(walk, s);
+        need_trimmed(walk, s, 1);
     }
 }
 
@@ -128,7 +150,7 @@ static void read_range(struct lightswap_walk *walk, int start_arg, int end_arg, 
     }
     const bool has_count = walk->argc >= 6 && is_arg(walk, 4, "count") && lightswap_number(walk, 5, &count);
     if (!has_count || count > 0) {
-        need_entries(walk, s, start, end, is_reverse, has_count ? nodes_of(count) : 0);
+        need_entries(walk, s, start, end, is_reverse, has_count ? count : 0);
     }
 }
 
@@ -163,7 +185,7 @@ static void read_group(struct lightswap_walk *walk, stream *s, robj *group_name,
     streamID start;
     if (!strcmp(from->ptr, ">")) {
         if (streamCompareID(&s->last_id, &group->last_id) > 0) {
-            need_entries(walk, s, group->last_id, s->last_id, false, count > 0 ? nodes_of(count) : 0);
+            need_entries(walk, s, group->last_id, s->last_id, false, count > 0 ? count : 0);
         }
         return;
     }
@@ -197,19 +219,20 @@ void lightswap_read_xread(struct lightswap_walk *walk) {
         stream *s = stream_of(walk, walk->argv[i]);
         const robj *from = walk->argv[i + num_keys];
         streamID start;
-        if (s == NULL) {
+        if (s == NULL || s->length == 0) {
             continue;
         }
+        /* It looks for the ID of the last entry first. */
+        need_edge(walk, s, "$");
         if (group > 0) {
             read_group(walk, s, walk->argv[group], walk->argv[group + 1], from, count);
-        } else if (parse_id(from, false, &start) && s->length > 0 && streamCompareID(&s->last_id, &start) > 0) {
-            need_entries(walk, s, start, s->last_id, false, count > 0 ? nodes_of(count) : 0);
+        } else if (parse_id(from, false, &start) && streamCompareID(&s->last_id, &start) > 0) {
+            need_entries(walk, s, start, s->last_id, false, count > 0 ? count : 0);
         }
     }
 }
 
-static void need_ids(struct lightswap_walk *walk, int first_arg) {
-    stream *s = stream_of(walk, walk->argv[1]);
+static void need_ids(struct lightswap_walk *walk, stream *s, int first_arg) {
     streamID id;
     for (int i = first_arg; s != NULL && i < walk->argc && !walk->is_over && parse_id(walk->argv[i], false, &id); i++) {
         need_entry(walk, s, id);
@@ -218,12 +241,17 @@ static void need_ids(struct lightswap_walk *walk, int first_arg) {
 
 /* XDEL key id [id ...] */
 void lightswap_read_ids(struct lightswap_walk *walk) {
-    need_ids(walk, 2);
+    stream *s = stream_of(walk, walk->argv[1]);
+    need_ids(walk, s, 2);
+    /* If the first entry goes, it looks which one is the first then. */
+    if (s != NULL) {
+        need_oldest(walk, s, walk->argc - 2);
+    }
 }
 
 /* XCLAIM key group consumer min-idle-time id [id ...] */
 void lightswap_read_xclaim(struct lightswap_walk *walk) {
-    need_ids(walk, 5);
+    need_ids(walk, stream_of(walk, walk->argv[1]), 5);
 }
 
 /* XAUTOCLAIM key group consumer min-idle-time start [COUNT count] */
@@ -235,8 +263,8 @@ void lightswap_read_xautoclaim(struct lightswap_walk *walk) {
     if (is_arg(walk, 6, "count") && !lightswap_number(walk, 7, &count)) {
         return;
     }
-    if (group != NULL && count > 0 && parse_id(walk->argv[5], false, &start)) {
-        need_pending(walk, s, group->pel, start, count);
+    if (group != NULL && count > 0 && count < LLONG_MAX / ATTEMPTS_PER_CLAIM && parse_id(walk->argv[5], false, &start)) {
+        need_pending(walk, s, group->pel, start, count * ATTEMPTS_PER_CLAIM);
     }
 }
 
@@ -251,6 +279,6 @@ void lightswap_read_xinfo(struct lightswap_walk *walk) {
         need_edge(walk, s, "^");
         need_edge(walk, s, "$");
     } else if (!is_arg(walk, 4, "count") || lightswap_number(walk, 5, &count)) {
-        need_entries(walk, s, (streamID){0, 0}, s->last_id, false, count > 0 ? nodes_of(count) : 0);
+        need_entries(walk, s, (streamID){0, 0}, s->last_id, false, count > 0 ? count : 0);
     }
 }

@@ -117,7 +117,8 @@ impl PageRange {
     pub(crate) fn pin_resident(&self) -> bool {
         let pager = &self.region.pager;
         let num_pages = self.indices.len();
-        if !pager.take_pins(num_pages) {
+        // A look first: it can overlap with whatever the caller has not got from memory yet, as a change that all threads see cannot.
+        if !self.is_resident() || !pager.take_pins(num_pages) {
             return false;
         }
         let tick = pager.budget.tick();

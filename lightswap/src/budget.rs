@@ -104,9 +104,15 @@ impl Budget {
     pub(crate) fn shrink(&self) {
         self.update(|frames| {
             let excess = frames.capacity.saturating_sub(self.goal());
-            let step = excess.min(frames.batch_pages()).min(frames.num_free().div_ceil(2));
+            let step = excess.min(frames.num_free().div_ceil(2));
             (step > 0).then(|| Frames { capacity: frames.capacity - step, ..frames })
         });
+    }
+
+    /// Whether more frames are free than reclaim aims for.
+    pub(crate) fn has_many_free(&self) -> bool {
+        let frames = self.frames();
+        frames.num_free() > frames.batch_pages()
     }
 
     /// Takes a frame if one is free and nobody has been waiting for it.
@@ -264,9 +270,11 @@ mod tests {
         assert!((0..90).all(|_| budget.try_take()));
         budget.set_goal(50);
         assert_eq!((budget.goal(), budget.capacity_and_used(), budget.is_shrinking()), (50, (100, 90), true));
-        // Half of what is free, and a batch at most.
+        assert!(budget.has_many_free());
+        // Half of what is free.
         budget.shrink();
         assert_eq!(budget.capacity_and_used(), (95, 90));
+        assert!(!budget.has_many_free());
         (0..10).for_each(|_| budget.shrink());
         assert_eq!(budget.capacity_and_used(), (90, 90));
         assert!(!budget.try_take());

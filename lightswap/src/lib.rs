@@ -68,6 +68,7 @@ mod page_table;
 mod pager;
 mod parking;
 mod poison;
+mod ranges;
 #[doc(hidden)]
 pub mod raw_backend;
 mod region;
@@ -90,9 +91,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use failure::{Cause, SwapFailure};
 pub use heap::Heap;
 pub use instance::{Builder, Lightswap, Region, WorkerHandle};
-pub use instance::{advise_cold, compare, copy, discard, is_resident, pin, pin_resident, prefetch, reserve, touch, unpin};
 #[doc(hidden)]
 pub use poison::poison;
+pub use ranges::{advise_cold, compare, copy, discard, is_resident, pin, pin_resident, prefetch, reserve, touch, unpin};
 pub use region::Contract;
 pub use size::{PAGE_SIZE, format_size, parse_size};
 pub use snapshot::in_snapshot;

@@ -1,7 +1,7 @@
 //! For tests: memory errors without broken memory.
 
-use crate::instance::{pin, unpin};
 use crate::pager::ZERO_PAGE;
+use crate::ranges::{pin, unpin};
 use crate::region;
 use crate::size::PAGE_SIZE;
 use linux_raw_sys::general::{uffdio_poison, uffdio_range};

@@ -24,8 +24,13 @@ pub(crate) fn begin(worker: &'static Worker) -> bool {
 fn shrink(worker: &Worker) {
     let pager = worker.pager();
     while pager.budget.is_shrinking() && !worker.must_stop() {
-        let progress = if !pager.is_failing() || pager.may_retry() { evict::reclaim(worker) } else { Progress::Nothing };
         pager.budget.shrink();
+        // Frames that nobody uses go first: perhaps nothing has to be evicted.
+        if pager.budget.has_many_free() {
+            lwt::yield_now();
+            continue;
+        }
+        let progress = if !pager.is_failing() || pager.may_retry() { evict::reclaim(worker) } else { Progress::Nothing };
         match progress {
             Progress::Freed => lwt::yield_now(),
             Progress::Pending => lwt::sleep(WRITE_PAUSE),

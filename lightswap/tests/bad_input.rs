@@ -62,6 +62,11 @@ fn regions() {
     let swap = open("memory:?size=1MiB").unwrap();
     let kind = |num_bytes| swap.create_region(num_bytes, Contract::Transparent).unwrap_err().kind();
     assert_eq!([kind(0), kind(usize::MAX), kind((1 << 20) + 1)], [ErrorKind::InvalidArgument, ErrorKind::InvalidArgument, ErrorKind::NoSpace]);
+    // Both fit into the address space, but not together.
+    let (large, num_bytes) = (open("memory:?size=60TiB").unwrap(), 60 << 40);
+    let error = large.create_region(num_bytes, Contract::Transparent).unwrap_err();
+    let text = error.to_string();
+    assert!(error.kind() == ErrorKind::NoMemory && text.starts_with("a region of 60 TiB: cannot map") && text.ends_with("make it smaller"), "{text}");
     let region = swap.create_region(100, Contract::Transparent).unwrap();
     assert_eq!(region.len(), PAGE, "sizes are rounded up");
     let inside = region.as_ptr();
@@ -113,6 +118,10 @@ fn urls() {
     }
     refused(open("memory:?size=0"), ErrorKind::Backend, "holds no page");
     refused(open("memory:?size=4095"), ErrorKind::Backend, "holds no page");
+    for url in ["memory:?size=200TiB", "memory:?size=200TiB&compress=lz4&limit=1MiB"] {
+        refused(open(url), ErrorKind::NoMemory, &format!("backend \"{url}\": cannot map "));
+        refused(open(url), ErrorKind::NoMemory, "give it a smaller size");
+    }
 }
 
 #[test]

@@ -95,6 +95,28 @@ fn it_shrinks_and_grows_under_load() {
 }
 
 #[test]
+fn what_is_not_used_goes_first() {
+    if !kernel_is_able() {
+        return;
+    }
+    let _watchdog = watchdog();
+    for mode in MODES {
+        let swap = mode.set(builder(20_000, Backend::Memory.url(1000))).open().unwrap();
+        let region = swap.create_region(800 * PAGE, Contract::Transparent).unwrap();
+        let pages = Pages::of(&region);
+        (0..800).for_each(|page| pages.fill(page, 1));
+        let buffers = bytes(20_000) - stat(&swap, "resident_limit_bytes");
+        swap.set_local_memory(bytes(2000) + buffers).unwrap();
+        wait_for_limit(&swap, bytes(2000));
+        assert_eq!(stat(&swap, "resident_bytes"), bytes(800));
+        assert_eq!(stat(&swap, "dirty_evictions") + stat(&swap, "clean_evictions"), 0, "there was room for all of them");
+        swap.set_local_memory(bytes(500) + buffers).unwrap();
+        wait_for_limit(&swap, bytes(500));
+        (0..800).for_each(|page| pages.check(page, 1));
+    }
+}
+
+#[test]
 fn idle_memory_is_given_up_without_anybody_asking_for_pages() {
     if !kernel_is_able() {
         return;

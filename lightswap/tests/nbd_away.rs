@@ -5,8 +5,9 @@ mod common;
 mod faulty_support;
 mod nbd_support;
 
-use common::{PAGE, wait_until};
-use lightswap::{Cause, ErrorKind, lwt};
+use common::pages::Pages;
+use common::{PAGE, builder, skip, stat, wait_until};
+use lightswap::{Cause, Contract, ErrorKind, lwt};
 use nbd_support::load::NUM_PAGES;
 use nbd_support::{Action, Away, Load, Rule, ScriptedServer, qemu_nbd, tcp_place, unix_place, watchdog};
 use std::sync::Arc;
@@ -350,4 +351,45 @@ fn connections_that_bring_nothing() {
     server.behave();
     wait_until("pages can be had again", || load.model.check(missing[0]));
     load.expect_all_right();
+}
+
+/// Memory that is damaged when its hash is known and its bytes are not sent yet: a write that fails, once, and an error for those who ask for the page; not the end of
+/// all other requests of that connection.
+#[test]
+fn memory_that_is_damaged_while_it_waits_to_be_sent() {
+    let Some(_watchdog) = watchdog(100) else { return };
+    const NUM: usize = 2000;
+    let bytes = |num_pages: usize| (num_pages * PAGE) as u64;
+    let server = ScriptedServer::start(unix_place(), ScriptedServer::export_of(2 * NUM));
+    let swap = builder(NUM as u64 + 500, server.url("timeout=5&lost-after=60")).open().unwrap();
+    let region = swap.create_region(NUM * PAGE, Contract::Transparent).unwrap();
+    let pages = Pages::of(&region);
+    (0..NUM).for_each(|page| pages.fill(page, 1));
+    let buffers = bytes(NUM + 500) - stat(&swap, "resident_limit_bytes");
+    server.pause(true);
+    swap.set_local_memory(bytes(500) + buffers).unwrap();
+    // As many as there are at a time: more than the server takes in before it stands still, and a socket after that.
+    wait_until("writes are under way", || stat(&swap, "evict_batches") >= 4);
+    let damaged = |page: &usize| page % 16 == 9;
+    for page in (0..NUM).filter(damaged) {
+        if let Err(error) = lightswap::poison(pages.address(page)) {
+            skip(&format!("the kernel cannot poison pages: {error}"));
+            return;
+        }
+    }
+    server.pause(false);
+    wait_until("the limit is reached", || stat(&swap, "resident_bytes") <= bytes(500));
+    assert!(stat(&swap, "swap_out_errors") > 0 && (1..=8).contains(&stat(&swap, "nbd_reconnects")), "{:?}", swap.stats());
+    for page in 0..NUM {
+        let result = lightswap::touch(pages.address(page), 1);
+        if damaged(&page) {
+            // Who finds out may be an evictor, or the first who reads it.
+            // SAFETY: inside the region and the array.
+            let result = result.and_then(|()| unsafe { lightswap::copy([0; 8].as_mut_ptr(), pages.address(page), 8) });
+            assert_eq!(result.unwrap_err().failure().unwrap().cause(), Cause::Poisoned);
+        } else {
+            result.unwrap();
+            pages.check(page, 1);
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::Configuration;
 use crate::cli::Mistake;
 
 /// In the order in which people read: what it is about, what is compared with it, what it is built on.
-pub const BUILT_IN: [(&str, &str); 25] = [
+pub const BUILT_IN: [(&str, &str); 26] = [
     ("dram", include_str!("../../configurations/dram.toml")),
     ("lightswap-dram", include_str!("../../configurations/lightswap-dram.toml")),
     ("lightswap", include_str!("../../configurations/lightswap.toml")),
@@ -33,6 +33,7 @@ pub const BUILT_IN: [(&str, &str); 25] = [
     ("redis-lightswap-mirror", include_str!("../../configurations/redis-lightswap-mirror.toml")),
     ("redis-lightswap-encrypted", include_str!("../../configurations/redis-lightswap-encrypted.toml")),
     ("redis-lightswap-compressed", include_str!("../../configurations/redis-lightswap-compressed.toml")),
+    ("redis-lightswap-tier", include_str!("../../configurations/redis-lightswap-tier.toml")),
     ("redis-kernel-swap-ssd", include_str!("../../configurations/redis-kernel-swap-ssd.toml")),
     ("redis-kernel-swap-zram", include_str!("../../configurations/redis-kernel-swap-zram.toml")),
 ];

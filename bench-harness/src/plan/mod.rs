@@ -1,9 +1,11 @@
 //! What is measured in which order: the plans of `demo` and `grid`.
 
 mod estimate;
+mod redis;
 mod stages;
 mod swept;
 
+use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -52,7 +54,8 @@ pub struct Target {
 #[derive(Debug, Clone)]
 pub struct Stage {
     pub name: &'static str,
-    pub repetitions: u32,
+    /// Not from 1 where an earlier stage has those before.
+    pub repetitions: RangeInclusive<u32>,
     pub targets: Vec<Target>,
 }
 
@@ -202,7 +205,7 @@ pub mod tests {
         let cells: Vec<(&str, f64)> = plan.stages[0].targets.iter().map(|target| (target.configuration.name.as_str(), target.ratio)).collect();
         assert_eq!(cells, [("dram", 1.0), ("lightswap", 0.1)]);
         assert!(plan.targets().flat_map(|target| &target.measurements).all(|measurement| measurement.workload == Workload::A));
-        assert!(plan.stages.iter().all(|stage| stage.repetitions == 2));
+        assert!(plan.stages.iter().all(|stage| stage.repetitions == (1..=2)));
         let nothing = Wishes { workloads: vec![Workload::D], ratios: vec![1.0], ..wishes() };
         assert!(Plan::grid(&nothing).unwrap_err().to_string().contains("the plan is empty"));
         let unknown = Wishes { configurations: vec!["lightswop".into()], ..wishes() };

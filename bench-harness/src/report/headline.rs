@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use super::claims::NOTIFICATION_US;
 use super::evidence::{Evidence, KERNEL_IN_MEMORY, PRIMARY_PERCENT, PRIMARY_WORKLOADS, STATE_OF_THE_ART, SUSPENDED};
+use super::redis_targets::served_ratio;
 use super::verdict::{Claim, Verdict, throughput_ratio, times};
 use crate::chart::escape;
+use crate::save_record::SaveRecord;
 use crate::summary::Summary;
 use crate::units::{format_count, format_ratio, format_us};
 
@@ -53,6 +55,31 @@ fn duels<'a>(evidence: &'a Evidence<'_>) -> Vec<(f64, &'a Summary, &'a Summary)>
     all
 }
 
+fn of_redis(evidence: &Evidence<'_>) -> Vec<Headline> {
+    let mut headlines = Vec::new();
+    for workload in PRIMARY_WORKLOADS {
+        let of = |configuration| evidence.redis_cell(workload, PRIMARY_PERCENT, configuration);
+        if let Some((own, other)) = of("redis-lightswap").zip(of("redis-kernel-swap-ssd"))
+            && let Some(ratio) = served_ratio(evidence, own, other)
+        {
+            headlines.push(Headline { number: times(ratio, &[1.0]), sentence: comparison(own, other), is_good: ratio > 1.0 });
+        }
+    }
+    let pause = |record: &SaveRecord| record.meanwhile().map_or(0.0, |(_, pause_seconds)| pause_seconds);
+    let saves = evidence.saves().filter(|record| record.is_lightswap() && record.error.is_none());
+    if let Some(record) = saves.max_by(|a, b| pause(a).total_cmp(&pause(b))) {
+        let sentence = format!(
+            "without an answer at most while Redis wrote a dump of {:.1} times its local memory: {} of {} keys in it, {} wrong",
+            record.values_over_local().unwrap_or(0.0),
+            format_count(record.dump_keys as f64),
+            format_count(record.expected_keys as f64),
+            record.dump_wrong
+        );
+        headlines.push(Headline { number: format!("{:.0} ms", pause(record) * 1e3), sentence, is_good: record.problems().is_empty() });
+    }
+    headlines
+}
+
 pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
     let mut headlines = Vec::new();
     for workload in PRIMARY_WORKLOADS {
@@ -62,6 +89,7 @@ pub fn headlines(evidence: &Evidence<'_>) -> Vec<Headline> {
             headlines.push(Headline { number: times(ratio, &[1.0]), sentence: comparison(own, other), is_good: ratio > 1.0 });
         }
     }
+    headlines.extend(of_redis(evidence));
     let kernel = evidence.fault_latency_us("kernel", "swap-ssd", "kernel");
     if let Some((own, kernel)) = evidence.fault_latency_us("lightswap", "file", "sigbus").zip(kernel) {
         let ratio = kernel.median / own.median;

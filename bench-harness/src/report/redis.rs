@@ -51,8 +51,11 @@ fn chart(
 ) -> String {
     let cells = cells(evidence, workload);
     let bar = |cell: &&Summary| {
-        let label =
-            if cell.memory_percent() == 100 { cell.configuration.clone() } else { format!("{}, {} %", cell.configuration, cell.memory_percent()) };
+        let label = if cell.memory_percent() == 100 {
+            cell.configuration.clone()
+        } else {
+            format!("{}, {}\u{a0}%", cell.configuration, cell.memory_percent())
+        };
         Some(Bar { label, class: class_of(&cell.configuration), value: value(cell)? })
     };
     let found: Vec<Bar> = cells.iter().filter_map(bar).collect();
@@ -81,26 +84,36 @@ fn beside_memcached(evidence: &Evidence<'_>) -> String {
         }
         None => "<td class=\"none\">–</td>".into(),
     };
+    // A report of Redis alone has nothing to put into the other column.
+    let has_memcached = evidence.redis_workloads().into_iter().any(|workload| pair("memcached", workload).is_some());
+    let servers: &[&str] = if has_memcached { &["redis", "memcached"] } else { &["redis"] };
     let mut rows = String::new();
     for workload in evidence.redis_workloads().into_iter().filter(|workload| pair("redis", workload).is_some()) {
-        let _ = write!(rows, "<tr><th>{}</th>{}{}</tr>", escape(&shown(workload)), cell("redis", workload), cell("memcached", workload));
+        let cells: String = servers.iter().map(|server| cell(server, workload)).collect();
+        let _ = write!(rows, "<tr><th>{}</th>{cells}</tr>", escape(&shown(workload)));
     }
     if rows.is_empty() {
         return String::new();
     }
+    let (title, heads) =
+        if has_memcached { ("Beside memcached", "<th>Redis</th><th>memcached</th>") } else { ("Over kernel swap", "<th>Redis</th>") };
     format!(
-        "<figure><figcaption><b>Beside memcached</b> <span>Lightswap's throughput over kernel swap's on the same disk, {PRIMARY_PERCENT} % local memory</span>\
-         </figcaption><table class=\"wins\"><thead><tr><th></th><th>Redis</th><th>memcached</th></tr></thead><tbody>{rows}</tbody></table></figure>"
+        "<figure><figcaption><b>{title}</b> <span>Lightswap's throughput over kernel swap's on the same disk, {PRIMARY_PERCENT} % local memory</span>\
+         </figcaption><table class=\"wins\"><thead><tr><th></th>{heads}</tr></thead><tbody>{rows}</tbody></table></figure>"
     )
 }
 
-/// Hashes, other sizes of values, open loops, and loads of other programs.
+/// Other shares of memory than that of the charts, hashes, other sizes of values, open loops, and loads of other programs.
 fn write_unusual(html: &mut String, evidence: &Evidence<'_>) {
-    let unusual: Vec<&Summary> = evidence.redis.iter().filter(|cell| !cell.note.is_empty()).collect();
+    let is_elsewhere = |cell: &&Summary| {
+        let is_charted = cells(evidence, &cell.workload).iter().any(|charted| charted.memory_percent() == cell.memory_percent());
+        !cell.note.is_empty() || !is_charted
+    };
+    let unusual: Vec<&Summary> = evidence.redis.iter().filter(is_elsewhere).collect();
     if unusual.is_empty() {
         return;
     }
-    *html += "<h3>Other data and other loads</h3><div class=\"wide\" tabindex=\"0\"><table><thead><tr><th class=\"text\">load</th><th class=\"text\">configuration</th>\
+    *html += "<h3>Other shares of memory, other data, other loads</h3><div class=\"wide\" tabindex=\"0\"><table><thead><tr><th class=\"text\">load</th><th class=\"text\">configuration</th>\
               <th>local memory</th><th>operations/s</th><th>p99</th></tr></thead><tbody>\n";
     for cell in unusual {
         let _ = writeln!(
@@ -205,6 +218,14 @@ fn write_save(html: &mut String, record: &SaveRecord) {
             ),
         ),
         (
+            "its checksum",
+            match (&record.dump_checksum, record.has_equal_checksums()) {
+                (Some(checksum), Some(true)) => format!("over all keys, of a dump of the loaded records: {checksum}, as of stock Redis"),
+                (Some(checksum), _) => format!("over all keys, of a dump of the loaded records: {checksum}, not that of stock Redis"),
+                _ => "not compared with stock Redis's".into(),
+            },
+        ),
+        (
             "under load",
             format!("{} reads checked, {} wrong, {} missed", format_count(record.checked_reads as f64), record.wrong_values, record.missed_reads),
         ),
@@ -220,7 +241,7 @@ fn write_save(html: &mut String, record: &SaveRecord) {
 mod tests {
     use super::*;
     use crate::report::synthetic;
-    use crate::results::Results;
+    use crate::results::{Results, Run};
     use crate::save_record::tests::record;
 
     #[test]
@@ -231,18 +252,23 @@ mod tests {
         let mut results = synthetic::full();
         let mut hashes = synthetic::redis_runs().remove(0);
         hashes.details.data_type = "hashes".into();
-        results.runs.push(hashes);
+        let elsewhere = Run { local_memory_ratio: 0.5, ..synthetic::redis_runs().remove(0) };
+        results.runs.extend([hashes, elsewhere]);
         write_redis(&mut html, &Evidence::new(&[results]));
         for part in [
             "<section id=\"redis\">",
             "Beside memcached",
             "<th>YCSB-C</th><td class=\"win-1\"",
-            "redis-lightswap, 25 %",
+            "redis-lightswap, 25\u{a0}%",
             "stay in memory",
             "as hashes",
+            "<td>50 %</td>",
         ] {
             assert!(html.contains(part), "{part}: {html}");
         }
+        let mut alone = String::new();
+        write_redis(&mut alone, &Evidence::new(&[Results { runs: synthetic::redis_runs(), ..Results::default() }]));
+        assert!(alone.contains("Over kernel swap") && !alone.contains("<th>memcached</th>"), "{alone}");
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use super::claims::versus;
 use super::evidence::{Evidence, PRIMARY_PERCENT, PRIMARY_WORKLOADS};
-use super::verdict::{Claim, Verdict, throughput_ratio, times};
+use super::verdict::{Claim, Verdict, times, with_spread};
+use crate::results::Run;
 use crate::save_record::SaveRecord;
-use crate::summary::{Summary, is_redis};
+use crate::summary::{Summary, is_redis, median};
 use crate::units::{MIB, format_count, format_us};
 use crate::ycsb::KEY_LENGTH_MAX;
 
@@ -14,6 +15,8 @@ const OVER_KERNEL_SWAP: f64 = 3.0;
 const RESIDENT_P99: f64 = 2.0;
 /// Beside the key itself.
 const FIXED_BYTES_PER_KEY: f64 = 120.0;
+/// How ratios of this page come about.
+const PAIRED: &str = "the median of the ratios of the repetitions";
 const TIMES_LOCAL_MEMORY: f64 = 8.0;
 
 pub fn targets(evidence: &Evidence<'_>) -> Vec<Claim> {
@@ -27,17 +30,35 @@ fn strings<'e>(evidence: &'e Evidence<'_>, workload: &str, percent: u32, configu
     evidence.redis_cell(workload, percent, configuration).filter(|cell| cell.shape.data_type.is_empty())
 }
 
+/// A number of one cell over that of another: the median of the ratios of their repetitions, whose runs are close in time. A machine that changes its speed meanwhile
+/// changes both, and would change the ratio of the medians.
+fn ratio(evidence: &Evidence<'_>, (own, other): (&Summary, &Summary), number: fn(&Run) -> Option<f64>) -> Option<f64> {
+    let others = evidence.runs_of(other);
+    let of_repetition = |run: &&Run| {
+        let other = others.iter().find(|other| other.repetition == run.repetition)?;
+        Some(number(run)? / number(other)?)
+    };
+    median(evidence.runs_of(own).iter().filter_map(of_repetition).collect())
+}
+
+/// Of throughput.
+pub fn served_ratio(evidence: &Evidence<'_>, own: &Summary, other: &Summary) -> Option<f64> {
+    ratio(evidence, (own, other), |run| Some(run.operations_per_second))
+}
+
 fn in_memory(evidence: &Evidence<'_>, workload: &str) -> Claim {
     let claim = Claim::new(format!("Redis: costs little when everything fits into memory: {}", workload.to_uppercase()), "≥ 0.95 × stock Redis");
     let (Some(own), Some(stock)) = (strings(evidence, workload, 100, "redis-lightswap-dram"), strings(evidence, workload, 100, "redis-dram")) else {
         return claim.missing(format!("missing: redis-dram and redis-lightswap-dram on {workload}"));
     };
-    let ratio = throughput_ratio(own, stock);
+    let Some(ratio) = served_ratio(evidence, own, stock) else {
+        return claim.missing("missing: a repetition with both");
+    };
     let cpu = own.cpu_us_per_operation / stock.cpu_us_per_operation;
     Claim {
         ratio: times(ratio, &[IN_MEMORY_SHARE]),
         verdict: Verdict::met_if(ratio >= IN_MEMORY_SHARE),
-        remark: if cpu.is_finite() { format!("with {} its CPU an operation", times(cpu, &[])) } else { String::new() },
+        remark: if cpu.is_finite() { format!("{PAIRED}; with {} its CPU an operation", times(cpu, &[])) } else { PAIRED.into() },
         ..versus(evidence, claim, own, stock)
     }
 }
@@ -50,11 +71,13 @@ fn over_kernel_swap(evidence: &Evidence<'_>) -> Claim {
     let (Some(own), Some(other)) = (own, strings(evidence, WORKLOAD, PRIMARY_PERCENT, "redis-kernel-swap-ssd")) else {
         return claim.missing(format!("missing: redis-lightswap and redis-kernel-swap-ssd on {WORKLOAD} at {PRIMARY_PERCENT} %"));
     };
-    let ratio = throughput_ratio(own, other);
+    let Some(ratio) = served_ratio(evidence, own, other) else {
+        return claim.missing("missing: a repetition with both");
+    };
     Claim {
         ratio: times(ratio, &[OVER_KERNEL_SWAP]),
         verdict: Verdict::met_if(ratio >= OVER_KERNEL_SWAP),
-        remark: format!("values of {}", own.shape.values()),
+        remark: format!("{PAIRED}; values of {}", own.shape.values()),
         ..versus(evidence, claim, own, other)
     }
 }
@@ -67,18 +90,25 @@ fn resident_requests(evidence: &Evidence<'_>) -> Claim {
         ),
         "≤ 2 × all in memory",
     );
-    let p99 = |percent, configuration| strings(evidence, WORKLOAD, percent, configuration)?.resident_p99_us;
-    let (Some(own), Some(in_memory)) = (p99(PRIMARY_PERCENT, "redis-lightswap"), p99(100, "redis-dram")) else {
+    let of = |percent, configuration| {
+        let cell = strings(evidence, WORKLOAD, percent, configuration)?;
+        Some((cell, cell.resident_p99_us?))
+    };
+    let p99 = |run: &Run| run.details.resident_latency_us.map(|latency| latency.p99);
+    let (own, in_memory) = (of(PRIMARY_PERCENT, "redis-lightswap"), of(100, "redis-dram"));
+    let pair = own.zip(in_memory).and_then(|(own, in_memory)| Some((own.1, in_memory, ratio(evidence, (own.0, in_memory.0), p99)?)));
+    let Some((own, in_memory, of_memory)) = pair else {
         return claim.missing(format!("missing: the probe's reads beside {WORKLOAD}, on redis-lightswap and on redis-dram"));
     };
-    let ratio = own.median / in_memory.median;
-    let kernel = p99(PRIMARY_PERCENT, "redis-kernel-swap-ssd");
+    let kernel = of(PRIMARY_PERCENT, "redis-kernel-swap-ssd").map_or_else(String::new, |(cell, p99_us)| {
+        let of_memory = ratio(evidence, (cell, in_memory.0), p99).map_or_else(String::new, |ratio| format!(", {}", times(ratio, &[])));
+        format!("; on kernel swap {}{of_memory}", with_spread(p99_us, format_us))
+    });
     Claim {
-        ours: format!("{} against {} of stock Redis in memory", format_us(own.median), format_us(in_memory.median)),
-        ratio: times(ratio, &[RESIDENT_P99]),
-        verdict: Verdict::met_if(ratio <= RESIDENT_P99),
-        remark: "reads of a few keys, again and again, by connections of their own, counted from when they were due".to_owned()
-            + &kernel.map_or_else(String::new, |kernel| format!("; on kernel swap {}", format_us(kernel.median))),
+        ours: format!("{} against {} of stock Redis in memory", with_spread(own, format_us), with_spread(in_memory.1, format_us)),
+        ratio: times(of_memory, &[RESIDENT_P99]),
+        verdict: Verdict::met_if(of_memory <= RESIDENT_P99),
+        remark: format!("{PAIRED}; reads of a few keys, again and again, by connections of their own, counted from when they were due{kernel}"),
         command: evidence.command_of_cell(WORKLOAD, "redis-lightswap"),
         ..claim
     }
@@ -117,12 +147,18 @@ fn dump(evidence: &Evidence<'_>) -> Claim {
     let mib = |bytes: u64| format_count((bytes / MIB) as f64);
     let verdict = if !record.problems().is_empty() {
         Verdict::NotMet
-    } else if times_local < TIMES_LOCAL_MEMORY || record.limit_bytes.is_none() {
+    } else if times_local < TIMES_LOCAL_MEMORY || record.limit_bytes.is_none() || record.has_equal_checksums().is_none() {
         Verdict::NotMeasured
     } else {
         Verdict::Met
     };
-    let meanwhile = record.meanwhile().zip(record.before()).map(|(now, before)| format!("; throughput meanwhile {}", times(now.0 / before.0, &[])));
+    let meanwhile = |record: &SaveRecord| {
+        let ((now, pause), (before, _)) = record.meanwhile().zip(record.before())?;
+        Some(format!("throughput meanwhile {}, longest pause {:.0} ms", times(now / before, &[]), pause * 1e3))
+    };
+    let own = meanwhile(record).map_or_else(String::new, |text| format!("; {text}"));
+    let others = evidence.saves().filter(|record| !record.is_lightswap() && record.error.is_none());
+    let kernel = others.filter_map(meanwhile).next().map_or_else(String::new, |text| format!("; on kernel swap {text}"));
     Claim {
         ours: format!(
             "{} of {} keys, {} wrong; server {} MiB, child {} MiB",
@@ -135,8 +171,13 @@ fn dump(evidence: &Evidence<'_>) -> Claim {
         ratio: record.resident_share().map_or_else(String::new, |share| format!("{} of the limit", times(share, &[1.1]))),
         verdict,
         remark: if record.problems().is_empty() {
-            let without = if record.limit_bytes.is_none() { "; missing: a memory limit" } else { "" };
-            format!("values {times_local:.1} times local memory{without}{}", meanwhile.unwrap_or_default())
+            let limit = if record.limit_bytes.is_none() { "; missing: a memory limit" } else { "" };
+            let equal = if record.has_equal_checksums().is_some() {
+                "; without load, its checksum over all keys is that of stock Redis"
+            } else {
+                "; missing: the checksum over all keys"
+            };
+            format!("values {times_local:.1} times local memory{limit}{equal}{own}{kernel}")
         } else {
             record.problems().join("; ")
         },
@@ -148,7 +189,7 @@ fn dump(evidence: &Evidence<'_>) -> Claim {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::{Details, Results, Run};
+    use crate::results::{Details, Results};
     use crate::save_record::tests::record;
     use crate::summary::tests::run;
     use crate::tally::LatencyUs;
@@ -171,6 +212,16 @@ mod tests {
         assert_eq!(verdict(both(95.0)[..1].to_vec(), in_memory), Verdict::NotMeasured);
         let both = |own| vec![redis("redis-lightswap", 0.25, own, 1.0), redis("redis-kernel-swap-ssd", 0.25, 100.0, 1.0)];
         assert_eq!([300.0, 299.0].map(|own| verdict(both(own), over_kernel_swap)), [Verdict::Met, Verdict::NotMet]);
+        // A machine that becomes half as fast after the first repetition is half as fast for both.
+        let at = |repetition, speed: f64| {
+            let configurations = [("redis-lightswap-dram", 97.0), ("redis-dram", 100.0)];
+            configurations.map(|(name, percent)| Run { repetition, ..redis(name, 1.0, speed * percent, 1.0) })
+        };
+        let mut runs = [at(1, 2.0), at(2, 1.0)].concat();
+        runs.push(Run { repetition: 3, ..redis("redis-dram", 1.0, 200.0, 1.0) });
+        assert_eq!(verdict(runs.clone(), in_memory), Verdict::Met);
+        runs.retain(|run| run.repetition == 3 || run.configuration == "redis-lightswap-dram");
+        assert_eq!(verdict(runs, in_memory), Verdict::NotMeasured);
         // Hashes are something else.
         let mut hashes = both(300.0);
         hashes.iter_mut().for_each(|run| run.details.data_type = "hashes".into());
@@ -205,6 +256,7 @@ mod tests {
         assert_eq!(judge(vec![record(), SaveRecord { dump_wrong: 1, ..record() }]), Verdict::NotMet);
         assert_eq!(judge(vec![SaveRecord { values_bytes: 799, ..record() }]), Verdict::NotMeasured);
         assert_eq!(judge(vec![SaveRecord { limit_bytes: None, ..record() }]), Verdict::NotMeasured);
+        assert_eq!(judge(vec![SaveRecord { dump_checksum: None, ..record() }]), Verdict::NotMeasured);
         // Kernel swap's is shown, not judged.
         assert_eq!(judge(vec![SaveRecord { local_memory_bytes: None, ..record() }]), Verdict::NotMeasured);
     }

@@ -28,7 +28,7 @@ impl MemoryBackend {
         }
         let size = url.size()?.ok_or_else(|| url.error(ErrorKind::BackendUrl, "a size is needed: memory:?size=8GiB"))?;
         let num_slots = slots_in(size, &url.text)?;
-        let slots = Mapping::new(bytes_of(num_slots), PAGE_SIZE)?;
+        let slots = Mapping::new(bytes_of(num_slots), PAGE_SIZE).map_err(|cause| url.too_large(&cause))?;
         slots.advise(libc::MADV_DONTFORK);
         Ok(Self { slots, num_slots })
     }

@@ -167,6 +167,11 @@ impl BackendUrl {
         Error::new(kind, format!("backend \"{}\": {what}", self.text))
     }
 
+    /// There is no address space for as much as `size` says.
+    pub(super) fn too_large(&self, cause: &Error) -> Error {
+        self.error(cause.kind(), format_args!("{cause}; give it a smaller size=SIZE"))
+    }
+
     pub(super) fn option(&self, name: &str) -> Option<&str> {
         self.options.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }

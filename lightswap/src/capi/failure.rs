@@ -2,7 +2,7 @@
 
 use super::error::status;
 use crate::failure::{self, SwapFailure};
-use crate::instance;
+use crate::ranges;
 use crate::try_catch::{self, Context, jmp_buf};
 use libc::{c_char, c_int, c_void, size_t};
 use std::cell::Cell;
@@ -66,7 +66,7 @@ pub unsafe extern "C" fn lsw_last_failure(error: *mut lsw_error) -> bool {
 /// bring the pages in or evict them. LSW_ERR_INVALID_ARGUMENT unless the range is of whole pages (4096 bytes); LSW_ERR_BUSY while one is pinned or accessed.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_discard(addr: *const c_void, len: size_t) -> c_int {
-    status(instance::discard(addr.cast(), len))
+    status(ranges::discard(addr.cast(), len))
 }
 
 /// For LSW_TRY.

@@ -5,7 +5,8 @@ use super::error::{fail, null, status};
 use super::instance::lsw_instance;
 use crate::error::{Error, ErrorKind};
 use crate::failure;
-use crate::instance::{self, Region};
+use crate::instance::Region;
+use crate::ranges;
 use crate::region::{self, Contract};
 use libc::{c_int, c_void, size_t};
 use std::sync::Arc;
@@ -60,19 +61,19 @@ pub unsafe extern "C" fn lsw_region_len(region: *const lsw_region) -> size_t {
 /// Makes the pages of the range resident now (suspending the LWT or blocking the thread) and marks them referenced.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_touch(addr: *const c_void, len: size_t) -> c_int {
-    status(instance::touch(addr.cast(), len))
+    status(ranges::touch(addr.cast(), len))
 }
 
 /// Touches the pages and keeps them resident until the same range is unpinned. Pins count. LSW_ERR_PIN_LIMIT beyond half of local memory or 128 MiB.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_pin(addr: *const c_void, len: size_t) -> c_int {
-    status(instance::pin(addr.cast(), len))
+    status(ranges::pin(addr.cast(), len))
 }
 
 /// lsw_pin without waiting: LSW_ERR_BUSY, and no pins, if a page is not resident or the limit of pins is reached.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_pin_resident(addr: *const c_void, len: size_t) -> c_int {
-    match instance::pin_resident(addr.cast(), len) {
+    match ranges::pin_resident(addr.cast(), len) {
         Ok(true) => LSW_OK,
         // Not by way of an error: this is asked often, and nobody reads a sentence about it.
         Ok(false) => {
@@ -86,7 +87,7 @@ pub extern "C" fn lsw_pin_resident(addr: *const c_void, len: size_t) -> c_int {
 /// Undoes one lsw_pin of the same range.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_unpin(addr: *const c_void, len: size_t) -> c_int {
-    status(instance::unpin(addr.cast(), len))
+    status(ranges::unpin(addr.cast(), len))
 }
 
 /// Copies len bytes, of which any part may lie in regions; each page of a region is pinned while it is read or written. This is how to write to a
@@ -95,7 +96,7 @@ pub extern "C" fn lsw_unpin(addr: *const c_void, len: size_t) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lsw_copy(to: *mut c_void, from: *const c_void, len: size_t) -> c_int {
     // SAFETY: the caller's promise, as for memmove.
-    status(unsafe { instance::copy(to.cast(), from.cast(), len) })
+    status(unsafe { ranges::copy(to.cast(), from.cast(), len) })
 }
 
 /// Compares len bytes as memcmp does, in the manner of lsw_copy: *order becomes negative, 0 or positive.
@@ -105,7 +106,7 @@ pub unsafe extern "C" fn lsw_compare(a: *const c_void, b: *const c_void, len: si
         return null("order");
     }
     // SAFETY: the caller's promise, as for memcmp.
-    match unsafe { instance::compare(a.cast(), b.cast(), len) } {
+    match unsafe { ranges::compare(a.cast(), b.cast(), len) } {
         Ok(ordering) => {
             // SAFETY: not NULL, and the caller vouches for a writable target.
             unsafe { *order = ordering as c_int };
@@ -118,19 +119,19 @@ pub unsafe extern "C" fn lsw_compare(a: *const c_void, b: *const c_void, len: si
 /// Starts reading the pages that are swapped out, without waiting; a hint.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_prefetch(addr: *const c_void, len: size_t) -> c_int {
-    status(instance::prefetch(addr.cast(), len))
+    status(ranges::prefetch(addr.cast(), len))
 }
 
 /// Makes the pages the first candidates for eviction; a hint.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_advise_cold(addr: *const c_void, len: size_t) -> c_int {
-    status(instance::advise_cold(addr.cast(), len))
+    status(ranges::advise_cold(addr.cast(), len))
 }
 
 /// Whether all pages of the range are resident; false outside regions.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_is_resident(addr: *const c_void, len: size_t) -> bool {
-    instance::is_resident(addr.cast(), len)
+    ranges::is_resident(addr.cast(), len)
 }
 
 /// Whether the address lies in a region.
@@ -143,5 +144,5 @@ pub extern "C" fn lsw_in_region(addr: *const c_void) -> bool {
 /// report out-of-memory.
 #[unsafe(no_mangle)]
 pub extern "C" fn lsw_reserve(addr: *const c_void, len: size_t) -> c_int {
-    status(instance::reserve(addr.cast(), len))
+    status(ranges::reserve(addr.cast(), len))
 }

@@ -42,9 +42,10 @@ mod table;
 
 use crate::access::PageRange;
 use crate::error::{Error, ErrorKind, Result};
-use crate::instance::{self, Region};
+use crate::instance::Region;
 use crate::notifier::die;
 use crate::parking::SpinLock;
+use crate::ranges;
 use crate::region::{self, RegionInner};
 use crate::size::{PAGE_SIZE, bytes_of, format_size, pages_in};
 use classes::{NUM_CLASSES, SMALL_MAX, class, class_of};
@@ -151,7 +152,7 @@ impl Heap {
             result => result?,
         };
         // SAFETY: both are objects of at least so many bytes, and nobody uses them.
-        let copied = unsafe { instance::copy(new.as_ptr(), object, size.min(self.usable_size(object))) };
+        let copied = unsafe { ranges::copy(new.as_ptr(), object, size.min(self.usable_size(object))) };
         // SAFETY: the caller gives the old one up; the new one is known to nobody yet.
         unsafe { self.free(if copied.is_ok() { object } else { new.as_ptr() }) };
         copied.map(|()| new)

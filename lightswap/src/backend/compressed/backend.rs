@@ -40,7 +40,7 @@ impl CompressedBackend {
             return Err(url.error(ErrorKind::BackendUrl, "a limit below a page leaves no room for anything"));
         }
         let num_slots = slots_in(size, &url.text)?;
-        Ok(Self { pool: Pool::new(num_slots, limit)?, num_slots })
+        Ok(Self { pool: Pool::new(num_slots, limit).map_err(|cause| url.too_large(&cause))?, num_slots })
     }
 }
 

@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::io_queue::{Completion, IoQueue, Token};
 use crate::size::{PAGE_SIZE, bytes_of, pages_in};
 use crate::sys;
+use crate::try_catch;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
@@ -222,6 +223,26 @@ impl NbdQueue {
         *line = Line::Closing(connection);
     }
 
+    /// The connection is dropped, and what was sent is sent again; but what cannot be read is not.
+    fn give_up_line(&self, io: &IoQueue, why: &Broken) {
+        self.break_line(why);
+        if matches!(why, Broken::Errno(libc::EFAULT)) {
+            self.fail_unreadable(io);
+        }
+    }
+
+    /// Pages of a write could not be read, as their memory was damaged since they were hashed. Such writes fail; all of them do if none shows that it is one, or the next
+    /// connection would end in the same way.
+    fn fail_unreadable(&self, io: &IoQueue) {
+        let fail = |is_it: fn(&WriteRequest) -> bool| {
+            let failed = self.requests.end_those(|task| matches!(task, Task::Write(write) if is_it(&write)));
+            failed.map(|task| self.end(io, task, -libc::EFAULT, std::ptr::null_mut())).count()
+        };
+        if fail(is_damaged) == 0 {
+            fail(|_| true);
+        }
+    }
+
     /// The worker ends: so does the connection, when all requests have been answered (what is left then can only be TRIMs). With `is_late` even if one is still
     /// being sent, as to a server that answers what it has not read.
     fn end_line(&self, is_late: bool) {
@@ -346,6 +367,18 @@ impl NbdQueue {
     }
 }
 
+/// Whether a page of a write cannot be read.
+fn is_damaged(write: &WriteRequest) -> bool {
+    let look = || {
+        for offset in (0..write.num_bytes).step_by(PAGE_SIZE).chain([write.num_bytes - 1]) {
+            // SAFETY: the write's memory, which nobody changes until it has ended.
+            unsafe { write.source.add(offset).read_volatile() };
+        }
+    };
+    // SAFETY: reads have nothing to clean up.
+    unsafe { try_catch::try_without_paging(look) }.is_err()
+}
+
 impl BackendQueue for NbdQueue {
     fn read(&self, io: &IoQueue, read: Read) {
         if let Some(errno) = self.refusal() {
@@ -405,7 +438,7 @@ impl BackendQueue for NbdQueue {
             Line::Down => unreachable!("nothing is under way without a connection"),
         };
         if let Err(why) = outcome {
-            self.break_line(&why);
+            self.give_up_line(io, &why);
         }
         self.end_closing(io);
     }
@@ -432,7 +465,7 @@ impl BackendQueue for NbdQueue {
             self.end_line(false);
         }
         if let Err(why) = self.exchange(io) {
-            self.break_line(&why);
+            self.give_up_line(io, &why);
             self.end_closing(io);
         }
         self.set_timer(io);

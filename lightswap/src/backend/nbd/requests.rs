@@ -83,6 +83,15 @@ impl Requests {
         self.records.remove(cookie as u32).task
     }
 
+    /// Those are over that `is_over` tells.
+    pub(super) fn end_those(&self, is_over: impl Fn(Task) -> bool) -> impl Iterator<Item = Task> {
+        let is_over = move |index: &u32| self.records.get(*index).is_some_and(|request| is_over(request.task));
+        self.records.indices().filter(is_over).map(|index| {
+            self.unsent.borrow_mut().retain(|other| *other != index);
+            self.records.remove(index).task
+        })
+    }
+
     /// All are over.
     pub(super) fn end_all(&self) -> impl Iterator<Item = Task> {
         self.unsent.borrow_mut().clear();
@@ -146,7 +155,12 @@ mod tests {
         let again = send(&requests, 4);
         assert_eq!(again.iter().map(|(_, first)| *first).collect::<Vec<_>>(), [1, 2, 3, 4]);
         assert!(again[0].0 == kept && requests.answered(kept).is_some());
-        assert_eq!(requests.end_all().count(), 4);
+        // Some are over that are to be sent again.
+        requests.send_all_again();
+        let is_over = |task| matches!(task, Task::Trim { first: 2 | 5, .. });
+        assert!(requests.end_those(is_over).all(|task| matches!(task, Task::Trim { first: 2, .. })) && requests.end_those(is_over).next().is_none());
+        assert_eq!(send(&requests, 4).iter().map(|(_, first)| *first).collect::<Vec<_>>(), [1, 3, 4]);
+        assert_eq!(requests.end_all().count(), 3);
         assert!(requests.is_empty() && requests.oldest_ns().is_none() && send(&requests, 4).is_empty());
     }
 }

@@ -1,19 +1,18 @@
 //! Brings one configuration up with its data loaded. What runs on it is in `session.rs`.
 
+mod cell;
+mod dump;
+mod memory;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
-use lightswap::format_size;
 
-use crate::budget::{
-    Fixed, FixedOverhead, backend_bytes, hash_power, local_memory_bytes, redis_backend_bytes, redis_local_memory_bytes, redis_values_mib,
-    server_memory_mib,
-};
+use crate::budget::{Fixed, hash_power};
 use crate::cgroup::{self, Cgroup, KernelSwap};
-use crate::configuration::{Binary, Configuration, Memory, REMOTES, SERVER_THREADS, Settings, VALUE_MEMORY_PERCENT, fill};
+use crate::configuration::{Binary, Configuration, REMOTES, fill};
 use crate::endpoint::Endpoint;
 use crate::environment::without_machine_paths;
 use crate::extstore;
@@ -23,12 +22,15 @@ use crate::journal::{Guard, Journal, Leftover, change_setting};
 use crate::memory_server::MemoryServer;
 use crate::outside::Outside;
 use crate::process;
-use crate::results::{Details, Run};
 use crate::server::{self, Server};
 use crate::server_kind::{Programs, ServerKind};
 use crate::session::Session;
 use crate::swap::{SwapDevice, SwapKind};
 use crate::units::MIB;
+
+pub use cell::{Cell, NotPossible};
+pub use dump::DUMP;
+pub use memory::MemoryPlan;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Transport {
@@ -45,87 +47,6 @@ impl Transport {
     }
 }
 
-/// One server of a comparison: what it is, and with which data.
-#[derive(Debug, Clone)]
-pub struct Cell {
-    pub configuration: Rc<Configuration>,
-    /// The memory limit as a part of the data; 1 where there is no limit.
-    pub ratio: f64,
-    pub settings: Settings,
-    pub shape: Shape,
-}
-
-impl Cell {
-    pub fn label(&self) -> String {
-        let threads = self.settings.get(SERVER_THREADS).map_or("", String::as_str);
-        if self.configuration.is_limited() {
-            format!("{} {:.0} % -t {threads}", self.configuration.name, self.ratio * 100.0)
-        } else {
-            format!("{} -t {threads}", self.configuration.name)
-        }
-    }
-
-    /// A run without results, to be filled or to carry an error.
-    pub fn empty_run(&self, workload: &str, repetition: u32) -> Run {
-        Run {
-            workload: workload.into(),
-            server: self.configuration.server_kind.name().into(),
-            configuration: self.configuration.name.clone(),
-            backend: self.configuration.backend.clone(),
-            local_memory_ratio: self.ratio,
-            server_threads: self.configuration.server_threads(&self.settings).unwrap_or(0),
-            connections: self.shape.connections,
-            repetition,
-            details: Details {
-                settings: self.settings.clone(),
-                records: self.shape.records,
-                value_size_bytes: self.shape.value_sizes.mean(),
-                value_mix: self.shape.value_sizes.mix(),
-                value_kind: self.shape.value_kind.name().into(),
-                data_type: self.shape.protocol.data_type().name().into(),
-                is_indexed: self.shape.protocol.is_indexed(),
-                ..Details::default()
-            },
-            ..Run::default()
-        }
-    }
-
-    pub fn memory_mib(&self) -> u64 {
-        match self.configuration.server_kind {
-            ServerKind::Memcached => server_memory_mib(self.shape.records, &self.shape.value_sizes),
-            ServerKind::Redis => redis_values_mib(self.shape.records, &self.shape.value_sizes),
-        }
-    }
-
-    /// Room for all pages in a swap device, a backend, or a process of its own.
-    pub fn backend_bytes(&self) -> u64 {
-        match self.configuration.server_kind {
-            ServerKind::Memcached => backend_bytes(self.memory_mib()),
-            ServerKind::Redis => redis_backend_bytes(self.memory_mib()),
-        }
-    }
-
-    /// The part of it that lies in the server's process, where one does.
-    pub fn pool_bytes(&self) -> u64 {
-        self.backend_bytes() / MIB * self.configuration.pool_percent / 100 * MIB
-    }
-}
-
-/// Why a cell makes no sense, rather than has failed: its memory limit is too small for what has to be in memory.
-#[derive(Debug)]
-pub struct NotPossible(pub String);
-
-impl std::fmt::Display for NotPossible {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for NotPossible {}
-
-/// What Redis writes its dumps to, in the harness's directory.
-pub const DUMP: &str = "lightswap-bench.rdb";
-
 /// Who loads them: keys differ.
 #[derive(Debug, Clone, Copy)]
 enum Records<'p> {
@@ -134,19 +55,6 @@ enum Records<'p> {
         rate: Option<f64>,
     },
     Others(&'p Outside),
-}
-
-/// How the memory of a cell is divided.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct MemoryPlan {
-    /// The part of the data that the cell stands for.
-    pub limit_bytes: Option<u64>,
-    /// Memory beside the limit, in the server's process.
-    pub in_process_bytes: Option<u64>,
-    pub local_memory_bytes: Option<u64>,
-    pub extstore: Option<extstore::Plan>,
-    /// Where it was measured.
-    pub fixed: Option<Fixed>,
 }
 
 #[derive(Debug)]
@@ -242,73 +150,6 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    pub fn memory_plan(&self, cell: &Cell) -> Result<MemoryPlan> {
-        let configuration = &cell.configuration;
-        let mut plan = MemoryPlan::default();
-        if configuration.memory == Memory::Ample {
-            // The region and a little more, so that nothing is ever reclaimed ahead of demand either.
-            plan.local_memory_bytes = Some((cell.memory_mib() * 5 / 4 + 64) * MIB);
-        }
-        if !configuration.is_limited() {
-            return Ok(plan);
-        }
-        let data = self.data_bytes(&cell.shape).context("the size of the data is not known, of which the memory limit is a part")?;
-        let limit_bytes = (data as f64 * cell.ratio) as u64 / MIB * MIB;
-        plan.limit_bytes = Some(limit_bytes);
-        let server_threads = configuration.server_threads(&cell.settings)?;
-        match configuration.memory {
-            Memory::Local if configuration.server_kind == ServerKind::Redis => {
-                let fixed =
-                    self.fixed(&cell.shape, self.server_of(configuration)?).context("what Redis needs beside its local memory was not measured")?;
-                let beside = fixed.with_margin(cell.shape.connections, cell.shape.protocol.is_indexed());
-                let local = redis_local_memory_bytes(limit_bytes, beside).ok_or_else(|| {
-                    NotPossible(format!(
-                        "a limit of {} leaves no local memory beside the {} that keys, other metadata, buffers and the process take; use larger values or a \
-                         larger --ratio",
-                        format_size(limit_bytes),
-                        format_size(beside)
-                    ))
-                })?;
-                plan.local_memory_bytes = Some(local);
-                plan.in_process_bytes = configuration.backend_in_process.then(|| cell.pool_bytes());
-                plan.fixed = Some(fixed);
-            }
-            Memory::Local => {
-                let overhead = FixedOverhead {
-                    server_memory_mib: cell.memory_mib(),
-                    records: cell.shape.records,
-                    hash_power: hash_power(cell.shape.records),
-                    connections: cell.shape.connections,
-                    server_threads,
-                    item_headers: configuration.item_headers,
-                };
-                let local = local_memory_bytes(limit_bytes, overhead).ok_or_else(|| {
-                    NotPossible(format!(
-                        "a limit of {} leaves no local memory beside the server's fixed {}, of which item headers take {}, {} connections {} and \
-                         {server_threads} server threads {}; use fewer --connections or --server-threads, larger values or a larger --ratio",
-                        format_size(limit_bytes),
-                        format_size(overhead.bytes()),
-                        format_size(overhead.headers_bytes()),
-                        cell.shape.connections,
-                        format_size(overhead.connections_bytes()),
-                        format_size(overhead.threads_bytes()),
-                    ))
-                })?;
-                plan.local_memory_bytes = Some(local);
-                plan.in_process_bytes = configuration.backend_in_process.then(|| cell.pool_bytes());
-            }
-            Memory::Extstore => {
-                let number = |name: &str| cell.settings.get(name).and_then(|text| text.parse::<u64>().ok());
-                let threads = u64::from(server_threads) + number("ext_threads").unwrap_or(1);
-                let percent = number(VALUE_MEMORY_PERCENT).with_context(|| format!("extstore needs the setting {VALUE_MEMORY_PERCENT}, a number"))?;
-                let extstore = extstore::plan(limit_bytes, &cell.shape, threads, percent).map_err(|error| NotPossible(error.to_string()))?;
-                plan.extstore = Some(extstore);
-            }
-            _ => {}
-        }
-        Ok(plan)
-    }
-
     fn endpoint(&self, kind: ServerKind) -> Result<Endpoint> {
         Ok(match self.transport {
             Transport::Tcp => Endpoint::Tcp(([127, 0, 0, 1], server::free_port()?).into()),
@@ -335,54 +176,6 @@ impl<'a> Lab<'a> {
         }
         let slowest = extstore::load_rate(&cell.shape, extstore::LOAD_ATTEMPTS - 1);
         bail!("{}: records are evicted even when they are loaded at {slowest:.0}/s", cell.label())
-    }
-
-    /// What other runs have measured of these records with the programs of this lab.
-    pub fn take_over(&mut self, shape: Shape, runs: &[Run]) -> Result<()> {
-        let is_of_them = |run: &&Run| {
-            let details = &run.details;
-            let same_values = details.value_size_bytes == shape.value_sizes.mean() && details.value_mix == shape.value_sizes.mix();
-            (run.server.as_str(), details.records, same_values) == (shape.protocol.server(), shape.records, true)
-                && (details.data_type.as_str(), details.value_kind.as_str()) == (shape.protocol.data_type().name(), shape.value_kind.name())
-                && (details.is_indexed, run.connections, details.error.is_none()) == (shape.protocol.is_indexed(), shape.connections, true)
-        };
-        for run in runs.iter().filter(is_of_them) {
-            let details = &run.details;
-            if run.limit_bytes.is_some() && self.data_bytes(&shape).is_none() {
-                self.set_data_bytes(shape, details.data_bytes);
-            }
-            if let (Some(bytes), Some(bytes_per_key)) = (details.fixed_bytes, details.fixed_bytes_per_key) {
-                let program = self.program(ServerKind::Redis, Binary::Lightswap)?.to_owned();
-                if self.fixed(&shape, &program).is_none() {
-                    self.set_fixed(shape, program, Fixed { bytes, bytes_per_key });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Keeps a dump that would go with its server.
-    pub fn take_dump(&self, from: &str, to: &str) -> Result<Guard<'a>> {
-        let (from, to) = (self.directory.join(from), self.directory.join(to));
-        let guard = scratch_file(self.journal, &to)?;
-        std::fs::rename(&from, &to).with_context(|| format!("there is no dump {}", from.display()))?;
-        Ok(guard)
-    }
-
-    /// A stock Redis with what is in a dump.
-    pub fn start_on_dump(&self, name: &str) -> Result<(Server<'a>, Vec<Guard<'a>>)> {
-        let kind = ServerKind::Redis;
-        let (endpoint, directory) = (self.endpoint(kind)?, std::path::absolute(&self.directory)?);
-        let log = self.directory.join("lightswap-bench.dump-log");
-        let mut files = vec![scratch_file(self.journal, &log)?];
-        if let Endpoint::Unix(path) = &endpoint {
-            files.push(scratch_file(self.journal, path)?);
-        }
-        let directory = directory.to_string_lossy();
-        let words = ["--save", "", "--appendonly", "no", "--dir", &directory, "--dbfilename", name];
-        let arguments = [words.map(str::to_owned).to_vec(), kind.arguments(&endpoint, is_root())].concat();
-        let server = Server::start(self.journal, (kind, self.program(kind, Binary::Stock)?), &arguments, endpoint, &log, None)?;
-        Ok((server, files))
     }
 
     /// Without a limit, and with as little local memory: to see what else the server needs.
@@ -461,7 +254,7 @@ impl<'a> Lab<'a> {
                 Some(device.1.activate()?)
             }
         };
-        let cgroup_bytes = plan.limit_bytes.map(|bytes| bytes + plan.in_process_bytes.unwrap_or(0)).filter(|_| self.limits_memory);
+        let cgroup_bytes = plan.process_limit_bytes().filter(|_| self.limits_memory);
         let cgroup = cgroup_bytes
             .map(|bytes| {
                 let swap = if active_swap.is_some() { KernelSwap::Allowed } else { KernelSwap::Forbidden };
