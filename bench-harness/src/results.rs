@@ -199,7 +199,7 @@ pub const AS_MUCH_IN_ALL: &str = "transparent, as much memory in all";
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum Micro {
     Notify {
-        /// "sigbus", "monitor", or later "ebpf"; "bare" is a plain SIGBUS handler without Lightswap, "kernel" the kernel's own first-touch fault from
+        /// "sigbus", "monitor" or "ebpf"; "bare" is a plain SIGBUS handler without Lightswap, "kernel" the kernel's own first-touch fault from
         /// access to access. "sigbus-suspended": each LWT waits inside its handler for a disk, so that as many signal frames are alive as LWTs.
         notifier: String,
         lwts: u32,

@@ -35,8 +35,9 @@ void lightswap_usage(void) {
            "-   --lightswap-backend=<url> where the other items are kept, such as\n"
            "                          file:/path?size=32GiB; %%p in it is the process id.\n"
            "                          also: LIGHTSWAP_BACKEND in the environment\n"
-           "-   --lightswap-notifier=<sigbus|monitor>\n"
+           "-   --lightswap-notifier=<sigbus|monitor|ebpf>\n"
            "                          how page faults reach Lightswap. monitor is for comparison: classic userfaultfd.\n"
+           "                          ebpf needs Lightswap's kernel module and is sigbus without.\n"
            "                          also: LIGHTSWAP_NOTIFIER in the environment (default: sigbus)\n"
            "-   --lightswap-wait=<suspend|poll>\n"
            "                          what a worker does while a page is read. poll is for comparison: it waits.\n"
@@ -119,6 +120,16 @@ static uint32_t choose_in_environment(const char *name, const char *first, const
     return 1;
 }
 
+static uint32_t choose_notifier(const char *text) {
+    if (text != NULL && strcmp(text, "ebpf") == 0) {
+        return LSW_NOTIFIER_EBPF;
+    }
+    if (text != NULL && strcmp(text, "sigbus") != 0 && strcmp(text, "monitor") != 0) {
+        refuse("--lightswap-notifier=%s: it takes sigbus, monitor or ebpf", text);
+    }
+    return choose(text, "notifier", "sigbus", "monitor");
+}
+
 static void refuse_what_cannot_work(const struct lightswap_choices *choices) {
     if (choices->lock_memory) {
         refuse("-k (lock memory) cannot be combined with --lightswap-memory: locked pages cannot be swapped");
@@ -172,7 +183,7 @@ void lightswap_configure(const struct lightswap_choices *choices) {
     if (wait_text == NULL) {
         wait_text = from_environment("LIGHTSWAP_WAIT");
     }
-    lightswap_settings.notifier = choose(notifier_text, "notifier", "sigbus", "monitor");
+    lightswap_settings.notifier = choose_notifier(notifier_text);
     lightswap_settings.waiting = choose(wait_text, "wait", "suspend", "poll");
     lightswap_settings.step_times = choose_in_environment("LIGHTSWAP_STEP_TIMES", "0", "1");
     lightswap_settings.fault_return = choose_in_environment("LIGHTSWAP_FAULT_RETURN", "user", "kernel");

@@ -104,6 +104,8 @@
 #define LSW_NOTIFIER_SIGBUS 0
 /* For comparison: classic userfaultfd. The faulting thread sleeps in the kernel, and one thread of the instance does all paging. */
 #define LSW_NOTIFIER_MONITOR 1
+/* As LSW_NOTIFIER_SIGBUS, without the signal: needs the kernel module of integrations/kernel, CAP_BPF and CAP_PERFMON; without, it is LSW_NOTIFIER_SIGBUS. */
+#define LSW_NOTIFIER_EBPF 2
 /* The handler of a fault loads the registers itself and so goes back to the access without a system call, where it can. The default. */
 #define LSW_FAULT_RETURN_USER 0
 /* For comparison, and for tools that must see it: by rt_sigreturn. */
@@ -132,7 +134,7 @@ typedef struct lsw_config {
     uint32_t max_workers;
     /* Usable bytes of an LWT's stack; 0 means 64 KiB. */
     uint32_t lwt_stack_bytes;
-    /* How a faulting access reaches the library: LSW_NOTIFIER_SIGBUS (0) or LSW_NOTIFIER_MONITOR. */
+    /* How a faulting access reaches the library: LSW_NOTIFIER_SIGBUS (0), LSW_NOTIFIER_MONITOR or LSW_NOTIFIER_EBPF. */
     uint32_t notifier;
     /* What a worker does while a page is on its way: LSW_WAITING_SUSPEND (0) or LSW_WAITING_POLL. */
     uint32_t waiting;

@@ -14,6 +14,10 @@ pub enum Notifier {
     /// Classic userfaultfd, for comparison: the faulting thread sleeps in the kernel while the instance's pager thread reads the message and brings the
     /// page in. That thread does all paging: a thread that sleeps could not see to its own I/O. LWTs are allowed, but a fault blocks their whole worker.
     Monitor = 1,
+    /// A BPF program in the fault path sends the faulting thread to the handler without a signal: the same as [`Notifier::Sigbus`] otherwise, and cheaper. Needs the kernel
+    /// module of integrations/kernel, and CAP_BPF and CAP_PERFMON when the instance is opened; without, a warning says so and it is [`Notifier::Sigbus`] (see
+    /// [`crate::Lightswap::notifier`]).
+    Ebpf = 2,
 }
 
 /// How the handler of [`Notifier::Sigbus`] goes back to the access, once the page is there.

@@ -7,7 +7,7 @@ use crate::evict;
 use crate::failure;
 use crate::fork;
 use crate::lwt;
-use crate::notifier::{monitor, sigbus};
+use crate::notifier::{ebpf, monitor, sigbus};
 use crate::pager::Pager;
 use crate::region::{self, Contract, RegionInner};
 use crate::shrink;
@@ -36,6 +36,12 @@ impl Instance {
 
     fn open(mut config: Config) -> Result<Self> {
         config.backend_name = failure::intern(&config.backend_url);
+        if config.notifier == Notifier::Ebpf
+            && let Err(cause) = ebpf::open()
+        {
+            tracing::warn!("the notifier \"ebpf\" cannot be used, \"sigbus\" is: {cause}");
+            config.notifier = Notifier::Sigbus;
+        }
         let pager = Arc::new(Pager::open(config)?);
         sigbus::install()?;
         fork::install(&pager);
@@ -224,6 +230,11 @@ impl Lightswap {
             pager.uffd.register(inner.start(), num_bytes, inner.is_transparent())?;
             let inner = Arc::new(inner);
             region::register(&inner)?;
+            if pager.config.notifier == Notifier::Ebpf
+                && let Err(cause) = ebpf::add_range(inner.start(), num_bytes)
+            {
+                tracing::warn!("{cause}");
+            }
             Ok(inner)
         });
         match inner {
@@ -238,6 +249,11 @@ impl Lightswap {
                 })
             }
         }
+    }
+
+    /// How faulting accesses reach this instance: as it was asked for, or [`Notifier::Sigbus`] where [`Notifier::Ebpf`] cannot be used.
+    pub fn notifier(&self) -> Notifier {
+        self.pager().config.notifier
     }
 
     /// Bytes of the largest region that can be made now: with [`Builder::snapshots`] half of what the backend has room for.
@@ -290,6 +306,9 @@ impl Lightswap {
         stats.push(("backend_content_losses", health.generation));
         if !is_child {
             stats.extend(pager.backend_stats());
+        }
+        if pager.config.notifier == Notifier::Ebpf {
+            stats.push(("redirected_faults", ebpf::num_redirected()));
         }
         if let Some(snapshots) = &pager.snapshots {
             stats.extend(snapshots.stats());
@@ -373,6 +392,9 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         let pager = self.inner.pager.clone();
+        if pager.config.notifier == Notifier::Ebpf && !pager.is_inherited() {
+            ebpf::remove_range(self.inner.start(), self.inner.num_bytes());
+        }
         region::unregister(&self.inner);
         if pager.is_inherited() {
             // What is at work in it is so in the parent.

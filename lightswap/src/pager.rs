@@ -2,7 +2,7 @@
 
 use crate::backend::{self, Backend};
 use crate::budget::Budget;
-use crate::config::{Config, Notifier, Waiting};
+use crate::config::{Config, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hand::Hand;
 use crate::size::{PAGE_SIZE, bytes_of, format_size, pages_in};
@@ -373,21 +373,18 @@ struct NumBuffers {
 
 impl NumBuffers {
     /// Who reads how much at a time depends on the mode, and a buffer that is never used is a page less for the program:
-    /// - `Sigbus` and `Suspend`: each worker reads for all its LWTs, the pager thread for all ordinary threads. Equal parts.
+    /// - `Suspend`: each worker reads for all its LWTs, the pager thread for all ordinary threads. Equal parts.
     /// - `Poll`: a worker's LWTs do not run while one waits. The pager thread suspends its LWTs, so its part is as above.
     /// - `Monitor`: the pager thread does all paging (see [`crate::worker::Worker::swaps_in`]), so workers need none, however many there are.
     fn of(config: &Config, num_pages: usize, staging_pages: usize) -> Self {
         let pages_per_buffer = 1 + staging_pages;
-        let num_sharing = match config.notifier {
-            Notifier::Sigbus => config.max_workers + 1,
-            Notifier::Monitor => 1,
-        };
+        let num_sharing = if config.faults_sleep() { 1 } else { config.max_workers + 1 };
         // Of what the smallest local memory leaves.
         let part = num_pages.saturating_sub(MIN_LOCAL_PAGES) / (BUFFER_SHARE * num_sharing * pages_per_buffer);
-        let of_worker = match (config.notifier, config.waiting) {
-            (Notifier::Monitor, _) => 0,
-            (Notifier::Sigbus, Waiting::Poll) => part.clamp(1, MAX_BUFFERS_OF_POLLING),
-            (Notifier::Sigbus, Waiting::Suspend) => part.clamp(1, MAX_BUFFERS),
+        let of_worker = match config.waiting {
+            _ if config.faults_sleep() => 0,
+            Waiting::Poll => part.clamp(1, MAX_BUFFERS_OF_POLLING),
+            Waiting::Suspend => part.clamp(1, MAX_BUFFERS),
         };
         Self { of_worker, of_pager_thread: part.clamp(1, MAX_BUFFERS), pages_per_buffer }
     }
@@ -440,6 +437,7 @@ fn machine_memory_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Notifier;
 
     fn config(local_memory_bytes: u64, max_workers: usize) -> Config {
         Config { local_memory_bytes, max_workers, ..Config::default() }

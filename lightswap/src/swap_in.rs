@@ -1,7 +1,7 @@
 //! Bringing pages in: from a fault, a touch, a pin or a prefetch to the mapped page.
 //!
 //! On an LWT the caller submits the read and is suspended until the page is there. An ordinary thread does what needs no waiting itself, and
-//! hands the rest to the instance's pager thread, where an LWT serves it; only that thread blocks. With [`Notifier::Monitor`] all threads of the program do
+//! hands the rest to the instance's pager thread, where an LWT serves it; only that thread blocks. With [`crate::Notifier::Monitor`] all threads of the program do
 //! so, and what they ask for comes without a pin: the LWT that is to drop it may not run before another one's fault, which needs a frame, is over.
 //!
 //! Whoever asked gets the page with a pin that it drops when it has been resumed: with a tiny local memory the page would otherwise be
@@ -12,7 +12,6 @@
 
 use crate::backend::Now;
 use crate::buffers::{Asker, Outcome, PendingRead};
-use crate::config::Notifier;
 use crate::evict;
 use crate::failure::RawCause;
 use crate::io_queue::{Completion, Source};
@@ -147,7 +146,7 @@ fn bring_in(worker: &Worker, page: Page<'static>, word: Word) -> Result<(), RawC
 fn bring_in_on_thread(page: Page<'static>, word: Word) -> Result<bool, RawCause> {
     let pager = &*page.region.pager;
     let entry = page.entry();
-    let may_swap_in = pager.config.notifier == Notifier::Sigbus;
+    let may_swap_in = !pager.config.faults_sleep();
     if may_swap_in && (!word.is_stored() || pager.backend.is_readable_now(page.slot())) && pager.budget.try_take_in_turn() {
         if !entry.begin_swap_in(word) {
             pager.budget.give_back(1);
@@ -335,7 +334,7 @@ pub(crate) fn serve(request: *mut Request) {
         return;
     }
     let result = make_resident(page);
-    if result.is_ok() && page.region.pager.config.notifier == Notifier::Monitor {
+    if result.is_ok() && page.region.pager.config.faults_sleep() {
         unpin(page);
     }
     // SAFETY: as above; after `done` is set it may be gone, its address is still good as a key.

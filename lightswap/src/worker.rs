@@ -8,7 +8,7 @@ mod shared;
 use crate::backend::{QueueBuilder, Queues, Read, Write, WriteRequest};
 use crate::budget::MAX_BATCH_PAGES;
 use crate::buffers::{Asker, Buffers, PendingRead};
-use crate::config::{Config, Notifier, Waiting};
+use crate::config::Waiting;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict::{self, Batch, MAX_BATCHES};
 use crate::failure::RawCause;
@@ -112,7 +112,7 @@ impl Worker {
         let queue = IoQueue::new(wake_fd, buffers.as_iovec(), builder.files(), num_buffers, times_reads, builder.num_finished())?;
         shared.ring_fd.store(queue.ring_fd(), Relaxed);
         shared.is_entered.store(true, Relaxed);
-        let Config { notifier, waiting, .. } = pager.config;
+        let (faults_sleep, waiting) = (pager.config.faults_sleep(), pager.config.waiting);
         let worker = Self {
             pager: pager.clone(),
             shared,
@@ -126,8 +126,8 @@ impl Worker {
             stacks: RefCell::new(StackPool::new(pager.config.lwt_stack_bytes)),
             server: (is_pager_thread && pager.snapshots.is_some()).then(|| Server::new(num_buffers)),
             // With a monitor a fault of the program's blocks the whole thread: what it has begun would have to wait.
-            swaps_in: is_pager_thread || notifier == Notifier::Sigbus,
-            reclaims: is_pager_thread || (notifier == Notifier::Sigbus && waiting == Waiting::Suspend),
+            swaps_in: is_pager_thread || !faults_sleep,
+            reclaims: is_pager_thread || (!faults_sleep && waiting == Waiting::Suspend),
             polls: !is_pager_thread && waiting == Waiting::Poll,
             busy_poll_ns: pager.backend.busy_poll_us() * 1000,
         };

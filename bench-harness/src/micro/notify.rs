@@ -3,10 +3,10 @@
 //! LWTs of one worker read random pages of a region that is four times local memory. On the memory backend an LWT yields after each fault, so that the
 //! frames of all LWTs take turns. With `--directory` the same is measured on a file, too: there each faulting LWT stays suspended inside its handler until
 //! its read is done, so that as many signal frames are alive as there are LWTs ("sigbus-suspended"). With a monitor thread ("monitor") a fault blocks the
-//! whole worker, so that the number of LWTs can make no difference.
+//! whole worker, so that the number of LWTs can make no difference. Where the kernel module is loaded, LWTs take turns without signals, too ("ebpf").
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Barrier};
 
@@ -51,6 +51,7 @@ enum Kind {
     Bare,
     Sigbus,
     SigbusSuspended,
+    Ebpf,
     Monitor,
 }
 
@@ -61,7 +62,16 @@ impl Kind {
             Self::Bare => "bare",
             Self::Sigbus => "sigbus",
             Self::SigbusSuspended => "sigbus-suspended",
+            Self::Ebpf => "ebpf",
             Self::Monitor => "monitor",
+        }
+    }
+
+    fn notifier(self) -> Notifier {
+        match self {
+            Self::Ebpf => Notifier::Ebpf,
+            Self::Monitor => Notifier::Monitor,
+            Self::Kernel | Self::Bare | Self::Sigbus | Self::SigbusSuspended => Notifier::Sigbus,
         }
     }
 }
@@ -90,7 +100,7 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
                 Kind::Kernel => floor::measure(point.workers as usize, faults)?,
                 Kind::Bare => bare::measure(point.workers as usize, faults)?,
                 Kind::Monitor => measure(point, None, (faults / MONITOR_SHARE).max(1), u64::from(repetition))?,
-                Kind::Sigbus => measure(point, None, faults, u64::from(repetition))?,
+                Kind::Sigbus | Kind::Ebpf => measure(point, None, faults, u64::from(repetition))?,
                 Kind::SigbusSuspended => measure(point, file.as_ref(), faults, u64::from(repetition))?,
             };
             point.measured.push((quantile_us(&latencies_ns, 0.5), quantile_us(&latencies_ns, 0.99)));
@@ -107,9 +117,17 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     Ok(findings)
 }
 
+/// Whether instances can have that notifier.
+fn has_ebpf() -> bool {
+    // Asked for without the module, each would say what it lacks.
+    let open = || Lightswap::builder().local_memory(1 << 20).backend("memory:?size=1MiB").notifier(Notifier::Ebpf).open();
+    Path::new("/dev/lightswap").exists() && open().is_ok_and(|swap| swap.notifier() == Notifier::Ebpf)
+}
+
 /// Notifiers alternate for each number of LWTs.
 fn points(options: &Options) -> Vec<Point> {
     let mut points = Vec::new();
+    let has_ebpf = has_ebpf();
     for &workers in &options.workers {
         let mut add = |kind, lwts| points.push(Point { kind, lwts, workers, measured: Vec::new() });
         add(Kind::Kernel, 0);
@@ -118,6 +136,9 @@ fn points(options: &Options) -> Vec<Point> {
             add(Kind::Sigbus, lwts);
             if options.directory.is_some() {
                 add(Kind::SigbusSuspended, lwts);
+            }
+            if has_ebpf {
+                add(Kind::Ebpf, lwts);
             }
             // Its time stamps tell faults of one thread apart, not of several.
             if workers == 1 {
@@ -131,10 +152,9 @@ fn points(options: &Options) -> Vec<Point> {
 /// Notification latencies in nanoseconds, sorted.
 fn measure(point: &Point, file: Option<&DiskFile>, quota: usize, seed: u64) -> Result<Vec<u32>> {
     let (num_lwts, num_workers) = (point.lwts as usize, point.workers as usize);
-    let notifier = if point.kind == Kind::Monitor { Notifier::Monitor } else { Notifier::Sigbus };
     let backend = file.map_or_else(|| format!("memory:?size={REGION_BYTES}"), DiskFile::url);
     let builder = Lightswap::builder().local_memory(REGION_BYTES as u64 / 4).backend(backend).max_workers(num_workers);
-    let filled = Filled::new(builder.notifier(notifier).open()?, REGION_BYTES, Contract::Transparent, Content::HalfNoise)?;
+    let filled = Filled::new(builder.notifier(point.kind.notifier()).open()?, REGION_BYTES, Contract::Transparent, Content::HalfNoise)?;
     let pages = Pages::of(&filled.region);
     let start = Arc::new(Barrier::new(num_workers));
     let mut all = std::thread::scope(|scope| {

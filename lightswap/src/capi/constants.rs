@@ -55,6 +55,8 @@ pub const LSW_COOPERATIVE: c_int = 1;
 pub const LSW_NOTIFIER_SIGBUS: u32 = 0;
 /// For comparison: classic userfaultfd. The faulting thread sleeps in the kernel, and one thread of the instance does all paging.
 pub const LSW_NOTIFIER_MONITOR: u32 = 1;
+/// As LSW_NOTIFIER_SIGBUS, without the signal: needs the kernel module of integrations/kernel, CAP_BPF and CAP_PERFMON; without, it is LSW_NOTIFIER_SIGBUS.
+pub const LSW_NOTIFIER_EBPF: u32 = 2;
 
 /// The handler of a fault loads the registers itself and so goes back to the access without a system call, where it can. The default.
 pub const LSW_FAULT_RETURN_USER: u32 = 0;
@@ -84,6 +86,7 @@ const _: () = {
     assert!(LSW_CAUSE_SHORT == Cause::ShortRead as u32 && LSW_CAUSE_LOST_BACKEND == Cause::LostBackend as u32);
     assert!(LSW_CAUSE_POISON == Cause::Poisoned as u32);
     assert!(LSW_NOTIFIER_SIGBUS == Notifier::Sigbus as u32 && LSW_NOTIFIER_MONITOR == Notifier::Monitor as u32);
+    assert!(LSW_NOTIFIER_EBPF == Notifier::Ebpf as u32);
     assert!(LSW_FAULT_RETURN_USER == FaultReturn::User as u32 && LSW_FAULT_RETURN_KERNEL == FaultReturn::Kernel as u32);
     assert!(LSW_WAITING_SUSPEND == Waiting::Suspend as u32 && LSW_WAITING_POLL == Waiting::Poll as u32);
     assert!(LSW_TRANSPARENT == Contract::Transparent as c_int && LSW_COOPERATIVE == Contract::Cooperative as c_int);

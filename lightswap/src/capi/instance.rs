@@ -1,7 +1,8 @@
 //! Opening and closing an instance.
 
 use super::constants::{
-    LSW_FAULT_RETURN_KERNEL, LSW_FAULT_RETURN_USER, LSW_NOTIFIER_MONITOR, LSW_NOTIFIER_SIGBUS, LSW_OK, LSW_WAITING_POLL, LSW_WAITING_SUSPEND,
+    LSW_FAULT_RETURN_KERNEL, LSW_FAULT_RETURN_USER, LSW_NOTIFIER_EBPF, LSW_NOTIFIER_MONITOR, LSW_NOTIFIER_SIGBUS, LSW_OK, LSW_WAITING_POLL,
+    LSW_WAITING_SUSPEND,
 };
 use super::error::{fail, null, status};
 use crate::Lightswap;
@@ -29,7 +30,7 @@ pub struct lsw_config {
     max_workers: u32,
     /// Usable bytes of an LWT's stack; 0 means 64 KiB.
     lwt_stack_bytes: u32,
-    /// How a faulting access reaches the library: LSW_NOTIFIER_SIGBUS (0) or LSW_NOTIFIER_MONITOR.
+    /// How a faulting access reaches the library: LSW_NOTIFIER_SIGBUS (0), LSW_NOTIFIER_MONITOR or LSW_NOTIFIER_EBPF.
     notifier: u32,
     /// What a worker does while a page is on its way: LSW_WAITING_SUSPEND (0) or LSW_WAITING_POLL.
     waiting: u32,
@@ -68,21 +69,22 @@ pub unsafe extern "C" fn lsw_open(config: *const lsw_config, instance: *mut *mut
     let Ok(url) = url.to_str() else {
         return fail(&Error::new(ErrorKind::BackendUrl, "the backend URL is not UTF-8"));
     };
-    let no_such = |what: &str, value: u32| fail(&Error::new(ErrorKind::InvalidArgument, format!("{value} is no {what}: 0 and 1 are")));
+    let no_such = |what: &str, value: u32, are: &str| fail(&Error::new(ErrorKind::InvalidArgument, format!("{value} is no {what}: {are} are")));
     let notifier = match config.notifier {
         LSW_NOTIFIER_SIGBUS => Notifier::Sigbus,
         LSW_NOTIFIER_MONITOR => Notifier::Monitor,
-        other => return no_such("notifier", other),
+        LSW_NOTIFIER_EBPF => Notifier::Ebpf,
+        other => return no_such("notifier", other, "0 to 2"),
     };
     let waiting = match config.waiting {
         LSW_WAITING_SUSPEND => Waiting::Suspend,
         LSW_WAITING_POLL => Waiting::Poll,
-        other => return no_such("way of waiting", other),
+        other => return no_such("way of waiting", other, "0 and 1"),
     };
     let fault_return = match config.fault_return {
         LSW_FAULT_RETURN_USER => FaultReturn::User,
         LSW_FAULT_RETURN_KERNEL => FaultReturn::Kernel,
-        other => return no_such("way back from a fault", other),
+        other => return no_such("way back from a fault", other, "0 and 1"),
     };
     let mut builder = Lightswap::builder().local_memory(config.local_memory_bytes).backend(url).max_workers(config.max_workers.max(1) as usize);
     builder =

@@ -1,5 +1,6 @@
 //! Notifiers: how a faulting access reaches Lightswap.
 
+pub(crate) mod ebpf;
 pub(crate) mod monitor;
 mod resume;
 pub(crate) mod sigbus;

@@ -11,24 +11,24 @@ use std::mem::offset_of;
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Registers {
-    r8: u64,
-    r9: u64,
-    r10: u64,
-    r11: u64,
-    r12: u64,
-    r13: u64,
-    r14: u64,
-    r15: u64,
-    rdi: u64,
-    rsi: u64,
-    rbp: u64,
-    rbx: u64,
-    rdx: u64,
-    rax: u64,
-    rcx: u64,
-    rsp: u64,
-    rip: u64,
-    flags: u64,
+    pub(super) r8: u64,
+    pub(super) r9: u64,
+    pub(super) r10: u64,
+    pub(super) r11: u64,
+    pub(super) r12: u64,
+    pub(super) r13: u64,
+    pub(super) r14: u64,
+    pub(super) r15: u64,
+    pub(super) rdi: u64,
+    pub(super) rsi: u64,
+    pub(super) rbp: u64,
+    pub(super) rbx: u64,
+    pub(super) rdx: u64,
+    pub(super) rax: u64,
+    pub(super) rcx: u64,
+    pub(super) rsp: u64,
+    pub(super) rip: u64,
+    pub(super) flags: u64,
 }
 
 const _: () = {
@@ -49,7 +49,7 @@ impl Registers {
 }
 
 /// Whether the thread has a shadow stack, from which a return address that nobody pushed cannot be taken.
-fn has_shadow_stack() -> bool {
+pub(super) fn has_shadow_stack() -> bool {
     let mut pointer = 0u64;
     // SAFETY: reads a register. Without shadow stacks the instruction is one that does nothing.
     unsafe { asm!("rdsspq {}", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
@@ -59,7 +59,7 @@ fn has_shadow_stack() -> bool {
 /// Bytes below the stack pointer that belong to the code that runs.
 const RED_ZONE_BYTES: usize = 128;
 /// What [`resume`] puts below the red zone: rdx, rdi, flags and instruction pointer.
-const LAST_BYTES: usize = 32;
+pub(super) const LAST_BYTES: usize = 32;
 
 /// Continues the code that had these registers. `extended` is what XSAVE or XSAVEC stored, and `features` says which components of it to load; those of them that were in
 /// their initial state are initialised. The last step is one `ret`, which loads the instruction pointer and takes the stack pointer past the red zone at once: a signal may come

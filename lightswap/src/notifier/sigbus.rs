@@ -8,8 +8,8 @@
 //!
 //! If the page cannot be had, the handler does not return: it throws to the innermost try block. Hardware memory errors come as the same signal and are thrown alike.
 
-use super::{die, leave, resume};
-use crate::config::FaultReturn;
+use super::{die, ebpf, leave, resume};
+use crate::config::{FaultReturn, Notifier};
 use crate::discard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::{RawCause, SwapFailure};
@@ -89,12 +89,30 @@ extern "C" fn handle_signal(signal: libc::c_int, info: *mut libc::siginfo_t, con
     handle(region, address, code, fault);
     // Only now: other LWTs of this thread may have faulted since.
     LAST_NOTIFICATION_NS.set(notified_ns);
+    if region.pager.config.notifier == Notifier::Ebpf && !region.is_inherited() {
+        ebpf::enter_thread();
+    }
     sys::set_errno(fault.errno);
     if may_resume {
         // SAFETY: called by the kernel, with the mask as it was (see `install`), for a synchronous fault, which is handled.
         unsafe { resume::leave_frame(context.cast()) };
     }
 }
+
+/// A fault that came without a signal; see [`ebpf`]. Async-signal-safe.
+pub(super) fn serve_redirected(address: usize, error: u32, stack_pointer: usize) {
+    let fault = Fault { error: error.into(), stack_pointer, errno: sys::errno() };
+    // If the region is gone, so is its range: the access that is tried again raises a signal.
+    if let Some(region) = region::find(address) {
+        let notified_ns = sys::now_ns();
+        handle(region, address, BUS_ADRERR, fault);
+        LAST_NOTIFICATION_NS.set(notified_ns);
+    }
+    sys::set_errno(fault.errno);
+}
+
+/// The code of a SIGBUS that userfaultfd raises.
+const BUS_ADRERR: i32 = 2;
 
 /// What the handler is told of the interrupted code.
 #[derive(Clone, Copy)]

@@ -52,8 +52,8 @@ static void check_bad_arguments(void) {
     config.backend_url = "file:/nonexistent/swap?size=1MiB";
     CHECK(lsw_open(&config, &instance) == LSW_ERR_BACKEND);
     config.backend_url = "memory:?size=1MiB";
-    config.notifier = LSW_NOTIFIER_MONITOR + 1;
-    CHECK(lsw_open(&config, &instance) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "2 is no notifier"));
+    config.notifier = LSW_NOTIFIER_EBPF + 1;
+    CHECK(lsw_open(&config, &instance) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "3 is no notifier"));
     config.notifier = LSW_NOTIFIER_MONITOR;
     config.waiting = LSW_WAITING_POLL + 1;
     CHECK(lsw_open(&config, &instance) == LSW_ERR_INVALID_ARGUMENT && strstr(lsw_last_error(), "2 is no way of waiting"));

@@ -42,7 +42,7 @@ pub const MODES: [Mode; 3] = [DEFAULT_MODE, MONITOR, POLL];
 impl Mode {
     /// `builder` set to this mode.
     pub fn set(self, builder: Builder) -> Builder {
-        builder.notifier(self.notifier).waiting(self.waiting)
+        builder.notifier(if self.notifier == Notifier::Sigbus { default_notifier() } else { self.notifier }).waiting(self.waiting)
     }
 }
 
@@ -66,7 +66,16 @@ pub fn new_path(name: &str) -> PathBuf {
 
 /// A builder for `local_pages` pages of local memory over `url`.
 pub fn builder(local_pages: u64, url: impl Into<String>) -> Builder {
-    Lightswap::builder().local_memory(local_pages * PAGE as u64).backend(url)
+    Lightswap::builder().local_memory(local_pages * PAGE as u64).backend(url).notifier(default_notifier())
+}
+
+/// What tests that do not ask for another notifier run with: by LIGHTSWAP_TEST_NOTIFIER, which scripts/vm-test sets; else the default.
+pub fn default_notifier() -> Notifier {
+    match std::env::var("LIGHTSWAP_TEST_NOTIFIER").as_deref() {
+        Ok("ebpf") => Notifier::Ebpf,
+        Ok("sigbus") | Err(_) => Notifier::Sigbus,
+        Ok(other) => panic!("LIGHTSWAP_TEST_NOTIFIER is {other}: sigbus or ebpf"),
+    }
 }
 
 /// Whether this kernel can run Lightswap at all. Says on standard error what is missing if not: the caller then skips its test.
@@ -125,6 +134,7 @@ pub struct Watchdog(std::sync::mpsc::Sender<()>);
 
 impl Watchdog {
     pub fn new(what: &'static str, limit: Duration) -> Self {
+        let limit = limit * patience();
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             if receiver.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
@@ -134,6 +144,11 @@ impl Watchdog {
         });
         Self(sender)
     }
+}
+
+/// How many times as long as on a usual machine things may take: LIGHTSWAP_TEST_PATIENCE, for machines in software emulation.
+pub fn patience() -> u32 {
+    std::env::var("LIGHTSWAP_TEST_PATIENCE").map_or(1, |times| times.parse().expect("LIGHTSWAP_TEST_PATIENCE is a number"))
 }
 
 /// A small fast generator (xorshift64*): the same seed gives the same sequence everywhere.
