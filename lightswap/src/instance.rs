@@ -7,6 +7,7 @@ use crate::copies;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict;
 use crate::failure;
+use crate::fault_table;
 use crate::fork;
 use crate::lwt;
 use crate::notifier::{monitor, sigbus};
@@ -40,6 +41,7 @@ impl Instance {
         config.backend_name = failure::intern(&config.backend_url);
         let pager = Arc::new(Pager::open(config)?);
         sigbus::install()?;
+        fault_table::publish();
         fork::install(&pager);
         let (sender, receiver) = mpsc::channel();
         let of_thread = pager.clone();

@@ -57,6 +57,7 @@ mod discard;
 mod error;
 mod evict;
 mod failure;
+mod fault_table;
 mod fork;
 mod hand;
 pub mod heap;
@@ -82,6 +83,8 @@ mod swap_in;
 pub mod sync;
 mod sys;
 pub mod syscalls;
+#[cfg(feature = "ebpf")]
+pub mod tracer;
 mod try_catch;
 mod worker;
 

@@ -10,6 +10,7 @@ use super::{die, leave};
 use crate::discard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::{RawCause, SwapFailure};
+use crate::fault_table;
 use crate::region::{self, Page, RegionInner};
 use crate::snapshot::child;
 use crate::swap_in;
@@ -71,6 +72,7 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     match region::find(address).filter(|_| code > 0) {
         Some(region) => {
             let notified_ns = sys::now_ns();
+            fault_table::note(address, notified_ns);
             handle(region, address, code, fault);
             // Only now: other LWTs of this thread may have faulted since.
             LAST_NOTIFICATION_NS.set(notified_ns);
