@@ -22,7 +22,20 @@ fn start_of(bucket: usize) -> u64 {
     if power == 0 { sub } else { ((1 << SUB_BITS) + sub) << (power - 1) }
 }
 
+impl Default for Latencies {
+    fn default() -> Self {
+        Self { counts: vec![0; NUM_BUCKETS] }
+    }
+}
+
 impl Latencies {
+    /// Of these, in nanoseconds.
+    pub fn of(all_ns: &[u64]) -> Self {
+        let mut latencies = Self::default();
+        all_ns.iter().for_each(|ns| latencies.add(*ns));
+        latencies
+    }
+
     pub(super) fn new(counts: Vec<u64>) -> Self {
         Self { counts }
     }
@@ -77,9 +90,7 @@ mod tests {
     use super::*;
 
     fn of(values: impl IntoIterator<Item = u64>) -> Latencies {
-        let mut all = Latencies::new(vec![0; NUM_BUCKETS]);
-        values.into_iter().for_each(|ns| all.add(ns));
-        all
+        Latencies::of(&values.into_iter().collect::<Vec<_>>())
     }
 
     #[test]
