@@ -71,7 +71,7 @@ fn what_a_process_faults_is_counted_as_json() {
     let quantiles = ["p50", "p90", "p99", "p999"].map(|name| record["notification_us"][name].as_f64().unwrap());
     assert!(quantiles[0] > 0.05 && quantiles.is_sorted(), "{text}");
     let heat: Vec<u64> = record["regions"][0]["heat"].as_array().unwrap().iter().map(|faults| faults.as_u64().unwrap()).collect();
-    assert_eq!(heat.len(), NUM_PAGES * PAGE_SIZE >> 21);
+    assert_eq!(heat.len(), NUM_PAGES * PAGE_SIZE / (2 << 20));
     assert!(heat.iter().sum::<u64>() == number("faults") && heat[heat.len() / 2..].iter().all(|faults| *faults == 0), "{heat:?}");
     let place = record["top_code"][0]["place"].as_str().unwrap();
     assert!(place.starts_with("trace-") && place.contains("+0x"), "{place}");

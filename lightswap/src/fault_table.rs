@@ -39,10 +39,6 @@ pub(crate) struct Record {
     pub(crate) notified_ns: AtomicU64,
 }
 
-impl Record {
-    const EMPTY: Self = Self { tid: AtomicU64::new(0), num_faults: AtomicU64::new(0), address: AtomicU64::new(0), notified_ns: AtomicU64::new(0) };
-}
-
 /// All of it. Zeroed memory is an empty one but for `magic`.
 #[derive(Debug)]
 #[repr(C)]
@@ -54,7 +50,7 @@ pub(crate) struct FaultTable {
 
 static TABLE: OnceLock<Option<&'static FaultTable>> = OnceLock::new();
 /// For threads without a record; nobody reads it.
-static NOWHERE: Record = Record::EMPTY;
+static NOWHERE: Record = Record { tid: AtomicU64::new(0), num_faults: AtomicU64::new(0), address: AtomicU64::new(0), notified_ns: AtomicU64::new(0) };
 
 thread_local! {
     static RECORD: Cell<*const Record> = const { Cell::new(std::ptr::null()) };

@@ -1,18 +1,24 @@
 //! The tracer beside the clock of the code that faults. The tracer sees a fault from the kernel's entry on; the code from before the access. What lies between, the
 //! processor's way into the kernel and the reading of the clock, is measured by itself, on first touches of memory that has nothing to do with Lightswap.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use anyhow::{Result, ensure};
-use lightswap::tracer::{Snapshot, Tracer};
-use lightswap::{Lightswap, PAGE_SIZE};
+use lightswap::tracer::{Sample, Snapshot, Tracer};
+use lightswap::{Contract, Lightswap, PAGE_SIZE};
 
 use super::floor::Memory;
 use super::notify::REGION_BYTES;
+use super::pages::Pages;
 use super::{latency_ns, now_ns, quantile_us};
 
 /// First touches for a median; a power of two.
-const NUM_ENTRIES: usize = REGION_BYTES / PAGE_SIZE;
+const NUM_ENTRIES: usize = 8192;
 /// After so many, samples are fetched: before the ring is full.
 const FETCH_EVERY: usize = 4096;
+/// An odd multiplier visits every page of a power of two once, and far apart.
+const STEP: usize = 0x9E37_79B1;
 
 /// Traces this process.
 pub fn attach() -> Result<Tracer> {
@@ -20,31 +26,42 @@ pub fn attach() -> Result<Tracer> {
 }
 
 /// Median time from before an access to the kernel's entry. An error says why nothing can be traced here.
+///
+/// Before each first touch an LWT has a fault of the usual kind, so that the processor finds as little of its way in its caches as in the faults that are measured.
 pub fn entry_us() -> Result<f64> {
-    // A process without an instance has nothing to trace.
-    let _instance = Lightswap::builder().local_memory(1 << 20).backend("memory:?size=1MiB").open()?;
+    let backend = format!("memory:?size={REGION_BYTES}");
+    let swap = Lightswap::builder().local_memory(REGION_BYTES as u64 / 4).backend(backend).open()?;
+    let region = swap.create_region(REGION_BYTES, Contract::Transparent)?;
     let mut tracer = Tracer::attach(std::process::id(), 1)?;
-    let memory = Memory::new(NUM_ENTRIES * PAGE_SIZE)?;
-    tracer.watch(memory.base as u64, memory.num_bytes as u64)?;
-    // As far apart as the faults that are measured, so that the processor finds as little of its way there in its caches.
-    let touch = |index: usize| {
-        let address = memory.base + index.wrapping_mul(0x9E37_79B1) % NUM_ENTRIES * PAGE_SIZE;
-        let start_ns = now_ns();
-        // SAFETY: inside the mapping.
-        unsafe { (address as *mut u64).write_volatile(1) };
-        (address as u64, start_ns)
-    };
+    let memory = Memory::new(REGION_BYTES)?;
+    let base = memory.base as u64;
+    tracer.watch(base, REGION_BYTES as u64)?;
+    let worker = swap.enter_worker()?;
+    let pages = Pages::of(&region);
+    let touched = Rc::new(RefCell::new(Vec::with_capacity(NUM_ENTRIES)));
     let mut samples = Vec::with_capacity(NUM_ENTRIES);
-    let mut touched = Vec::with_capacity(NUM_ENTRIES);
     for first in (0..NUM_ENTRIES).step_by(FETCH_EVERY) {
-        touched.extend((first..first + FETCH_EVERY).map(touch));
-        samples.extend(std::iter::from_fn(|| tracer.next_sample()));
+        let touched = Rc::clone(&touched);
+        let touch = move |index: usize| {
+            let page = index.wrapping_mul(STEP) % pages.num_pages;
+            // SAFETY: inside the region.
+            unsafe { pages.address(page).read_volatile() };
+            let address = base + (page * PAGE_SIZE) as u64;
+            let start_ns = now_ns();
+            // SAFETY: inside the mapping, which outlives the LWT.
+            unsafe { (address as *mut u64).write_volatile(1) };
+            touched.borrow_mut().push((address, start_ns));
+        };
+        worker.start(move || (first..first + FETCH_EVERY).for_each(touch))?;
+        worker.run();
+        samples.extend(std::iter::from_fn(|| tracer.next_sample()).filter(|sample| (base..base + REGION_BYTES as u64).contains(&sample.address)));
     }
     // Of one thread, so both are in the order in which it touched.
-    let mut waits = touched.iter().copied();
-    let entry_ns = |sample: &lightswap::tracer::Sample| {
+    let touched = touched.take();
+    let mut waits = touched.iter();
+    let entry_ns = |sample: &Sample| {
         let (_, start_ns) = waits.find(|(address, _)| *address == sample.address)?;
-        Some(latency_ns(start_ns, sample.fault_ns))
+        Some(latency_ns(*start_ns, sample.fault_ns))
     };
     let mut entries_ns: Vec<u32> = samples.iter().filter_map(entry_ns).collect();
     ensure!(entries_ns.len() > NUM_ENTRIES / 2, "the tracer has seen {} of {NUM_ENTRIES} first touches", entries_ns.len());

@@ -164,7 +164,7 @@ impl Tracer {
             watched: None,
             num_cells_used: 0,
             process,
-            ebpf: ebpf,
+            ebpf,
         };
         tracer.refresh()?;
         tracer.start()?;
