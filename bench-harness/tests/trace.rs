@@ -4,6 +4,7 @@
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lightswap::{Contract, Lightswap, PAGE_SIZE, Region};
@@ -19,6 +20,9 @@ fn bench(arguments: &[&str]) -> Command {
 
 /// The output while a thread reads pages at random of a region that is four times local memory.
 fn while_faulting(mut command: Command) -> Output {
+    // A tracer sees all regions of a process: one test at a time.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let swap = Lightswap::builder().local_memory((NUM_PAGES / 4 * PAGE_SIZE) as u64).backend("memory:?size=64MiB").open().unwrap();
     let region = swap.create_region(NUM_PAGES * PAGE_SIZE, Contract::Cooperative).unwrap();
     let has_ended = AtomicBool::new(false);
@@ -72,7 +76,9 @@ fn what_a_process_faults_is_counted_as_json() {
     assert!(quantiles[0] > 0.05 && quantiles.is_sorted(), "{text}");
     let heat: Vec<u64> = record["regions"][0]["heat"].as_array().unwrap().iter().map(|faults| faults.as_u64().unwrap()).collect();
     assert_eq!(heat.len(), NUM_PAGES * PAGE_SIZE / (2 << 20));
-    assert!(heat.iter().sum::<u64>() == number("faults") && heat[heat.len() / 2..].iter().all(|faults| *faults == 0), "{heat:?}");
+    // The two are read one after the other, while it faults.
+    assert!(heat.iter().sum::<u64>().abs_diff(number("faults")) < number("faults") / 10, "{heat:?}");
+    assert!(heat[heat.len() / 2..].iter().all(|faults| *faults == 0), "{heat:?}");
     let place = record["top_code"][0]["place"].as_str().unwrap();
     assert!(place.starts_with("trace-") && place.contains("+0x"), "{place}");
 }
