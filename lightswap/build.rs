@@ -30,6 +30,6 @@ fn compile(object: &Path) -> Result<(), String> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let first = said.lines().find(|line| line.contains("error")).unwrap_or_default();
+    let first = said.lines().find(|line| line.contains("error")).unwrap_or("it gives no reason");
     Err(format!("{} cannot build {SOURCE}: {first}", clang.display()))
 }

@@ -230,9 +230,16 @@ pub mod tests {
     #[test]
     fn it_says_what_was_counted_and_fits_its_canvas() {
         let text = picture_of(Canvas::plain(), true);
-        for part in
-            ["50/s", "100 in all", "80 reads", "10 writes to protected pages", "7 first writes", "3     not known yet", "region 0 + 34 MiB", "p50 6"]
-        {
+        for part in [
+            "50/s",
+            "100 in all",
+            "80 reads",
+            "10 writes to protected pages",
+            "7 first writes",
+            "3     not known yet",
+            "region 0 + 34 MiB",
+            "p50 0.6",
+        ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }
         assert!(!text.contains('\x1b') && text.lines().count() <= HEIGHT, "{text}");
