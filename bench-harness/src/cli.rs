@@ -18,6 +18,8 @@ use crate::protocol::{DataType, Protocol};
 use crate::report::{ReportArguments, SummaryArguments};
 use crate::server_kind::{Programs, ServerKind};
 use crate::torture;
+#[cfg(feature = "ebpf")]
+use crate::trace;
 use crate::units::parse_size;
 use crate::value_sizes::{ValueSizes, parse_value_size};
 use crate::values::ValueKind;
@@ -58,6 +60,9 @@ pub enum Command {
     NullServer(null_server::Options),
     /// Run a patched memcached on a backend that fails on purpose, and check every answer
     Torture(torture::Options),
+    /// Show the page faults of a running process that pages with Lightswap: rates, notification latency, a live heat map (root)
+    #[cfg(feature = "ebpf")]
+    Trace(trace::Options),
     /// Make an HTML report of result files
     Report(ReportArguments),
     /// Print a summary of result files in Markdown

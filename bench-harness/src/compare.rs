@@ -130,6 +130,10 @@ pub fn micro_numbers(record: &Micro) -> Vec<Number> {
         Micro::Notify { notifier, lwts, workers, p50_us, .. } => {
             vec![(format!("notify {notifier}, {lwts} LWTs, {workers} workers"), "p50", *p50_us, false, format_us)]
         }
+        // How well two clocks agree is neither better nor worse than before.
+        Micro::NotifyTrace { lwts, workers, cost_us, .. } => {
+            vec![(format!("tracing a fault, {lwts} LWTs, {workers} workers"), "cost", *cost_us, false, format_us)]
+        }
         Micro::Fault { backend, contract, path, workers, lwts, faults_per_second, cpu_us_per_fault } => {
             let key = format!("fault {backend} {contract} by {path}, {workers} workers, {lwts} LWTs");
             vec![(key.clone(), "faults/s", *faults_per_second, true, format_count), (key, "CPU a fault", *cpu_us_per_fault, false, format_us)]

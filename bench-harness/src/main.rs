@@ -73,6 +73,8 @@ mod table;
 mod tally;
 mod torture;
 mod torture_record;
+#[cfg(feature = "ebpf")]
+mod trace;
 mod units;
 mod value_sizes;
 mod values;
@@ -102,6 +104,8 @@ fn execute(cli: &Cli) -> Result<bool> {
         Command::NullServer(options) => null_server::run(options).map(|()| true),
         Command::Micro(command) => micro::run(command),
         Command::Torture(options) => torture::run(options),
+        #[cfg(feature = "ebpf")]
+        Command::Trace(options) => trace::run(options),
         Command::Report(arguments) => report::report(arguments),
         Command::Summary(arguments) => report::summary(arguments),
         Command::Compare(arguments) => compare::compare(arguments),

@@ -199,13 +199,27 @@ pub const AS_MUCH_IN_ALL: &str = "transparent, as much memory in all";
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum Micro {
     Notify {
-        /// "sigbus", "monitor" or "ebpf"; "bare" is a plain SIGBUS handler without Lightswap, "kernel" the kernel's own first-touch fault from
+        /// "sigbus", "monitor" or "ebpf"; "traced": "sigbus" as a tracer sees it, from the kernel's entry on (see `NotifyTrace`); "bare" is a plain SIGBUS
+        /// handler without Lightswap, "kernel" the kernel's own first-touch fault from
         /// access to access. "sigbus-suspended": each LWT waits inside its handler for a disk, so that as many signal frames are alive as LWTs.
         notifier: String,
         lwts: u32,
         workers: u32,
         p50_us: f64,
         p99_us: f64,
+    },
+    /// The series "traced" of `Notify`, from the kernel's entry to the handler, beside what the same faults took by the clock of the code that faulted.
+    NotifyTrace {
+        lwts: u32,
+        workers: u32,
+        /// What the tracer saw and what lies before that, `entry_us`, over what the code saw.
+        agreement: f64,
+        traced_p50_us: f64,
+        in_process_p50_us: f64,
+        /// From the access to the kernel's entry, as first touches of other memory take it.
+        entry_us: f64,
+        /// What faults take longer while they are traced.
+        cost_us: f64,
     },
     Fault {
         backend: String,

@@ -61,6 +61,13 @@ pub fn micro_line(record: &Micro) -> [String; 5] {
         Micro::Notify { notifier, lwts, workers, p50_us, p99_us } => {
             ["notify".into(), notifier.clone(), workers.to_string(), lwts.to_string(), format!("p50 {p50_us:.2} us, p99 {p99_us:.2} us")]
         }
+        Micro::NotifyTrace { lwts, workers, agreement, traced_p50_us, in_process_p50_us, entry_us, cost_us } => [
+            "notify, traced".into(),
+            format!("cost {cost_us:.2} us"),
+            workers.to_string(),
+            lwts.to_string(),
+            format!("{traced_p50_us:.2} + {entry_us:.2} us to the kernel, by the code {in_process_p50_us:.2} us: {agreement:.2}"),
+        ],
         Micro::Fault { backend, contract, path, workers, lwts, faults_per_second, cpu_us_per_fault } => [
             format!("fault, {backend}"),
             format!("{contract}, by {path}"),

@@ -7,6 +7,7 @@
 //!
 //! A child may open instances of its own; its own children are no snapshots. Processes made by a bare clone system call bypass the hooks.
 
+use crate::fault_table;
 use crate::pager::Pager;
 use crate::parking;
 use crate::region::{self, RegionInner};
@@ -92,6 +93,7 @@ extern "C" fn in_child() {
     let Some(mut held) = HELD.take() else { return };
     worker::become_child();
     parking::become_child();
+    fault_table::become_child();
     // They have descriptors in common with the parent's.
     held.unused_workers.clear();
     for forking in &held.forking {

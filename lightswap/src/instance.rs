@@ -5,6 +5,7 @@ use crate::config::{Config, FaultReturn, Notifier, Waiting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evict;
 use crate::failure;
+use crate::fault_table;
 use crate::fork;
 use crate::lwt;
 use crate::notifier::{ebpf, monitor, sigbus};
@@ -44,6 +45,7 @@ impl Instance {
         }
         let pager = Arc::new(Pager::open(config)?);
         sigbus::install()?;
+        fault_table::publish();
         fork::install(&pager);
         let (sender, receiver) = mpsc::channel();
         let of_thread = pager.clone();

@@ -57,6 +57,7 @@ mod discard;
 mod error;
 mod evict;
 mod failure;
+mod fault_table;
 mod fork;
 mod hand;
 pub mod heap;
@@ -83,6 +84,8 @@ mod swap_in;
 pub mod sync;
 mod sys;
 pub mod syscalls;
+#[cfg(feature = "ebpf")]
+pub mod tracer;
 mod try_catch;
 mod worker;
 

@@ -1,6 +1,7 @@
 //! Regions: ranges of virtual memory that Lightswap manages, and the table through which a faulting address finds its region.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::fault_table;
 use crate::instance::Instance;
 use crate::page_table::PageEntry;
 use crate::pager::Pager;
@@ -90,6 +91,7 @@ impl RegionInner {
         // One page of a huge page cannot leave; and core dumps would trip over missing pages.
         memory.advise(libc::MADV_NOHUGEPAGE);
         memory.advise(libc::MADV_DONTDUMP);
+        memory.name(c"lightswap-region");
         let table_bytes = round_up(num_pages * size_of::<PageEntry>(), PAGE_SIZE).expect("smaller than the region");
         let table = Mapping::new(table_bytes, PAGE_SIZE)?;
         let residency = Residency::new(num_pages)?;
@@ -207,6 +209,7 @@ pub(crate) fn register(region: &Arc<RegionInner>) -> Result<()> {
     let entry = Registered { start, end, region: Arc::as_ptr(region), pager: Arc::as_ptr(&region.pager) as usize };
     REGISTRY[place].store(Box::into_raw(Box::new(entry)), Release);
     NUM_PLACES.fetch_max(place + 1, Release);
+    fault_table::show_region(place, start, end);
     Ok(())
 }
 
@@ -216,6 +219,7 @@ pub(crate) fn unregister(region: &RegionInner) {
     let is_it = |place: &usize| registered(*place).is_some_and(|entry| std::ptr::eq(entry.region, region));
     if let Some(place) = (0..MAX_REGIONS).find(is_it) {
         REGISTRY[place].store(std::ptr::null_mut(), Release);
+        fault_table::hide_region(place);
     }
 }
 

@@ -9,13 +9,13 @@ use lightswap::PAGE_SIZE;
 use super::{latency_ns, now_ns};
 
 /// Pages of 4 KiB that nobody has touched.
-struct Memory {
-    base: usize,
-    num_bytes: usize,
+pub struct Memory {
+    pub base: usize,
+    pub num_bytes: usize,
 }
 
 impl Memory {
-    fn new(num_bytes: usize) -> Result<Self> {
+    pub fn new(num_bytes: usize) -> Result<Self> {
         // SAFETY: a new mapping.
         let memory = unsafe {
             libc::mmap(std::ptr::null_mut(), num_bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)

@@ -18,6 +18,8 @@ mod regions;
 mod remote;
 mod steps;
 mod switch;
+#[cfg(feature = "ebpf")]
+mod traced;
 
 use std::path::{Path, PathBuf};
 

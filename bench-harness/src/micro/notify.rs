@@ -4,6 +4,7 @@
 //! frames of all LWTs take turns. With `--directory` the same is measured on a file, too: there each faulting LWT stays suspended inside its handler until
 //! its read is done, so that as many signal frames are alive as there are LWTs ("sigbus-suspended"). With a monitor thread ("monitor") a fault blocks the
 //! whole worker, so that the number of LWTs can make no difference. Where the kernel module is loaded, LWTs take turns without signals, too ("ebpf").
+//! "traced" is "sigbus" as the BPF tracer sees it.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use lightswap::{Contract, Lightswap, Notifier, last_notification_ns, lwt};
 
 use super::disk_file::DiskFile;
 use super::pages::{Content, Filled, Pages};
+#[cfg(feature = "ebpf")]
+use super::traced;
 use super::{Findings, bare, floor, latency_ns, median, now_ns, quantile_us};
 use crate::interrupt;
 use crate::journal::Journal;
@@ -41,7 +44,7 @@ pub struct Options {
     directory: Option<PathBuf>,
 }
 
-const REGION_BYTES: usize = 128 << 20;
+pub(super) const REGION_BYTES: usize = 128 << 20;
 /// A fault by way of a monitor thread takes tens of times as long, so fewer are measured.
 const MONITOR_SHARE: usize = 4;
 
@@ -50,6 +53,8 @@ enum Kind {
     Kernel,
     Bare,
     Sigbus,
+    #[cfg(feature = "ebpf")]
+    Traced,
     SigbusSuspended,
     Ebpf,
     Monitor,
@@ -61,6 +66,8 @@ impl Kind {
             Self::Kernel => "kernel",
             Self::Bare => "bare",
             Self::Sigbus => "sigbus",
+            #[cfg(feature = "ebpf")]
+            Self::Traced => "traced",
             Self::SigbusSuspended => "sigbus-suspended",
             Self::Ebpf => "ebpf",
             Self::Monitor => "monitor",
@@ -71,7 +78,7 @@ impl Kind {
         match self {
             Self::Ebpf => Notifier::Ebpf,
             Self::Monitor => Notifier::Monitor,
-            Self::Kernel | Self::Bare | Self::Sigbus | Self::SigbusSuspended => Notifier::Sigbus,
+            _ => Notifier::Sigbus,
         }
     }
 }
@@ -83,11 +90,15 @@ struct Point {
     lwts: u32,
     workers: u32,
     measured: Vec<(f64, f64)>,
+    #[cfg(feature = "ebpf")]
+    traced: Vec<traced::Comparison>,
 }
 
 pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
     let file = options.directory.as_ref().map(|directory| DiskFile::create(journal, directory, REGION_BYTES as u64)).transpose()?;
-    let mut points = points(options);
+    let mut findings = Findings::default();
+    let is_traced = can_trace(&mut findings);
+    let mut points = points(options, is_traced);
     let total = points.len() as u64 * u64::from(options.repetitions);
     let mut progress = Progress::start("notification", total);
     let mut num_done = 0;
@@ -101,6 +112,17 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
                 Kind::Bare => bare::measure(point.workers as usize, faults)?,
                 Kind::Monitor => measure(point, None, (faults / MONITOR_SHARE).max(1), u64::from(repetition))?,
                 Kind::Sigbus | Kind::Ebpf => measure(point, None, faults, u64::from(repetition))?,
+                #[cfg(feature = "ebpf")]
+                Kind::Traced => {
+                    let entry_us = traced::entry_us()?;
+                    let (in_process_ns, tracer) = measure_watched(point, None, faults, u64::from(repetition), traced::attach)?;
+                    let comparison = traced::Comparison::new(entry_us, &in_process_ns, &tracer.snapshot());
+                    point.measured.push((comparison.traced_p50_us, comparison.traced_p99_us));
+                    point.traced.push(comparison);
+                    num_done += 1;
+                    progress.update(num_done, "");
+                    continue;
+                }
                 Kind::SigbusSuspended => measure(point, file.as_ref(), faults, u64::from(repetition))?,
             };
             point.measured.push((quantile_us(&latencies_ns, 0.5), quantile_us(&latencies_ns, 0.99)));
@@ -109,8 +131,9 @@ pub fn run(journal: &Journal, options: &Options) -> Result<Findings> {
         }
     }
     progress.finish(&format!("{total} measurements"));
-    let mut findings = Findings::default();
-    for Point { kind, lwts, workers, measured } in points {
+    #[cfg(feature = "ebpf")]
+    add_comparisons(&mut findings, &points);
+    for Point { kind, lwts, workers, measured, .. } in points {
         let (p50, p99): (Vec<f64>, Vec<f64>) = measured.into_iter().unzip();
         findings.add(p50, |p50_us| Micro::Notify { notifier: kind.name().into(), lwts, workers, p50_us, p99_us: median(p99) });
     }
@@ -125,15 +148,28 @@ fn has_ebpf() -> bool {
 }
 
 /// Notifiers alternate for each number of LWTs.
-fn points(options: &Options) -> Vec<Point> {
+fn points(options: &Options, is_traced: bool) -> Vec<Point> {
     let mut points = Vec::new();
     let has_ebpf = has_ebpf();
     for &workers in &options.workers {
-        let mut add = |kind, lwts| points.push(Point { kind, lwts, workers, measured: Vec::new() });
+        let mut add = |kind, lwts| {
+            points.push(Point {
+                kind,
+                lwts,
+                workers,
+                measured: Vec::new(),
+                #[cfg(feature = "ebpf")]
+                traced: Vec::new(),
+            });
+        };
         add(Kind::Kernel, 0);
         add(Kind::Bare, 0);
         for &lwts in &options.lwts {
             add(Kind::Sigbus, lwts);
+            #[cfg(feature = "ebpf")]
+            if is_traced {
+                add(Kind::Traced, lwts);
+            }
             if options.directory.is_some() {
                 add(Kind::SigbusSuspended, lwts);
             }
@@ -149,13 +185,52 @@ fn points(options: &Options) -> Vec<Point> {
     points
 }
 
+/// Whether the tracer works here; if not, the findings say why.
+#[cfg(feature = "ebpf")]
+fn can_trace(findings: &mut Findings) -> bool {
+    traced::entry_us().map_err(|reason| findings.skip("traced", format!("{reason:#}"))).is_ok()
+}
+
+#[cfg(not(feature = "ebpf"))]
+fn can_trace(findings: &mut Findings) -> bool {
+    findings.skip("traced", "this program was built without the feature ebpf".into());
+    false
+}
+
+/// What tracer and code saw of the same faults, and what it costs beside the series that is not traced.
+#[cfg(feature = "ebpf")]
+fn add_comparisons(findings: &mut Findings, points: &[Point]) {
+    for point in points.iter().filter(|point| point.kind == Kind::Traced) {
+        let untraced = points.iter().find(|other| other.kind == Kind::Sigbus && (other.lwts, other.workers) == (point.lwts, point.workers));
+        let untraced = untraced.expect("both series have the same points");
+        let middle = |number: fn(&traced::Comparison) -> f64| median(point.traced.iter().map(number).collect());
+        let costs = point.traced.iter().zip(&untraced.measured).map(|(traced, (p50_us, _))| traced.in_process_p50_us - p50_us);
+        let cost_us = median(costs.collect());
+        findings.add(point.traced.iter().map(traced::Comparison::agreement).collect(), |agreement| Micro::NotifyTrace {
+            lwts: point.lwts,
+            workers: point.workers,
+            agreement,
+            traced_p50_us: middle(|comparison| comparison.traced_p50_us),
+            in_process_p50_us: middle(|comparison| comparison.in_process_p50_us),
+            entry_us: middle(|comparison| comparison.entry_us),
+            cost_us,
+        });
+    }
+}
+
 /// Notification latencies in nanoseconds, sorted.
 fn measure(point: &Point, file: Option<&DiskFile>, quota: usize, seed: u64) -> Result<Vec<u32>> {
+    measure_watched(point, file, quota, seed, || Ok(())).map(|(latencies_ns, ())| latencies_ns)
+}
+
+/// The same while what `watch` makes is there. It is made when all is ready for faults.
+fn measure_watched<W>(point: &Point, file: Option<&DiskFile>, quota: usize, seed: u64, watch: impl FnOnce() -> Result<W>) -> Result<(Vec<u32>, W)> {
     let (num_lwts, num_workers) = (point.lwts as usize, point.workers as usize);
     let backend = file.map_or_else(|| format!("memory:?size={REGION_BYTES}"), DiskFile::url);
     let builder = Lightswap::builder().local_memory(REGION_BYTES as u64 / 4).backend(backend).max_workers(num_workers);
     let filled = Filled::new(builder.notifier(point.kind.notifier()).open()?, REGION_BYTES, Contract::Transparent, Content::HalfNoise)?;
     let pages = Pages::of(&filled.region);
+    let watcher = watch()?;
     let start = Arc::new(Barrier::new(num_workers));
     let mut all = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..num_workers)
@@ -182,7 +257,7 @@ fn measure(point: &Point, file: Option<&DiskFile>, quota: usize, seed: u64) -> R
         anyhow::Ok(all)
     })?;
     all.sort_unstable();
-    Ok(all)
+    Ok((all, watcher))
 }
 
 /// One LWT: reads random pages until all LWTs of the worker together have faulted `quota` times.

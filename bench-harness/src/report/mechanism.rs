@@ -13,9 +13,10 @@ use crate::summary::{Spread, median};
 use crate::units::{format_count, format_tick, format_us, format_us_tick};
 
 /// The notifiers as people know them, with the colour of the configuration that uses them.
-const NOTIFIERS: [(&str, &str, &str); 4] = [
+const NOTIFIERS: [(&str, &str, &str); 5] = [
     ("sigbus", "SIGBUS in the faulting thread", "lightswap"),
     ("sigbus-suspended", "the same, every LWT waiting in its handler", "lightswap-memory"),
+    ("traced", "SIGBUS, from the kernel's entry on (BPF tracer)", "dram"),
     ("monitor", "monitor thread", "monitor"),
     ("ebpf", "eBPF", "extstore"),
 ];

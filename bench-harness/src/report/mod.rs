@@ -23,6 +23,7 @@ pub mod synthetic;
 mod targets;
 #[cfg(test)]
 mod tests;
+mod tracing;
 mod verdict;
 
 use std::fmt::Write;

@@ -3,7 +3,7 @@
 use super::claims::checked;
 use super::evidence::{Evidence, PRIMARY_PERCENT, PRIMARY_WORKLOADS};
 use super::verdict::{Claim, Verdict, throughput, throughput_ratio, times};
-use super::{paging, redis_targets, remote_targets};
+use super::{paging, redis_targets, remote_targets, tracing};
 use crate::results::Micro;
 use crate::summary::{SUSTAINED, Spread};
 use crate::units::{format_count, format_ms, format_us};
@@ -40,6 +40,7 @@ pub fn own(evidence: &Evidence<'_>) -> Vec<Claim> {
     targets.extend(paging::targets(evidence));
     targets.extend(remote_targets::targets(evidence));
     targets.extend(redis_targets::targets(evidence));
+    targets.extend(tracing::targets(evidence));
     targets.extend([no_wrong_value(evidence), region_size(evidence), generator_ceiling(evidence), generator_cpu(evidence)]);
     targets.extend(BY_TEST.map(|(claim, target, test)| Claim::by_test(claim, target, test)));
     targets

@@ -13,6 +13,7 @@ use crate::config::{FaultReturn, Notifier};
 use crate::discard;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failure::{RawCause, SwapFailure};
+use crate::fault_table;
 use crate::region::{self, Page, RegionInner};
 use crate::snapshot::child;
 use crate::swap_in;
@@ -84,6 +85,7 @@ extern "C" fn handle_signal(signal: libc::c_int, info: *mut libc::siginfo_t, con
         return sys::set_errno(fault.errno);
     };
     let notified_ns = sys::now_ns();
+    fault_table::note(address, notified_ns);
     // A handler of the program's that passes signals on to this one has things to do yet.
     let may_resume = region.pager.config.fault_return == FaultReturn::User && context == kernels_context && code != libc::BUS_MCEERR_AO;
     handle(region, address, code, fault);
@@ -105,6 +107,7 @@ pub(super) fn serve_redirected(address: usize, error: u32, stack_pointer: usize)
     // If the region is gone, so is its range: the access that is tried again raises a signal.
     if let Some(region) = region::find(address) {
         let notified_ns = sys::now_ns();
+        fault_table::note(address, notified_ns);
         handle(region, address, BUS_ADRERR, fault);
         LAST_NOTIFICATION_NS.set(notified_ns);
     }

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::size::{PAGE_SIZE, format_size, round_up};
+use std::ffi::CStr;
 use std::ptr::NonNull;
 
 /// Anonymous private memory, zero at first, committed lazily, unmapped on drop.
@@ -64,6 +65,12 @@ impl Mapping {
     pub(crate) fn advise(&self, advice: i32) {
         // SAFETY: the range is ours; callers pass hints only.
         unsafe { libc::madvise(self.base().cast(), self.len, advice) };
+    }
+
+    /// Names it in `/proc/PID/maps`, for people; kernels without CONFIG_ANON_VMA_NAME refuse, which does not matter.
+    pub(crate) fn name(&self, name: &'static CStr) {
+        // SAFETY: the range is ours, the kernel copies the name, and nothing else changes.
+        unsafe { libc::prctl(libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME, self.base(), self.len, name.as_ptr()) };
     }
 
     /// Gives the memory of a range back to the system; it reads as zeroes afterwards.
