@@ -12,6 +12,8 @@ enum {
     SHOWN_KEY_BYTES = 128,
     STATS_INTERVAL_MS = 10,
     NEARLY_FULL_PERCENT = 90,
+    /* So often while as much as local memory is being allocated: far more often than it takes to get from nearly full to full. */
+    LOOKS_A_MEMORY = 64,
 };
 
 /* Of server.c and networking.c; no header of upstream's has them. */
@@ -19,6 +21,8 @@ void rejectCommandSds(client *c, sds s);
 extern int ProcessingEventsWhileBlocked;
 
 bool lightswap_walks;
+size_t lightswap_new_bytes;
+size_t lightswap_look_bytes;
 /* Commands that were let in and have not ended; those within another one (which runs a busy script) are not looked at. */
 int lightswap_num_admitted;
 int lightswap_num_hidden;
@@ -298,18 +302,24 @@ static void note_stat(void *arg, const char *name, uint64_t value) {
 }
 
 /* As long as all data fits into local memory, commands need not be let in one by one. */
-void lightswap_watch_pressure(void) {
-    static mstime_t looked_at;
-    if (lightswap_walks || server.mstime - looked_at < STATS_INTERVAL_MS) {
-        return;
-    }
-    looked_at = server.mstime;
+bool lightswap_look(void) {
+    __atomic_store_n(&lightswap_new_bytes, 0, __ATOMIC_RELAXED);
     struct pressure pressure = { 0 };
     lsw_stats_visit(lightswap_instance, note_stat, &pressure);
     /* A little before the first page is evicted. */
     if (pressure.evictions > 0 || pressure.resident > pressure.limit / 100 * NEARLY_FULL_PERCENT) {
         lightswap_keys_init();
         lightswap_walks = true;
+    }
+    lightswap_look_bytes = pressure.limit / LOOKS_A_MEMORY;
+    return lightswap_walks;
+}
+
+void lightswap_watch_pressure(void) {
+    static mstime_t looked_at;
+    if (!lightswap_walks && server.mstime - looked_at >= STATS_INTERVAL_MS) {
+        looked_at = server.mstime;
+        lightswap_look();
     }
 }
 

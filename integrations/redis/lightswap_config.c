@@ -142,5 +142,9 @@ int lightswap_update_memory(const char **err) {
         *err = sentence;
         return 0;
     }
+    /* Values may have to go before the next turn of the event loop. */
+    if (!lightswap_walks) {
+        lightswap_look();
+    }
     return 1;
 }

@@ -15,6 +15,11 @@ static redisAtomic size_t refused_size;
 static redisAtomic unsigned long long num_refused;
 static redisAtomic unsigned long long refused_bytes;
 
+/* Where threads of modules allocate as well, some is not counted. */
+static void count_new(size_t size) {
+    __atomic_store_n(&lightswap_new_bytes, __atomic_load_n(&lightswap_new_bytes, __ATOMIC_RELAXED) + size, __ATOMIC_RELAXED);
+}
+
 static void note_refused(size_t size) {
     size_t largest;
     atomicGet(refused_size, largest);
@@ -80,6 +85,7 @@ static void *allocate_writable(size_t size) {
 }
 
 static void *allocate(size_t size) {
+    count_new(size);
     void *ptr = allocate_writable(size);
     if (__builtin_expect(ptr == NULL, 0)) {
         if (is_loading && !server.in_fork_child) {
@@ -101,6 +107,7 @@ static void *move_to_larger(void *ptr, size_t size) {
 
 /* zmalloc goes on in ordinary memory. The library makes sure of the room for the old content; the rest of a larger hole may be on a page that is lost. */
 static void *resize(void *ptr, size_t size) {
+    count_new(size);
     const bool moves_to_hole = lightswap_walks && size <= LARGEST_IN_HOLE && size > lsw_heap_usable_size(lightswap_heap, ptr);
     void *resized = moves_to_hole ? move_to_larger(ptr, size) : lsw_heap_realloc(lightswap_heap, ptr, size);
     if (resized == NULL) {

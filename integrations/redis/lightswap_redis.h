@@ -86,6 +86,13 @@ struct client;
 
 /* Data may be swapped out, so commands have to be let in one by one. */
 extern bool lightswap_walks;
+/* What has been allocated in the region since it was last looked whether that is so, and when to look again. */
+extern size_t lightswap_new_bytes, lightswap_look_bytes;
+bool lightswap_look(void);
+/* Of the thread that executes commands, between two of them. */
+static inline bool lightswap_must_admit(void) {
+    return lightswap_walks || (__builtin_expect(__atomic_load_n(&lightswap_new_bytes, __ATOMIC_RELAXED) > lightswap_look_bytes, 0) && lightswap_look());
+}
 /* Before the command runs. False: it must not, the client is parked or has its answer. */
 bool lightswap_admit(struct client *c);
 /* Commands that were let in and have not ended. */
