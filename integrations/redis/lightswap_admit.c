@@ -394,6 +394,7 @@ bool lightswap_admit(client *c) {
 
 void lightswap_release(void) {
     if (--lightswap_num_admitted == 0) {
+        lightswap_release_new();
         drop_ranges();
         show_keys();
     }

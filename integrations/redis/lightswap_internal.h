@@ -17,6 +17,8 @@ void lightswap_memory_loaded(void);
 /* Makes the calling thread a worker, and the event loop watch its descriptor. */
 void lightswap_worker_start(void);
 
+/* The command that ran has ended: what it has allocated may be evicted from now on. */
+void lightswap_release_new(void);
 /* Brings memory in, for an access that follows at once; a status of the library's. */
 int lightswap_settle(const void *addr, size_t len);
 

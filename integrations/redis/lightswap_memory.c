@@ -68,11 +68,54 @@ int lightswap_settle(const void *addr, size_t len) {
     return result;
 }
 
+/* ---- What the command that runs has allocated ---- */
+
+/* It goes on to use that: a list's node takes the next element, too. So the last allocations stay pinned until it ends; what is evicted meanwhile may be lost. Of the
+ * thread that executes commands. */
+enum { MOST_HELD = 32 };
+
+static struct {
+    const void *addr;
+    size_t len;
+} held[MOST_HELD];
+static unsigned num_held, next_held;
+
+static void hold(const void *addr, size_t len) {
+    if (num_held == MOST_HELD) {
+        lsw_unpin(held[next_held].addr, held[next_held].len);
+    } else {
+        num_held++;
+    }
+    held[next_held].addr = addr;
+    held[next_held].len = len;
+    next_held = (next_held + 1) % MOST_HELD;
+}
+
+void lightswap_release_new(void) {
+    for (; num_held > 0; num_held--) {
+        next_held = (next_held + MOST_HELD - 1) % MOST_HELD;
+        lsw_unpin(held[next_held].addr, held[next_held].len);
+    }
+}
+
+static int settle_new(const void *addr, size_t len) {
+    if (server.in_fork_child || !pthread_equal(server.main_thread_id, pthread_self())) {
+        return lightswap_settle(addr, len);
+    }
+    int result = lsw_pin(addr, len);
+    if (result == LSW_OK) {
+        hold(addr, len);
+    } else if (result == LSW_ERR_PIN_LIMIT) {
+        result = lsw_touch(addr, len);
+    }
+    return result;
+}
+
 /* Room that can be written. NULL: there is none, or it took too long to look for it. */
 static void *allocate_writable(size_t size) {
     for (int i = 0; i < MOST_TRIES; i++) {
         void *ptr = lsw_heap_alloc(lightswap_heap, size);
-        if (ptr == NULL || !lightswap_walks || size > LARGEST_IN_HOLE || lightswap_settle(ptr, size) == LSW_OK) {
+        if (ptr == NULL || !lightswap_walks || size > LARGEST_IN_HOLE || settle_new(ptr, size) == LSW_OK) {
             return ptr;
         }
         keep_hole(ptr);

@@ -444,7 +444,8 @@ void lightswap_read_lrange(struct lightswap_walk *walk) {
     }
 }
 
-/* Nodes go as a whole without a look at them; those at the ends of what remains are cut. */
+/* Nodes go as a whole without a look at them. Those with the first element that remains and the first one after what remains are cut, even where that is all there is of
+ * the latter. */
 void lightswap_read_ltrim(struct lightswap_walk *walk) {
     const quicklist *list = list_of(walk, walk->argv[1]);
     long long start, end, first;
@@ -453,8 +454,8 @@ void lightswap_read_ltrim(struct lightswap_walk *walk) {
         return;
     }
     lightswap_need_block(walk, node->entry);
-    const quicklistNode *last = node_at(list, end, &first);
-    if (last != NULL && last != node) {
-        lightswap_need_block(walk, last->entry);
+    const quicklistNode *cut = node_at(list, end + 1, &first);
+    if (cut != NULL && cut != node) {
+        lightswap_need_block(walk, cut->entry);
     }
 }

@@ -26,6 +26,8 @@ void lightswap_before_sleep(void) {
     if (!lightswap_enabled || !pthread_equal(server.main_thread_id, pthread_self())) {
         return;
     }
+    /* What timers and the like have allocated; commands have released theirs. */
+    lightswap_release_new();
     if (!server.loading) {
         lightswap_memory_loaded();
     }
