@@ -98,10 +98,11 @@ static void note_missing(struct lightswap_walk *walk, const char *addr, size_t l
     }
 }
 
-/* The command has waited often enough: what is missing comes now. */
-static bool bring_in_now(struct lightswap_walk *walk, const char *addr, size_t len) {
+/* What could not be pinned comes now if the command has waited often enough, or if it is on its way out, and so still there. */
+static bool pin_now(struct lightswap_walk *walk, const char *addr, size_t len) {
     struct lightswap_range range = { .addr = addr, .len = len };
-    if (wanted.granted == NULL || lightswap_waiter_restarts(wanted.granted) < MOST_RESTARTS || is_expired(walk)) {
+    const bool has_waited = wanted.granted != NULL && lightswap_waiter_restarts(wanted.granted) >= MOST_RESTARTS;
+    if ((!has_waited && !lsw_is_resident(addr, len)) || is_expired(walk)) {
         return false;
     }
     if (!lightswap_touch(&range)) {
@@ -113,7 +114,7 @@ static bool bring_in_now(struct lightswap_walk *walk, const char *addr, size_t l
 
 /* One part: as much as may be pinned, or the rest. */
 static bool need_part(struct lightswap_walk *walk, const char *addr, size_t len, bool is_pinnable) {
-    if (is_pinnable && (lsw_pin_resident(addr, len) == LSW_OK || bring_in_now(walk, addr, len))) {
+    if (is_pinnable && (lsw_pin_resident(addr, len) == LSW_OK || pin_now(walk, addr, len))) {
         wanted.num_pins += lightswap_pages_of(addr, len);
         record(addr, len, LIGHTSWAP_PINNED);
         return true;

@@ -139,20 +139,30 @@ static void *allocate(size_t size) {
     return ptr;
 }
 
-static void *move_to_larger(void *ptr, size_t size) {
+static void *move(void *ptr, size_t size, size_t usable) {
     void *moved = allocate_writable(size);
     if (moved != NULL) {
-        memcpy(moved, ptr, lsw_heap_usable_size(lightswap_heap, ptr));
+        memcpy(moved, ptr, size < usable ? size : usable);
         lsw_heap_free(lightswap_heap, ptr);
     }
     return moved;
 }
 
-/* zmalloc goes on in ordinary memory. The library makes sure of the room for the old content; the rest of a larger hole may be on a page that is lost. */
+/* What may come to lie in a hole is put there as new objects are: the command goes on to use it. */
+static void *resize_in_holes(void *ptr, size_t size) {
+    const size_t usable = lsw_heap_usable_size(lightswap_heap, ptr);
+    if (size <= usable && size >= usable / 4 * 3) {
+        return ptr;
+    }
+    void *moved = move(ptr, size, usable);
+    return moved == NULL && size <= usable ? ptr : moved;
+}
+
+/* NULL: zmalloc goes on in ordinary memory. */
 static void *resize(void *ptr, size_t size) {
     count_new(size);
-    const bool moves_to_hole = lightswap_walks && size <= LARGEST_IN_HOLE && size > lsw_heap_usable_size(lightswap_heap, ptr);
-    void *resized = moves_to_hole ? move_to_larger(ptr, size) : lsw_heap_realloc(lightswap_heap, ptr, size);
+    const bool may_be_in_hole = lightswap_walks && size <= LARGEST_IN_HOLE;
+    void *resized = may_be_in_hole ? resize_in_holes(ptr, size) : lsw_heap_realloc(lightswap_heap, ptr, size);
     if (resized == NULL) {
         note_refused(size);
     }

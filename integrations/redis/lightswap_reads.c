@@ -68,9 +68,13 @@ void lightswap_read_getrange(struct lightswap_walk *walk) {
     }
 }
 
-/* The string is changed in place, or copied if it has to grow by more than there is room for. Where it grows, all is written from its end on. */
-static void need_in_place(struct lightswap_walk *walk, sds s, size_t start, size_t end) {
-    if (!need_header(walk, s)) {
+/* The string is changed in place, or copied if others refer to it (a SORT that was left in the middle, say) or if it has to grow by more than there is room for. Where it
+ * grows, all is written from its end on. */
+static void need_in_place(struct lightswap_walk *walk, const robj *value, size_t start, size_t end) {
+    const sds s = value->ptr;
+    if (value->refcount != 1) {
+        lightswap_need_sds(walk, s);
+    } else if (!need_header(walk, s)) {
         need_bytes(walk, s, start, end); /* the rest when the length has come */
     } else if (end > sdsalloc(s)) {
         lightswap_need_sds(walk, s);
@@ -80,22 +84,23 @@ static void need_in_place(struct lightswap_walk *walk, sds s, size_t start, size
 }
 
 void lightswap_read_setrange(struct lightswap_walk *walk) {
-    const sds s = swappable_string(lightswap_value(walk, walk->argv[1], OBJ_STRING));
+    const robj *value = lightswap_value(walk, walk->argv[1], OBJ_STRING);
     long long start;
-    if (s != NULL && lightswap_number(walk, 2, &start) && start >= 0) {
-        need_in_place(walk, s, (size_t)start, (size_t)start + sdslen(walk->argv[3]->ptr));
+    if (swappable_string(value) != NULL && lightswap_number(walk, 2, &start) && start >= 0) {
+        need_in_place(walk, value, (size_t)start, (size_t)start + sdslen(walk->argv[3]->ptr));
     }
 }
 
 void lightswap_read_bit(struct lightswap_walk *walk) {
-    const sds s = swappable_string(lightswap_value(walk, walk->argv[1], OBJ_STRING));
+    const robj *value = lightswap_value(walk, walk->argv[1], OBJ_STRING);
+    const sds s = swappable_string(value);
     long long bit;
     if (s == NULL || !lightswap_number(walk, 2, &bit) || bit < 0) {
         return;
     }
     const size_t byte = (size_t)bit / 8;
     if (walk->cmd->proc == setbitCommand) {
-        need_in_place(walk, s, byte, byte + 1);
+        need_in_place(walk, value, byte, byte + 1);
     } else {
         need_header(walk, s);
         need_bytes(walk, s, byte, byte + 1);
@@ -361,7 +366,8 @@ static void read_move(struct lightswap_walk *walk, bool from_tail, bool to_tail)
     need_end(walk, from, from_tail, 1);
     const quicklist *to = list_of(walk, walk->argv[2]);
     if (to != NULL) {
-        need_end(walk, to, to_tail, 1);
+        /* Of the same list the node that it was taken from may be gone then. */
+        need_end(walk, to, to_tail, to == from && from_tail == to_tail ? 2 : 1);
     }
 }
 

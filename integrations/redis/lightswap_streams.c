@@ -42,12 +42,14 @@ static void need_entries(struct lightswap_walk *walk, stream *s, streamID start,
     if (raxEOF(&each) && !is_reverse) {
         raxSeek(&each, "^", NULL, 0);
     }
-    /* In the first node the range may begin with its last entry. That an entry is outside of the range is seen when it is read, if need be in the next node. */
+    /* In the first node the range may begin with its last entry. That an entry is outside of the range is seen when it is read, if need be in the next node. Trimming may leave
+     * nodes of which all entries are deleted. */
     long long num_found = 0;
     bool is_first = true, is_behind = false;
     while (!is_behind && !walk->is_over && (max_entries == 0 || num_found < max_entries) && (is_reverse ? raxPrev(&each) : raxNext(&each))) {
-        is_behind = is_reverse ? memcmp(each.key, first, ID_BYTES) < 0 : memcmp(each.key, last, ID_BYTES) > 0;
+        const bool is_outside = is_reverse ? memcmp(each.key, first, ID_BYTES) < 0 : memcmp(each.key, last, ID_BYTES) > 0;
         const long long in_node = need_node(walk, s, each.data);
+        is_behind = is_outside && in_node > 0;
         num_found += is_first ? 0 : in_node;
         is_first = false;
     }
@@ -70,12 +72,12 @@ static void need_oldest(struct lightswap_walk *walk, stream *s, long long num_en
     raxStop(&each);
 }
 
-static void need_edge(struct lightswap_walk *walk, stream *s, const char *edge) {
+/* The last node with an entry, or the first one, and those beyond it. */
+static void need_edge(struct lightswap_walk *walk, stream *s, bool is_last) {
     raxIterator each;
     raxStart(&each, s->rax);
-    raxSeek(&each, edge, NULL, 0);
-    if (raxNext(&each)) {
-        lightswap_need_block(walk, each.data);
+    raxSeek(&each, is_last ? "$" : "^", NULL, 0);
+    while (!walk->is_over && (is_last ? raxPrev(&each) : raxNext(&each)) && need_node(walk, s, each.data) == 0) {
     }
     raxStop(&each);
 }
@@ -129,7 +131,7 @@ void lightswap_read_xtrim(struct lightswap_walk *walk) {
 void lightswap_read_xadd(struct lightswap_walk *walk) {
     stream *s = stream_of(walk, walk->argv[1]);
     if (s != NULL) {
-        need_edge(walk, s, "$");
+        need_edge(walk, s, true);
         need_trimmed(walk, s, 1);
     }
 }
@@ -137,7 +139,7 @@ void lightswap_read_xadd(struct lightswap_walk *walk) {
 void lightswap_read_last(struct lightswap_walk *walk) {
     stream *s = stream_of(walk, walk->argv[1]);
     if (s != NULL) {
-        need_edge(walk, s, "$");
+        need_edge(walk, s, true);
     }
 }
 
@@ -223,7 +225,7 @@ void lightswap_read_xread(struct lightswap_walk *walk) {
             continue;
         }
         /* It looks for the ID of the last entry first. */
-        need_edge(walk, s, "$");
+        need_edge(walk, s, true);
         if (group > 0) {
             read_group(walk, s, walk->argv[group], walk->argv[group + 1], from, count);
         } else if (parse_id(from, false, &start) && streamCompareID(&s->last_id, &start) > 0) {
@@ -276,8 +278,8 @@ void lightswap_read_xinfo(struct lightswap_walk *walk) {
     }
     long long count = 10;
     if (!is_arg(walk, 3, "full")) {
-        need_edge(walk, s, "^");
-        need_edge(walk, s, "$");
+        need_edge(walk, s, false);
+        need_edge(walk, s, true);
     } else if (!is_arg(walk, 4, "count") || lightswap_number(walk, 5, &count)) {
         need_entries(walk, s, (streamID){0, 0}, s->last_id, false, count > 0 ? count : 0);
     }
