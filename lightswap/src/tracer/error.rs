@@ -57,13 +57,12 @@ fn os_error(cause: &(dyn Error + 'static)) -> Option<i32> {
 
 /// In one line: the causes, and of a verifier's log what it says last before its statistics.
 fn reason(cause: &(dyn Error + 'static)) -> String {
-    let text = chain(cause).map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("processed ")).collect();
-    match lines.as_slice() {
-        [] => "no reason given".into(),
-        [only] => (*only).into(),
-        [first, .., last] => format!("{} ({last})", first.split(" Verifier output").next().unwrap_or(first)),
-    }
+    let texts: Vec<String> = chain(cause).map(ToString::to_string).collect();
+    let Some(log) = texts.iter().find(|text| text.trim().contains('\n')) else { return texts.join(": ") };
+    let mut lines = log.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("processed "));
+    let first = lines.next().unwrap_or("no reason given");
+    let first = first.split(" Verifier output").next().unwrap_or(first);
+    lines.next_back().map_or_else(|| first.into(), |last| format!("{first} ({last})"))
 }
 
 #[cfg(test)]
