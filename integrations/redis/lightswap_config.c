@@ -125,6 +125,9 @@ void lightswap_start(void) {
         lightswap_worker_start();
         serverLog(LL_NOTICE, "Lightswap: %llu MiB of local memory for values, %zu MiB in all", lightswap_settings.memory_bytes >> 20,
                   zmalloc_heap.len >> 20);
+        if (lightswap_settings.memory_bytes > zmalloc_heap.len) {
+            serverLog(LL_WARNING, "lightswap-memory is more than lightswap-backend has room for, which is half of its size: the rest is never used");
+        }
     }
 }
 

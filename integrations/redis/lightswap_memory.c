@@ -132,7 +132,8 @@ static void *allocate(size_t size) {
     void *ptr = allocate_writable(size);
     if (__builtin_expect(ptr == NULL, 0)) {
         if (is_loading && !server.in_fork_child) {
-            lightswap_die("the data does not fit into lightswap-backend: %s", lsw_last_error());
+            lightswap_die("the data does not fit into lightswap-backend, which has room for %zu MiB of values (%s): make its size= larger, twice the data and some",
+                          zmalloc_heap.len >> 20, lsw_last_error());
         }
         note_refused(size);
     }
@@ -195,6 +196,29 @@ void lightswap_memory_loaded(void) {
     is_loading = false;
 }
 
+/* NULL: there is room. */
+static robj *full_error;
+
+static void note_full(void) {
+    if (full_error == NULL) {
+        serverLog(LL_WARNING, "Lightswap has no room for more values, commands that need memory are refused: %s", lsw_last_error());
+        full_error = createObject(OBJ_STRING, sdscatprintf(sdsempty(),
+            "-OOM lightswap-backend has no room for more values (%s): delete keys, or set maxmemory below lightswap_capacity_bytes\r\n", lsw_last_error()));
+    }
+}
+
+static void note_room(void) {
+    if (full_error != NULL) {
+        serverLog(LL_NOTICE, "Lightswap has room for values again");
+        decrRefCount(full_error);
+        full_error = NULL;
+    }
+}
+
+robj *lightswap_oom_error(void) {
+    return full_error != NULL ? full_error : shared.oomerr;
+}
+
 bool lightswap_is_full(size_t num_bytes) {
     size_t refused;
     atomicGet(refused_size, refused);
@@ -205,8 +229,10 @@ bool lightswap_is_full(size_t num_bytes) {
     const size_t wanted = refused < MOST_ROOM ? refused : MOST_ROOM;
     void *room = lsw_heap_alloc(lightswap_heap, num_bytes > wanted ? num_bytes : wanted);
     if (room == NULL) {
+        note_full();
         return true;
     }
+    note_room();
     lsw_heap_free(lightswap_heap, room);
     atomicSet(refused_size, 0);
     return false;

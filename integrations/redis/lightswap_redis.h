@@ -42,8 +42,10 @@ extern bool lightswap_has_sigbus;
 
 /* ---- Memory (lightswap_memory.c) ---- */
 
-/* Is there no room for a command of so many bytes? Then it gets the answer of maxmemory. */
+/* Is there no room for a command of so many bytes? */
 bool lightswap_is_full(size_t num_bytes);
+/* The answer then: that of maxmemory, with the reason if it is the region. */
+struct redisObject *lightswap_oom_error(void);
 /* For active defragmentation: the object at another place, where it helps, or NULL. What is swapped out stays where it is. */
 void *lightswap_defrag(void *ptr);
 bool lightswap_overlaps(const void *start, size_t len);
