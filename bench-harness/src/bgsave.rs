@@ -363,6 +363,10 @@ pub fn run(options: &Options) -> Result<bool> {
     let (mut lab, environment) = set_up(&journal, &options.server)?;
     // The dump is read with it, whatever wrote it.
     lab.check_program(&*find(ServerKind::Redis.all_in_memory())?)?;
+    // Half of a comparison is worth nothing.
+    for configuration in find_all(&options.configurations)? {
+        lab.check_program(&configuration)?;
+    }
     let (configurations, skipped) = possible(&lab, &options.configurations)?;
     if configurations.is_empty() {
         bail!("none of the configurations can run here");

@@ -273,10 +273,10 @@ pub struct RunArguments {
     /// A name that `configurations` lists, or the path of a file of the same form. Of several, repetitions take turns, every other time backwards
     #[arg(long, value_name = "NAME|FILE.toml", value_delimiter = ',', required = true)]
     pub configuration: Vec<String>,
-    /// Memory limit of the whole server process as a part of the data: what stock memcached needs resident
+    /// Memory limit of the whole server process as a part of the data: what the stock server needs resident
     #[arg(long, default_value = "0.25", value_parser = parse_ratio)]
     pub ratio: f64,
-    /// Size of the data; measured with stock memcached when not given
+    /// Size of the data; measured with the stock server when not given
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub data_size: Option<u64>,
     /// Server threads; the configuration's usual number when not given
